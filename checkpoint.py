@@ -1,0 +1,234 @@
+"""A run directory: written whole, rebuilt for any technique, resumed if interrupted. Safetensors and JSON, never a pickle.
+
+    config.json model.safetensors tokenizer files   what transformers needs; base, pruning and distillation load with it alone
+    compression.json                                [facts per technique], from which the structure is rebuilt before loading
+    run.json                                        arguments, versions, machine, times, splits, scores, sizes
+    predictions.csv                                 test rows: row id, label, predicted, probabilities; no text
+"""
+
+import contextlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+import safetensors
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoTokenizer
+
+import compress
+from compress.quantization import to_packed, to_plain
+from data import BadInput, write_json
+from tasks import TASKS
+
+transformers.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
+
+
+class Run(NamedTuple):
+    """A finished run, rebuilt: model in eval mode on the CPU, tokenizer, task, run.json and compression.json."""
+
+    model: torch.nn.Module
+    tokenizer: object
+    task: object
+    facts: dict
+    compression: list
+
+
+# --- a model from outside ----------------------------------------------------------------------------------------
+
+
+def from_pretrained(source, auto_class, labels):
+    """(model with a fresh head, tokenizer) from a directory or a hub name; safetensors weights only.
+
+    Raises BadInput if the source is neither, has no safetensors, or holds a compressed run.
+    """
+    directory = Path(source)
+    if (directory / "compression.json").exists() and read_json(directory / "compression.json"):
+        kinds = [facts["technique"] for facts in read_json(directory / "compression.json")]
+        if {"lowrank", "quantization"} & set(kinds):
+            raise BadInput(f"--model {source}: is a {'+'.join(kinds)} run, whose structure is not plain; use --start {source}")
+    if not directory.is_dir() and (directory.exists() or str(source).count("/") != 1 or str(source)[0] in "/."):
+        raise BadInput(f"--model {source}: no such directory; give a checkpoint directory or a hub name such as owner/model")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        names = dict(enumerate(labels))
+        model, info = auto_class.from_pretrained(
+            source, id2label=names, label2id={name: i for i, name in names.items()}, num_labels=len(labels),
+            use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True,
+        )  # fmt: skip
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        what = "is no checkpoint that transformers can load" if directory.is_dir() else "cannot be reached"
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise BadInput(f"--model {source}: {what} ({reason[:200]})") from None
+    fresh = [name for name in info["missing_keys"]] + [entry[0] for entry in info["mismatched_keys"]]
+    body = {f"{model.base_model_prefix}.{name}" for name in model.base_model.state_dict()}
+    unloaded = [name for name in fresh if name in body]
+    if len(unloaded) > len(body) / 2:
+        raise BadInput(f"--model {source}: holds no weights for the encoder of {type(model).__name__}")
+    print(f"model: {source}, {len(body) - len(unloaded)}/{len(body)} encoder tensors loaded, new: {', '.join(sorted(fresh)) or 'none'}")
+    return model, tokenizer
+
+
+# --- a run directory ---------------------------------------------------------------------------------------------
+
+
+def read_json(path):
+    """Parse a JSON file. Raises BadInput if it is missing or damaged."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no such file; is {Path(path).parent} a finished run directory?") from None
+    except (ValueError, OSError) as error:
+        raise BadInput(f"{path}: cannot be read as JSON ({type(error).__name__})") from None
+
+
+def is_finished(directory):
+    """Whether a directory holds a finished run."""
+    return (Path(directory) / "run.json").exists()
+
+
+def plain_tensors(model):
+    """A model's weights as {name: plain contiguous CPU tensor}, int8 layers as int8 with their scales."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in to_plain(model.state_dict()).items()}
+
+
+@contextlib.contextmanager
+def whole_directory(directory):
+    """Write into a temporary directory beside it, then put that in its place."""
+    directory = Path(directory)
+    temporary, old = directory.with_name(f".{directory.name}.tmp"), directory.with_name(f".{directory.name}.old")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    yield temporary
+    shutil.rmtree(old, ignore_errors=True)
+    if directory.exists():
+        directory.rename(old)
+    temporary.rename(directory)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def save(directory, model, tokenizer, compression, facts, write_more=None):
+    """Write a run directory, whole; run.json last. write_more(path) may add files to it."""
+    with whole_directory(directory) as path:
+        tensors = plain_tensors(model)
+        model.config.architectures = [type(model).__name__]
+        model.config.save_pretrained(path)
+        tokenizer.save_pretrained(path)
+        save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+        write_json(path / "compression.json", compression)
+        if write_more:
+            write_more(path)
+        write_json(path / "run.json", {**facts, "sizes": sizes(path)})
+
+
+def load(directory):
+    """Rebuild the structure first, then load the weights. Returns Run. Raises BadInput for what is not a run directory."""
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise BadInput(f"{directory}: no such run directory; train one, e.g. python train.py --technique base")
+    facts, compression = read_json(directory / "run.json"), read_json(directory / "compression.json")
+    task = TASKS[facts["task"]["task"]].from_facts(facts["task"])
+    with torch.random.fork_rng():  # the skeleton's random weights must not move the caller's seed
+        skeleton = task.auto_class.from_config(AutoConfig.from_pretrained(directory))
+    model = compress.rebuild(skeleton, compression)
+    try:
+        model.load_state_dict(to_packed(load_file(directory / "model.safetensors")))
+    except (RuntimeError, OSError, safetensors.SafetensorError) as error:
+        raise BadInput(f"{directory}/model.safetensors: does not fit the run's description ({type(error).__name__})") from None
+    return Run(model.eval(), AutoTokenizer.from_pretrained(directory), task, facts, compression)
+
+
+def sizes(directory):
+    """Bytes of the weights file, parameters and nonzero parameters (scales of int8 weights are not parameters)."""
+    path = Path(directory) / "model.safetensors"
+    tensors = {name: t for name, t in load_file(path).items() if not name.endswith(".weight_scale")}
+    return {
+        "bytes": path.stat().st_size,
+        "parameters": sum(tensor.numel() for tensor in tensors.values()),
+        "nonzero": sum(int(tensor.count_nonzero()) for tensor in tensors.values()),
+    }
+
+
+def machine():
+    """What a figure depends on: CPU, cores, threads, GPU, versions, the project's commit."""
+    return {
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "commit": git_commit(),
+    }
+
+
+def cpu_name():
+    """The processor's name and the vector instructions that matter to speed, as the system gives them."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    values = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    flags = set(values.get("flags", "").split())
+    vectors = [flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8") if flag in flags]
+    return " ".join([values.get("model name", platform.machine()), *vectors])
+
+
+def git_commit():
+    """The commit this code stands at, '-dirty' if it was changed since; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        command = ["git", "-C", here, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+# --- an interrupted run ------------------------------------------------------------------------------------------
+
+
+def save_progress(path, position, model, best, optimizer):
+    """One safetensors file with all that training needs to go on: weights, best weights, moments, random state."""
+    tensors = {f"model/{k}": v for k, v in model.state_dict().items()}
+    tensors.update({f"best/{k}": v for k, v in (best or {}).items()})
+    for index, moments in optimizer.state_dict()["state"].items():
+        tensors.update({f"optimizer/{index}/{name}": value for name, value in moments.items()})
+    tensors["random/cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["random/cuda"] = torch.cuda.get_rng_state()
+    temporary = Path(path).with_suffix(".tmp")
+    save_file({k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}, temporary, {"position": json.dumps(position)})
+    os.replace(temporary, path)
+
+
+def read_position(path):
+    """The JSON position that save_progress stored, or None if there is no progress file."""
+    if not Path(path).exists():
+        return None
+    with safetensors.safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["position"])
+
+
+def load_progress(path, model, optimizer):
+    """Put weights, moments and random state back as they were. Returns the best weights so far, or None."""
+    parts = {"model": {}, "best": {}, "optimizer": {}, "random": {}}
+    for key, value in load_file(path).items():
+        part, _, name = key.partition("/")
+        parts[part][name] = value
+    model.load_state_dict(parts["model"])
+    state = optimizer.state_dict()
+    for key, value in parts["optimizer"].items():
+        index, name = key.split("/")
+        state["state"].setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict(state)
+    torch.set_rng_state(parts["random"]["cpu"])
+    if "cuda" in parts["random"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state(parts["random"]["cuda"])
+    return parts["best"] or None

@@ -1,0 +1,63 @@
+"""The techniques by name. Adding one = one new file + one line of this dict; its place in the dict is its place in a chain."""
+
+from keyword import iskeyword
+
+from compress.distillation import Distillation
+from compress.lowrank import LowRank
+from compress.pruning import Pruning
+from compress.quantization import Quantization
+from compress.technique import Chain, Technique
+from data import BadInput
+
+TECHNIQUES = {
+    "base": Technique,
+    "distillation": Distillation,
+    "lowrank": LowRank,
+    "pruning": Pruning,
+    "quantization": Quantization,
+}
+
+
+def parse(names):
+    """'distillation+pruning' -> its names, checked: they exist, base stands alone, the order is one that works."""
+    parts = names.split("+")
+    unknown = [name for name in parts if name not in TECHNIQUES]
+    if unknown:
+        raise BadInput(f"--technique {names}: no technique {unknown[0]!r}; there are {', '.join(TECHNIQUES)}, and a+b chains")
+    check_order(parts)
+    return parts
+
+
+def check_order(parts):
+    """Raises BadInput unless techniques follow each other in an order that works, each once."""
+    places = [list(TECHNIQUES).index(name) for name in parts]
+    if len(parts) > 1 and "base" in parts:
+        raise BadInput(f"{'+'.join(parts)}: base is no technique at all and cannot be chained")
+    if sorted(set(places)) != places:
+        order = " < ".join(list(TECHNIQUES)[1:])
+        raise BadInput(f"{'+'.join(parts)}: a chain takes each technique once, in this order: {order}")
+
+
+def build(parts, options, **supplied):
+    """A Chain of the named techniques. options: {keyword: value} of all flags; supplied: what train.py loads for them."""
+    chain = []
+    for name in parts:
+        technique = TECHNIQUES[name]
+        keywords = {keyword(flag): options[keyword(flag)] for flag in technique.OPTIONS if keyword(flag) in options}
+        if name == "distillation":
+            keywords["teacher"] = supplied["teacher"]
+        chain.append(technique(**keywords))
+    return Chain(chain)
+
+
+def keyword(flag):
+    """'--student-layers' -> 'student_layers', '--global' -> 'global_': the constructor's keyword for a flag."""
+    name = flag.lstrip("-").replace("-", "_")
+    return f"{name}_" if iskeyword(name) else name
+
+
+def rebuild(model, compression):
+    """A skeleton model -> the structure described by a run's compression.json."""
+    for facts in compression:
+        model = TECHNIQUES[facts["technique"]].rebuild(model, facts)
+    return model

@@ -1,0 +1,313 @@
+"""From a CSV of notes to padded batches: read, fold, split, tokenise, bucket.
+
+A file is read as a stream, whatever its size. Only what the model will see of a note is kept. Nothing here knows what a
+label means (tasks/ does) or what a model is; and nothing here ever puts a note's text into a message.
+"""
+
+import argparse
+import csv
+import gzip
+import hashlib
+import io
+import json
+import os
+import sys
+import zlib
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+SPLITS = ("train", "validation", "test")
+
+
+class BadInput(Exception):
+    """What the user gave cannot be used. The message is one line: what is wrong, where, what to do."""
+
+
+def run_script(main):
+    """Call main(); turn BadInput into one line on standard error and exit code 2, Ctrl-C into exit code 130."""
+    try:
+        main()
+    except BadInput as error:
+        sys.exit(_say_and_code(f"error: {error}", 2))
+    except KeyboardInterrupt:
+        sys.exit(_say_and_code("interrupted; the same command takes up where it left off", 130))
+
+
+def _say_and_code(line, code):
+    print(line, file=sys.stderr)
+    return code
+
+
+def number(kind, low, high, low_open=False, high_open=False):
+    """An argparse type: a finite int or float between low and high, the ends included unless they are open."""
+
+    interval = f"{'(' if low_open else '['}{low}, {high}{')' if high_open else ']'}"
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {'a whole number' if kind is int else 'a number'}") from None
+        if not (low < value if low_open else low <= value) or not (value < high if high_open else value <= high):
+            raise argparse.ArgumentTypeError(f"{text} is outside {interval}")
+        return value
+
+    return parse
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line and exit code 2, like every other bad input."""
+
+    def error(self, message):
+        """Raise BadInput instead of printing the usage."""
+        raise BadInput(f"{message} (see python {self.prog} --help)")
+
+
+# --- files -------------------------------------------------------------------------------------------------------
+
+
+def write_whole(path, text):
+    """Write a text file under a temporary name, then rename it: readers see the old file or the new one, never half."""
+    temporary = f"{path}.{os.getpid()}.tmp"
+    with open(temporary, "w", encoding="utf-8", newline="") as file:
+        file.write(text)
+    os.replace(temporary, path)
+
+
+def write_json(path, value):
+    """Write JSON, whole."""
+    write_whole(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_csv(path, header, rows):
+    """Write a CSV, whole. None becomes an empty cell, a float keeps six digits."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows([f"{cell:.6f}" if isinstance(cell, float) else cell for cell in row] for row in rows)
+    write_whole(path, buffer.getvalue())
+
+
+def writable_directory(path):
+    """Make the directory if need be. Raises BadInput if it cannot be written."""
+    path, probe = Path(path), Path(path) / f".write-probe.{os.getpid()}"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be written ({error.strerror}); choose another --out") from None
+    return path
+
+
+class Table:
+    """A CSV or CSV.gz file, read as a stream.
+
+    Takes quoted newlines, a byte order mark and fields of any size. Every fault is a BadInput that names the line and
+    never the cell.
+    """
+
+    def __init__(self, path, progress=True):
+        self.path, self.progress = str(path), progress
+        self._stream = self._open()
+        self._rows = self._parse()
+        _, self.columns = next(self._rows, (0, None))
+        if self.columns is None:
+            raise BadInput(f"{self.path}: the file is empty")
+
+    def column(self, name, flag, required=True):
+        """Index of a column, by name without regard to case; None if it is absent and not required."""
+        names = [column.strip().casefold() for column in self.columns]
+        if name.casefold() in names:
+            return names.index(name.casefold())
+        if required:
+            # A file without a header has a note where a name should be: never print that.
+            found = [c if len(c) <= 40 and "\n" not in c else "(not a column name)" for c in self.columns[:30]]
+            raise BadInput(f"{self.path}: no column {name!r}; found {', '.join(found)}; name the column with {flag}")
+
+    def __iter__(self):
+        """Yield (line number, list of cells) for every row, blank lines left out."""
+        size = os.fstat(self._file.fileno()).st_size
+        with tqdm(total=size, unit="B", unit_scale=True, desc="reading", disable=None if self.progress else True, leave=False) as bar:
+            for count, (line, row) in enumerate(self._rows):
+                if count % 1000 == 0:
+                    bar.update(self._file.tell() - bar.n)
+                if len(row) != len(self.columns):
+                    raise BadInput(
+                        f"{self.path}, line {line}: {len(row)} fields where the header has {len(self.columns)}; "
+                        "check the quotes there and just above"
+                    )
+                yield line, row
+        self._file.close()
+
+    def _open(self):
+        try:
+            self._file = open(self.path, "rb")
+            start = self._file.read(2)
+            self._file.seek(0)
+        except FileNotFoundError:
+            raise BadInput(f"{self.path}: no such file") from None
+        except IsADirectoryError:
+            raise BadInput(f"{self.path}: is a directory; name the CSV file in it") from None
+        except OSError as error:
+            raise BadInput(f"{self.path}: cannot be read ({error.strerror})") from None
+        zipped = start == b"\x1f\x8b"
+        if self.path.endswith(".gz") and not zipped:
+            raise BadInput(f"{self.path}: is named .gz but is not gzip; rename it or compress it again")
+        return io.TextIOWrapper(gzip.open(self._file) if zipped else self._file, encoding="utf-8-sig", newline="")
+
+    def _parse(self):
+        csv.field_size_limit(2**31 - 1)
+        reader = csv.reader(self._without_nul(), strict=True)
+        line = 1
+        try:
+            for row in reader:
+                if row:
+                    yield line, row
+                line = reader.line_num + 1
+        except csv.Error:
+            where = f"{self.path}, line {line}"
+            raise BadInput(f"{where}: a quote in the row that starts here is not balanced; mend that row") from None
+        except UnicodeDecodeError:
+            raise BadInput(f"{self.path}, near line {line}: not UTF-8; convert the file to UTF-8") from None
+        except (EOFError, zlib.error, gzip.BadGzipFile):
+            raise BadInput(f"{self.path}, near line {line}: the gzip data are damaged or cut short") from None
+
+    def _without_nul(self):
+        for number_, line in enumerate(self._stream, 1):
+            if "\0" in line:
+                raise BadInput(f"{self.path}, line {number_}: a NUL byte; mend or drop that row")
+            yield line
+
+
+# --- notes -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Note:
+    """One labelled note: the row it came from, the patient, what the model sees of the text, the label's index."""
+
+    row_id: str
+    subject: str
+    text: str
+    label: int
+
+
+def digest(*parts):
+    """A 64-bit hash of strings that is the same in every process and on every machine (Python's hash() is not)."""
+    return int.from_bytes(hashlib.blake2b("\x1f".join(parts).encode(), digest_size=8).digest(), "big")
+
+
+def sampled(row_id, fraction, seed):
+    """Whether this row belongs to a sample of the given fraction; decided by the row alone, so no second pass."""
+    return fraction >= 1 or digest(str(seed), row_id) < fraction * 2**64
+
+
+def fold_duplicates(notes):
+    """Keep the first of notes whose text is the same to the letter. Returns (notes, how many were folded away)."""
+    first = {}
+    for note in notes:
+        first.setdefault(hashlib.blake2b(note.text.encode(), digest_size=16).digest(), note)
+    return list(first.values()), len(notes) - len(first)
+
+
+def balance(notes, seed):
+    """Down-sample every class to the size of the smallest, as the reference does."""
+    by_class = {}
+    for index, note in enumerate(notes):
+        by_class.setdefault(note.label, []).append((digest(str(seed), note.row_id), index))
+    smallest = min(map(len, by_class.values()))
+    kept = sorted(index for members in by_class.values() for _, index in sorted(members)[:smallest])
+    return [notes[index] for index in kept]
+
+
+def split_by_subject(notes, validation, test, seed):
+    """Split notes into train, validation and test so that no subject stands on two sides, close to the same label mix.
+
+    Subjects are dealt out one by one, those with most notes first, each to the split that lacks most of the labels it
+    brings (the idea of scikit-learn's StratifiedGroupKFold). Returns {split: [Note]}, in the notes' order.
+    """
+    shares = dict(zip(SPLITS, (1 - validation - test, validation, test)))
+    totals = Counter(note.label for note in notes)
+    by_subject = {}
+    for note in notes:
+        by_subject.setdefault(note.subject, Counter())[note.label] += 1
+    order = sorted(by_subject, key=lambda subject: (-by_subject[subject].total(), digest(str(seed), subject)))
+    lack = {split: {label: share * count for label, count in totals.items()} for split, share in shares.items()}
+    home = {}
+    for subject in order:
+        labels = by_subject[subject].items()
+        home[subject] = max(SPLITS, key=lambda split: sum(n * lack[split][c] / totals[c] / shares[split] for c, n in labels))
+        for label, count in labels:
+            lack[home[subject]][label] -= count
+    splits = {split: [] for split in SPLITS}
+    for note in notes:
+        splits[home[note.subject]].append(note)
+    return splits
+
+
+def fingerprint(splits):
+    """One hash of which row stands in which split: two runs may be compared only if theirs are equal."""
+    return f"{digest(*(f'{split}:{note.row_id}' for split in SPLITS for note in splits[split])):016x}"
+
+
+# --- tensors -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Encoded:
+    """Token ids of many notes, end to end: note i is ids[starts[i]:starts[i + 1]]. No padding is stored."""
+
+    ids: np.ndarray  # (sum of lengths,) int32
+    starts: np.ndarray  # (notes + 1,) int64
+
+    @property
+    def lengths(self):
+        """Tokens in each note, (notes,)."""
+        return np.diff(self.starts)
+
+
+def encode(texts, tokenizer, max_length, progress=True):
+    """Tokenise every text once, cut to max_length tokens with the special ones included."""
+    pieces, lengths = [np.empty(0, np.int32)], [0]
+    bar = tqdm(total=len(texts), unit="note", desc="tokenising", disable=None if progress else True, leave=False)
+    for start in range(0, len(texts), 1000):
+        batch = tokenizer(texts[start : start + 1000], truncation=True, max_length=max_length)["input_ids"]
+        lengths += map(len, batch)
+        pieces.append(np.concatenate([np.asarray(ids, np.int32) for ids in batch]))
+        bar.update(len(batch))
+    bar.close()
+    return Encoded(np.concatenate(pieces), np.cumsum(lengths, dtype=np.int64))
+
+
+def make_batches(lengths, batch_size, seed=None, pool=50):
+    """Cut notes into batches of similar length.
+
+    With a seed: shuffled, sorted by length within pools of `pool` batches, and the batches shuffled again. Without one:
+    every note, longest first. Returns a list of index arrays; the same seed gives the same list on any machine.
+    """
+    if seed is None:
+        order = np.argsort(-lengths, kind="stable")
+    else:
+        generator = np.random.default_rng(seed)
+        shuffled = generator.permutation(len(lengths))
+        pools = [shuffled[i : i + pool * batch_size] for i in range(0, len(shuffled), pool * batch_size)]
+        order = np.concatenate([rows[np.argsort(lengths[rows], kind="stable")] for rows in pools])
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    return batches if seed is None else [batches[i] for i in generator.permutation(len(batches))]
+
+
+def collate(encoded, rows, pad_id, device="cpu"):
+    """Pad the named rows to their longest: input_ids and attention_mask, both (B, T) int64."""
+    width = int(encoded.lengths[rows].max())
+    ids = np.full((len(rows), width), pad_id, np.int64)
+    mask = np.zeros((len(rows), width), np.int64)
+    for i, row in enumerate(rows):
+        piece = encoded.ids[encoded.starts[row] : encoded.starts[row + 1]]
+        ids[i, : len(piece)], mask[i, : len(piece)] = piece, 1
+    return {"input_ids": torch.from_numpy(ids).to(device), "attention_mask": torch.from_numpy(mask).to(device)}

@@ -1,0 +1,311 @@
+"""One run, top to bottom: a task x a technique (or a chain of them) -> a run directory and its scores.
+
+    python train.py                                   the demonstration, base
+    python train.py --technique lowrank --rank 16
+    python train.py --technique distillation+pruning --data NOTEEVENTS.csv.gz --model emilyalsentzer/Bio_ClinicalBERT
+"""
+
+import copy
+import math
+import time
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import checkpoint
+import compress
+import demo
+from compress.distillation import copy_of
+from data import (SPLITS, BadInput, Parser, collate, encode, fingerprint, make_batches, number, run_script, write_csv,
+                  writable_directory)  # fmt: skip
+from metrics import OVERALL, PER_LABEL
+from predict import as_row, pick_device, predict_logits
+from tasks import TASKS
+
+PLACES = ("out", "overwrite", "technique", "device", "save_minutes")  # arguments that do not change what is learnt
+
+
+def build_parser():
+    """Every flag, with its unit and what its special value means."""
+    parser = Parser(prog="train.py", description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    # what to run
+    add("--task", default="symptoms", help=f"one of: {', '.join(TASKS)} (symptoms)")
+    add("--technique", default="base", help=f"one of: {', '.join(compress.TECHNIQUES)}, or a chain a+b (base)")
+    add("--data", default="demo", help="CSV or CSV.gz of notes; demo = synthetic notes made on the spot (demo)")
+    add("--model", default="demo", help="checkpoint directory or hub name; demo = a tiny BERT of random weights (demo)")
+    add("--start", default=None, help="start from this finished run instead of --model")
+    add("--teacher", default=None, help="finished run to distil from (the base run under --out, trained first if absent)")
+    add("--out", default=None, help="results directory (results/TASK)")
+    add("--overwrite", action="store_true", help="train again what is finished, or was made with other arguments")
+    # data
+    add("--fraction", type=number(float, 0, 1, low_open=True), default=1.0, help="share of the rows to read, by row id (1)")
+    add("--validation", type=number(float, 0, 0.5, True, True), default=0.1, help="share of notes for validation (0.1)")
+    add("--test", type=number(float, 0, 0.5, True, True), default=0.2, help="share of notes for the one final test (0.2)")
+    add("--split-seed", type=int, default=42, help="seed of sampling, balancing and splitting (42)")
+    add("--max-length", type=number(int, 4, 10**6), default=256, help="tokens a note, special ones included (256)")
+    # optimisation
+    add("--epochs", type=number(int, 1, 10**4), default=5, help="passes over the training notes (5)")
+    add("--batch-size", type=number(int, 1, 10**5), default=16, help="notes a batch (16)")
+    add("--accumulate", type=number(int, 1, 10**5), default=1, help="batches a step (1)")
+    add("--lr", type=number(float, 0, 1, low_open=True), default=None,
+        help=f"peak learning rate (the paper's for each technique: 2e-5 to 5e-5; {demo.LEARNING_RATE} for the demo model)")
+    add("--warmup", type=number(float, 0, 1), default=0.0, help="share of the steps with a rising rate, then cosine to 0 (0)")
+    add("--weight-decay", type=number(float, 0, 1), default=0.01, help="AdamW's decay of weight matrices (0.01)")
+    add("--clip", type=number(float, 0, 10**6, low_open=True), default=1.0, help="largest norm of the gradient (1)")
+    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of training; auto = bf16 on CUDA, else fp32")
+    add("--seed", type=int, default=42, help="seed of the new head, dropout and the order of batches (42)")
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="auto = CUDA, MPS, CPU, the first there is")
+    add("--save-minutes", type=number(float, 0, 10**6), default=10.0, help="minutes between saves of an unfinished run (10)")
+    for kind, classes in (("task", TASKS), ("technique", compress.TECHNIQUES)):
+        for name, cls in classes.items():
+            group = parser.add_argument_group(f"{kind} {name}") if cls.OPTIONS else None
+            for flag, keywords in cls.OPTIONS.items():
+                group.add_argument(flag, dest=compress.keyword(flag), **keywords)
+    return parser
+
+
+def parse(argv=None):
+    """Parsed arguments, defaults that depend on others filled in."""
+    args = build_parser().parse_args(argv)
+    if args.task not in TASKS:
+        raise BadInput(f"--task {args.task}: no such task; there are {', '.join(TASKS)}")
+    args.parts = compress.parse(args.technique)
+    args.out = args.out or f"results/{args.task}"
+    return args
+
+
+# --- the loop ----------------------------------------------------------------------------------------------------
+
+
+def learning_rate(progress, peak, warmup):
+    """Linear rise over the warm-up share, then a cosine to zero; progress in [0, 1]."""
+    if progress < warmup:
+        return peak * progress / warmup
+    return peak * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / max(1 - warmup, 1e-9)))
+
+
+def train(model, technique, task, notes, labels, pad_id, args, rate, device, progress_file):
+    """Train, validating after each epoch, and leave the best epoch's weights in the model.
+
+    notes {split: Encoded}, labels {split: (N,) tensor}; "best" is by validation macro-F1. Returns (epoch rows, facts).
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=args.weight_decay, fused=device.type != "mps")
+    bf16 = args.precision == "bf16" or (args.precision == "auto" and device.type == "cuda")
+    autocast = torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
+    train_notes, train_labels = notes["train"], labels["train"].to(device)
+    steps = math.ceil(math.ceil(len(train_labels) / args.batch_size) / args.accumulate)  # a epoch
+    at = checkpoint.read_position(progress_file) or {"epoch": 0, "step": 0, "loss": 0.0, "history": [], "best": None, "seconds": 0}
+    best = checkpoint.load_progress(progress_file, model, optimizer) if progress_file.exists() else None
+    start, saved = time.perf_counter() - at["seconds"], time.perf_counter()
+    while at["epoch"] < args.epochs:
+        batches = make_batches(train_notes.lengths, args.batch_size, seed=[args.seed, at["epoch"]])
+        bar = tqdm(total=len(train_labels), unit="note", desc=f"{technique.name} {at['epoch'] + 1}/{args.epochs}", leave=False, disable=None)
+        bar.update(sum(map(len, batches[: at["step"] * args.accumulate])))
+        model.train()
+        while at["step"] < steps:
+            done = at["epoch"] * steps + at["step"]
+            group = batches[at["step"] * args.accumulate :][: args.accumulate]
+            for rows in group:
+                batch = collate(train_notes, rows, pad_id, device)
+                with autocast:
+                    outputs = model(**batch)
+                    loss = technique.loss(model, {**batch, "labels": train_labels[rows]}, outputs)
+                if not math.isfinite(value := loss.item()):
+                    raise BadInput(f"the loss is {value} at epoch {at['epoch'] + 1}, step {done + 1}; lower --lr or use fp32")
+                (loss / len(group)).backward()
+                at["loss"] += value * len(rows)
+                bar.set_postfix(loss=f"{value:.3f}", refresh=False)
+                bar.update(len(rows))
+            torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip)
+            for parameters in optimizer.param_groups:
+                parameters["lr"] = learning_rate(done / (steps * args.epochs), rate, args.warmup)
+            optimizer.step()
+            optimizer.zero_grad()
+            technique.after_step(model, (done + 1) / (steps * args.epochs))
+            at["step"] += 1
+            if time.perf_counter() - saved > 60 * args.save_minutes:
+                saved = time.perf_counter()
+                checkpoint.save_progress(progress_file, {**at, "seconds": saved - start}, model, best, optimizer)
+        bar.close()
+        scores = evaluate(model, task, notes["validation"], labels["validation"], pad_id, args.batch_size, autocast)[0].overall
+        at["epoch"], at["step"] = at["epoch"] + 1, 0
+        at["history"].append({"Epoch": at["epoch"], **scores, "Split": "validation", "Loss": at.pop("loss") / len(train_labels)})
+        at["loss"] = 0.0
+        if technique.settled(at["epoch"] / args.epochs) and (best is None or scores["F1"] > at["best"]["F1"]):
+            at["best"] = at["history"][-1]
+            best = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+        print(f"{technique.name}: epoch {at['epoch']}/{args.epochs}, " + spelled(at["history"][-1]), flush=True)
+        checkpoint.save_progress(progress_file, {**at, "seconds": time.perf_counter() - start}, model, best, optimizer)
+    model.load_state_dict(best)
+    return at["history"], {"best_epoch": at["best"]["Epoch"], "train_seconds": round(time.perf_counter() - start, 1)}
+
+
+def evaluate(model, task, notes, labels, pad_id, batch_size, autocast=None):
+    """(Scores, probabilities) of a model on encoded notes."""
+    probabilities = task.probabilities(predict_logits(model, notes, pad_id, batch_size, autocast)).numpy()
+    return task.score(labels.numpy(), probabilities), probabilities
+
+
+def spelled(scores):
+    """'accuracy 0.9321, macro-F1 0.8553, loss 0.1234' from a row of scores."""
+    names = {"Accuracy": "accuracy", "F1": "macro-F1", "AUROC": "AUROC", "Loss": "loss"}
+    return ", ".join(f"{text} {scores[name]:.4f}" for name, text in names.items() if scores.get(name) is not None)
+
+
+# --- one run -----------------------------------------------------------------------------------------------------
+
+
+def settings(args):
+    """The arguments that decide what this technique learns, for run.json and to tell a finished run from another one."""
+    ours = [cls.OPTIONS for cls in (TASKS[args.task], *(compress.TECHNIQUES[part] for part in args.parts))]
+    everyone = [cls.OPTIONS for table in (TASKS, compress.TECHNIQUES) for cls in table.values()]
+    theirs = {compress.keyword(flag) for flags in everyone for flag in flags} - {compress.keyword(f) for o in ours for f in o}
+    return {k: v for k, v in sorted(vars(args).items()) if k not in theirs and k not in PLACES and k != "parts"}
+
+
+def run(args):
+    """Make the run directory args.out/args.technique, unless it is finished. Returns its path."""
+    directory = writable_directory(args.out) / args.technique
+    if checkpoint.is_finished(directory) and not args.overwrite:
+        made_with = checkpoint.read_json(directory / "run.json")["arguments"]
+        changed = [name for name, value in settings(args).items() if made_with.get(name) != value]
+        if changed:
+            raise BadInput(f"{directory}: finished with other {', '.join(changed)}; give another --out, or --overwrite")
+        print(f"{args.technique}: finished already in {directory}; --overwrite trains it again")
+        return directory
+    demonstration = "demo" in (args.data, args.model)
+    if demonstration:
+        print(demo.BANNER, flush=True)
+        demo_notes, demo_model = demo.make(Path(args.out) / "demo")
+
+    # what it starts from: a model, or a finished run (quantization alone and distillation: the base run)
+    start = args.start
+    teacher = args.teacher
+    if "distillation" in args.parts and not teacher:
+        teacher = base_run(args)
+    if not compress.TECHNIQUES[args.parts[0]].trains and len(args.parts) == 1 and not start:
+        start = base_run(args)
+
+    # data: rows -> split, labelled notes -> token ids
+    task = TASKS[args.task](**{k: v for k, v in vars(args).items() if k in map(compress.keyword, TASKS[args.task].OPTIONS)})
+    splits, facts = task.load(demo_notes if args.data == "demo" else args.data, args.fraction, args.validation, args.test,
+                              args.split_seed)  # fmt: skip
+    facts["split"] = fingerprint(splits)
+    print("data:", ", ".join(f"{count} {what}" for what, count in facts["rows"].items()), f"-> {facts['notes']} notes")
+    for split, per_class in facts["splits"].items():
+        print(f"  {split}: {sum(per_class.values())} notes,", ", ".join(f"{count} {name}" for name, count in per_class.items()))
+
+    # model and technique
+    torch.manual_seed(args.seed)
+    device = pick_device(args.device)
+    supplied, before = {}, []
+    if teacher:
+        supplied["teacher"] = (taught := started_from(teacher, "--teacher", task, facts)).model.to(device)
+        if not args.student and any(f["technique"] in ("lowrank", "quantization") for f in taught.compression):
+            raise BadInput(f"--teacher {teacher}: is {taught.facts['technique']}, its layers make no plain student; give --student")
+    if start:
+        origin = started_from(start, "--start", task, facts)
+        model, tokenizer, before = origin.model, origin.tokenizer, origin.compression
+        compress.check_order([fact["technique"] for fact in before] + args.parts)
+    elif teacher and not args.student:
+        model, tokenizer = copy_of(supplied["teacher"]), taught.tokenizer
+    else:
+        source = args.student if teacher else args.model
+        model, tokenizer = checkpoint.from_pretrained(demo_model if source == "demo" else source, task.auto_class, task.labels)
+    if teacher and tokenizer.get_vocab() != taught.tokenizer.get_vocab():
+        raise BadInput("the student's vocabulary is not the teacher's, so they cannot read the same tokens; choose another")
+    longest = getattr(model.config, "max_position_embeddings", None)
+    if longest and args.max_length > longest:
+        raise BadInput(f"--max-length {args.max_length}: {args.model} reads at most {longest} tokens")
+    technique = compress.build(args.parts, vars(args), **supplied)
+    technique.task_loss = task.loss
+    rate = args.lr or (demo.LEARNING_RATE if args.model == "demo" else technique.learning_rate)
+    notes = {split: encode([note.text for note in splits[split]], tokenizer, args.max_length) for split in SPLITS}
+    labels = {split: torch.tensor([note.label for note in splits[split]]) for split in SPLITS}
+
+    # prepare -> loop -> finish -> score the test split, once
+    began = time.perf_counter()
+    model = technique.prepare(model.to(device))
+    history, trained = [], {"best_epoch": 0, "train_seconds": 0.0}
+    progress_file = directory.with_name(f".{directory.name}.progress.safetensors")
+    if technique.trains:
+        print(f"{args.technique}: learning rate {rate}, {args.epochs} epochs, {device}", flush=True)
+        settle_progress(progress_file, settings(args))
+        model = model.to(device)
+        history, trained = train(model, technique, task, notes, labels, tokenizer.pad_token_id, args, rate, device, progress_file)
+    model = technique.finish(model).eval()
+    rows, scores = list(history), {}
+    for split in ("validation", "test"):
+        scores[split], probabilities = evaluate(model, task, notes[split], labels[split], tokenizer.pad_token_id, args.batch_size)
+        if split == "test" or not history:
+            rows.append({"Epoch": trained["best_epoch"], **scores[split].overall, "Split": split})
+    print(f"{args.technique}: test, {len(labels['test'])} notes, {spelled(scores['test'].overall)}", flush=True)
+
+    def write_predictions(path):
+        header = ["row_id", "label", "predicted", *(f"p_{label}" for label in task.labels)]
+        table = zip(splits["test"], probabilities)
+        write_csv(path / "predictions.csv", header, ([n.row_id, task.labels[n.label], *as_row(task.labels, p)] for n, p in table))
+
+    record = {
+        "technique": args.technique, "demonstration": demonstration, "arguments": settings(args), "start": start and str(start),
+        "teacher": teacher and str(teacher), "learning_rate": rate, "device": str(device), "task": task.describe(),
+        "data": facts, **trained, "run_seconds": round(time.perf_counter() - began, 1), "history": history,
+        "validation": scores["validation"]._asdict(), "test": scores["test"]._asdict(), "machine": checkpoint.machine(),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }  # fmt: skip
+    checkpoint.save(directory, model, tokenizer, before + technique.describe(), record, write_predictions)
+    write_score_files(Path(args.out), task, args.technique, rows, scores["test"], trained["best_epoch"])
+    progress_file.unlink(missing_ok=True)
+    return directory
+
+
+def base_run(args):
+    """The base run under the same --out, trained first if it is not there."""
+    base = copy.copy(args)
+    base.technique, base.parts, base.overwrite, base.start, base.teacher = "base", ["base"], False, None, None
+    return run(base)
+
+
+def started_from(directory, flag, task, facts):
+    """Load a run to start from or to distil from. Raises BadInput if it answers other labels or saw our test notes."""
+    origin = checkpoint.load(directory)
+    if origin.task.labels != task.labels:
+        raise BadInput(f"{flag} {directory}: answers {', '.join(origin.task.labels)}; this run has {', '.join(task.labels)}")
+    if origin.facts["data"]["split"] != facts["split"]:
+        if origin.facts["data"]["rows"] == facts["rows"]:
+            raise BadInput(f"{flag} {directory}: was trained on another split of these notes, so it saw test notes of this one")
+        print(f"note: {flag} {directory} was trained on other notes; make sure that this run's test notes were not among them")
+    return origin
+
+
+def settle_progress(path, arguments):
+    """Keep an unfinished run's progress if it was made with these arguments, else start anew."""
+    description = path.with_suffix(".json")
+    if path.exists() and description.exists() and checkpoint.read_json(description) == arguments:
+        position = checkpoint.read_position(path)
+        print(f"resuming at epoch {position['epoch'] + 1}, step {position['step'] + 1}")
+        return
+    path.unlink(missing_ok=True)
+    checkpoint.write_json(description, arguments)
+
+
+def write_score_files(out, task, name, rows, test, epoch):
+    """The two CSVs of a technique: overall by epoch, and per label on the test split."""
+    header = ["Epoch", *OVERALL, "Split", "Loss"]
+    write_csv(out / task.overall_csv.format(name), header, [[row.get(column) for column in header] for row in rows])
+    header = ["Epoch", task.label_column, *PER_LABEL, "Split"]
+    per_label = [[epoch, label, *(values[score] for score in PER_LABEL), "test"] for label, values in test.per_label.items()]
+    write_csv(out / task.per_label_csv.format(name), header, per_label)
+
+
+def main(argv=None):
+    """Parse and run."""
+    run(parse(argv))
+
+
+if __name__ == "__main__":
+    run_script(main)
