@@ -12,6 +12,7 @@ import io
 import json
 import os
 import sys
+import warnings
 import zlib
 from collections import Counter
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ class BadInput(Exception):
 
 def run_script(main):
     """Call main(); turn BadInput into one line on standard error and exit code 2, Ctrl-C into exit code 130."""
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         main()
     except BadInput as error:

@@ -18,21 +18,22 @@ from transformers import BertConfig, BertForSequenceClassification, BertTokenize
 
 from data import Table, run_script, write_whole
 
-LEARNING_RATE = 1e-3  # a model of random weights needs a larger step than a pre-trained one; every technique uses it
+LEARNING_RATE = 5e-4  # a model of random weights needs a larger step than a pre-trained one; every technique uses it
 BANNER = "DEMONSTRATION: synthetic notes or a tiny model of random weights; scores are not comparable to the paper's."
 
-# How a symptom is worded. The first wording is the lexicon's word; the others are synonyms, which carry no label.
+# How a symptom is worded: the lexicon's word, which carries the label; synonyms, which do not; and derived words, which do
+# not either although their first WordPiece is the lexicon's word ("pain ##l ##e ##s ##s").
 WORDINGS = {
-    "edema": ("edema", "puffy ankles", "fluid retention"),
-    "pain": ("pain", "discomfort", "soreness"),
-    "cough": ("cough", "a hacking throat"),
-    "fever": ("fever", "pyrexia", "a raised temperature"),
-    "bleeding": ("bleeding", "hemorrhage", "oozing"),
-    "nausea": ("nausea", "queasiness"),
-    "dizziness": ("dizziness", "lightheadedness"),
-    "fatigue": ("fatigue", "tiredness"),
-    "rash": ("rash", "red spots"),
-    "chills": ("chills", "shivering"),
+    "edema": ("edema", ("puffy ankles", "fluid retention"), ("edematous legs", "edemas elsewhere")),
+    "pain": ("pain", ("discomfort", "soreness"), ("painless swelling", "painful joints", "pains elsewhere")),
+    "cough": ("cough", ("a hacking throat", "phlegm"), ("coughing fits", "coughs at night", "coughed up sputum")),
+    "fever": ("fever", ("pyrexia", "a raised temperature"), ("feverish nights", "fevers elsewhere")),
+    "bleeding": ("bleeding", ("hemorrhage", "oozing"), ("bleedings elsewhere",)),
+    "nausea": ("nausea", ("queasiness",), ("nauseated mornings",)),
+    "dizziness": ("dizziness", ("lightheadedness",), ("dizzy spells",)),
+    "fatigue": ("fatigue", ("tiredness",), ("fatigued days",)),
+    "rash": ("rash", ("red spots",), ("rashes elsewhere",)),
+    "chills": ("chills", ("shivering",), ("chilly nights",)),
 }
 SHARES = {"edema": 14, "pain": 30, "cough": 26, "fever": 20, "bleeding": 16}
 SITES = ("left leg", "right leg", "lower back", "chest wall", "abdomen", "left arm", "right hip", "neck")
@@ -58,8 +59,8 @@ CATEGORIES = ("Nursing", "Physician", "Discharge summary", "Radiology")
 
 
 def _mention(rng, symptom, templates):
-    words = WORDINGS[symptom]
-    wording = words[0] if rng.random() < 0.6 else rng.choice(words)
+    word, synonyms, derived = WORDINGS[symptom]
+    wording = rng.choices((word, rng.choice(synonyms), rng.choice(derived)), (6, 3, 1))[0]
     return rng.choice(templates).format(s=wording, t=rng.choice(TIMES), p=rng.choice(SITES))
 
 
@@ -69,14 +70,13 @@ def _filler(rng, lines=FILLERS):
 
 def _note(rng, main):
     """One note about a main symptom: sections, with other symptoms denied or in the history."""
-    others = rng.sample(list(WORDINGS), 4)
+    others = rng.sample([symptom for symptom in WORDINGS if symptom != main], 5)
     history = [_mention(rng, main, AFFIRMED)] + [_filler(rng) for _ in range(rng.randint(1, 3))]
-    if rng.random() < 0.35:
-        history.append(_mention(rng, others[0], HISTORICAL))
-    review = [_mention(rng, other, NEGATED) for other in others[1 : rng.randint(1, 3)]] + [_filler(rng)]
+    history += [_mention(rng, other, HISTORICAL) for other in others[: rng.randint(0, 2)]]
+    review = [_mention(rng, other, NEGATED) for other in others[2 : rng.randint(2, 5)]] + [_filler(rng)]
     for lines in (history, review):
         rng.shuffle(lines)
-    chief = rng.choice((WORDINGS[main][-1], "routine check", "unwell", "transfer"))
+    chief = rng.choice((rng.choice(WORDINGS[main][1]), "routine check", "unwell", "transfer"))
     sections = (
         ("CHIEF COMPLAINT", [chief]), ("HISTORY OF PRESENT ILLNESS", history), ("REVIEW OF SYSTEMS", review),
         ("EXAM", [_filler(rng) for _ in range(rng.randint(2, 4))]), ("PLAN", [_filler(rng, PLANS) for _ in range(2)]),
@@ -113,15 +113,20 @@ def make_notes(path, notes=3000, seed=0):
 
 
 def wordpiece_vocabulary(texts, size):
-    """Special tokens, every character alone and as a continuation, then the commonest words: a list of at most `size`.
+    """Special tokens, characters alone and as continuations, then the commonest words: a list of at most `size` pieces.
 
-    The tokenizers library's own trainer breaks ties by hash order, so that two runs of it give two vocabularies.
+    A word that only lengthens a commoner one ("painless") is left to that word and continuations. The tokenizers library's
+    own trainer breaks ties by hash order: two runs of it give two vocabularies.
     """
     words = Counter(word for text in texts for word, _ in BertPreTokenizer().pre_tokenize_str(text.lower()))
     characters = sorted(set("".join(words)))
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, *(f"##{c}" for c in characters)]
-    ranked = sorted(words, key=lambda word: (-words[word], word))
-    return (pieces + [word for word in ranked if len(word) > 1])[:size]
+    stems = set()
+    for word in sorted(words, key=lambda word: (-words[word], word)):
+        if len(word) > 1 and not any(word[:cut] in stems for cut in range(4, len(word))):
+            stems.add(word)
+            pieces.append(word)
+    return pieces[:size]
 
 
 def make_model(directory, texts, hidden=128, layers=4, vocabulary=600, seed=0):
