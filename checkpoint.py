@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoTokenizer
 
 import compress
-from compress.quantization import to_packed, to_plain
+from compress.quantization import load_plain_state, plain_state
 from data import BadInput, write_json
 from tasks import TASKS
 
@@ -95,7 +95,7 @@ def is_finished(directory):
 
 def plain_tensors(model):
     """A model's weights as {name: plain contiguous CPU tensor}, int8 layers as int8 with their scales."""
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in to_plain(model.state_dict()).items()}
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in plain_state(model).items()}
 
 
 @contextlib.contextmanager
@@ -138,7 +138,7 @@ def load(directory):
         skeleton = task.auto_class.from_config(AutoConfig.from_pretrained(directory))
     model = compress.rebuild(skeleton, compression)
     try:
-        model.load_state_dict(to_packed(load_file(directory / "model.safetensors")))
+        load_plain_state(model, load_file(directory / "model.safetensors"))
     except (RuntimeError, OSError, safetensors.SafetensorError) as error:
         raise BadInput(f"{directory}/model.safetensors: does not fit the run's description ({type(error).__name__})") from None
     return Run(model.eval(), AutoTokenizer.from_pretrained(directory), task, facts, compression)

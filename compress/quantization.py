@@ -8,6 +8,7 @@ What it does not save: embeddings, layer norms and attention scores stay fp32, w
 Because one activation scale serves a whole batch, a note's probabilities depend slightly on its neighbours in the batch.
 """
 
+import contextlib
 import warnings
 
 import torch
@@ -24,16 +25,25 @@ def fastest_engine():
     return next(engine for engine in ENGINES if engine in torch.backends.quantized.supported_engines)
 
 
+@contextlib.contextmanager
+def without_deprecations():
+    """Keep torch.ao's deprecation warnings quiet, in this place only.
+
+    It will move to torchao (pytorch/ao issue 2259, pytorch issue 184982), whose eager int8 is slower than fp32 on a CPU;
+    until there is a faster home we stay, on a pinned torch.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"(?s).*torch\.ao\.quantization is deprecated")
+        warnings.filterwarnings("ignore", message=r"(?s).*quantized tensor creation functions")
+        yield
+
+
+@without_deprecations()
 def quantize_linears(model):
     """Every nn.Linear -> dynamic int8 with a scale per output channel, in place, by this CPU's fastest engine."""
     torch.backends.quantized.engine = fastest_engine()
-    with warnings.catch_warnings():
-        # torch.ao says that it will move to torchao (pytorch/ao issue 2259), whose eager int8 on a CPU is slower than
-        # fp32; until there is a faster home we stay, on a pinned torch, and keep quiet about it here only.
-        warnings.filterwarnings("ignore", message=r".*torch\.ao\.quantization is deprecated")
-        warnings.filterwarnings("ignore", message=r".*(quantized dtypes|quantize_per_|_quantized_tensor|quantized tensor)")
-        spec = {nn.Linear: torch.ao.quantization.per_channel_dynamic_qconfig}
-        return torch.ao.quantization.quantize_dynamic(model, spec, dtype=torch.qint8, inplace=True)
+    spec = {nn.Linear: torch.ao.quantization.per_channel_dynamic_qconfig}
+    return torch.ao.quantization.quantize_dynamic(model, spec, dtype=torch.qint8, inplace=True)
 
 
 def is_int8(module):
@@ -41,39 +51,37 @@ def is_int8(module):
     return isinstance(module, torch.ao.nn.quantized.dynamic.Linear)
 
 
-PACKED, DTYPE = "._packed_params._packed_params", "._packed_params.dtype"
+def plain_state(model):
+    """A state_dict of plain tensors; an int8 layer gives weight int8 (out, in), weight_scale fp32 (out,) and bias.
 
-
-def to_plain(state):
-    """A state_dict with packed int8 layers -> plain tensors only: name.weight int8 (out, in), .weight_scale (out,), .bias.
-
-    A layer's zero points are all 0 (symmetric weights) and are not stored.
+    The weights are symmetric, so their zero points are all 0 and are not stored.
     """
-    plain = {}
-    for key, value in state.items():
-        if key.endswith(PACKED):
-            (weight, bias), name = value, key.removesuffix(PACKED)
-            plain[f"{name}.weight"], plain[f"{name}.weight_scale"] = weight.int_repr(), weight.q_per_channel_scales().float()
-            if bias is not None:
-                plain[f"{name}.bias"] = bias.detach()
-        elif isinstance(value, torch.Tensor) and f"{key.rpartition('.')[0]}{PACKED}" not in state:
-            plain[key] = value
-    return plain
+    int8 = {name: module for name, module in model.named_modules() if is_int8(module)}
+    state = {key: value for key, value in model.state_dict().items() if not any(key.startswith(f"{name}.") for name in int8)}
+    for name, module in int8.items():
+        state[f"{name}.weight"] = module.weight().int_repr()
+        state[f"{name}.weight_scale"] = module.weight().q_per_channel_scales().float()
+        if module.bias() is not None:
+            state[f"{name}.bias"] = module.bias().detach()
+    return state
 
 
-def to_packed(plain):
-    """The inverse of to_plain: what load_state_dict of a model of quantize_linears takes."""
-    state, plain = {}, dict(plain)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r".*(quantized dtypes|quantize_per_|_quantized_tensor|quantized tensor)")
-        for key in [key for key in plain if key.endswith(".weight_scale")]:
-            name = key.removesuffix(".weight_scale")
-            scale, weight, bias = plain.pop(key).double(), plain.pop(f"{name}.weight"), plain.pop(f"{name}.bias", None)
+@without_deprecations()
+def load_plain_state(model, state):
+    """The inverse, into a model of the same structure. Raises RuntimeError if a tensor is missing, left over or misshapen."""
+    expected = plain_state(model)
+    if expected.keys() != state.keys():
+        raise RuntimeError(f"tensors missing or left over: {sorted(expected.keys() ^ state.keys())}")
+    state = dict(state)
+    for name, module in model.named_modules():
+        if is_int8(module):
+            weight, scale = state.pop(f"{name}.weight"), state.pop(f"{name}.weight_scale").double()
             zeros = torch.zeros(len(scale), dtype=torch.long)
             packed = torch._make_per_channel_quantized_tensor(weight, scale, zeros, 0)
-            state.update({f"{name}{PACKED}": (packed, bias), f"{name}{DTYPE}": torch.qint8})
-            state.update({f"{name}.scale": torch.tensor(1.0), f"{name}.zero_point": torch.tensor(0)})
-    return {**plain, **state}
+            module.set_weight_bias(packed, state.pop(f"{name}.bias", None))
+    whole = model.state_dict()  # torch.ao's layers insist on their own entries and version marks
+    whole.update(state)
+    model.load_state_dict(whole)
 
 
 class Quantization(Technique):
