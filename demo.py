@@ -145,16 +145,17 @@ def make_model(directory, texts, hidden=128, layers=4, vocabulary=600, seed=0):
     tokenizer.save_pretrained(directory)
 
 
-def make(directory):
+def make(directory, notes=3000, hidden=128, layers=4):
     """Make notes and model under a directory unless they are there. Returns (path of the notes, path of the model)."""
     directory = Path(directory)
-    notes, model = directory / "NOTEEVENTS.csv", directory / "model"
+    path, model = directory / "NOTEEVENTS.csv", directory / "model"
     if not (model / "tokenizer.json").exists():  # written last
         directory.mkdir(parents=True, exist_ok=True)
-        make_notes(notes)
-        table = Table(notes, progress=False)
-        make_model(model, [row[table.column("TEXT", "")] for _, row in table])
-    return notes, model
+        make_notes(path, notes)
+        table = Table(path, progress=False)
+        text_at = table.column("TEXT", "--text-column")
+        make_model(model, [row[text_at] for _, row in table], hidden, layers)
+    return path, model
 
 
 if __name__ == "__main__":

@@ -1,0 +1,59 @@
+import csv
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import demo  # noqa: E402
+import train  # noqa: E402
+from data import run_script  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory):
+    """A small set of demo notes and a 2-layer model of width 32: (path, path)."""
+    return demo.make(tmp_path_factory.mktemp("small"), notes=420, hidden=32, layers=2)
+
+
+@pytest.fixture(scope="session")
+def arguments(small):
+    """The command line of a run of seconds on them."""
+    return ["--data", str(small[0]), "--model", str(small[1]), "--lr", "2e-3", "--epochs", "2", "--max-length", "128", "--rank", "4"]
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory, arguments):
+    """A results directory with every technique and one chain, trained once for all tests."""
+    out = tmp_path_factory.mktemp("runs")
+    for technique in ("base", "pruning", "lowrank", "distillation", "quantization", "distillation+lowrank+pruning+quantization"):
+        train.main([*arguments, "--technique", technique, "--out", str(out)])
+    return out
+
+
+@pytest.fixture
+def refuses(capsys):
+    """refuses(main, argv): the one line of standard error with which a script ends in exit code 2."""
+
+    def call(main, argv):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            run_script(lambda: main([str(word) for word in argv]))
+        lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning:")]
+        assert stop.value.code == 2 and len(lines) == 1 and lines[0].startswith("error: "), (stop.value.code, lines)
+        return lines[0]
+
+    return call
+
+
+def read_csv(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def write_notes(path, rows, header=("ROW_ID", "SUBJECT_ID", "TEXT")):
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])
+    return path

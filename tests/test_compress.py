@@ -1,0 +1,286 @@
+"""Each technique against a reference implementation, and each printed claim against the model."""
+
+import copy
+import re
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import prune
+from transformers import AutoConfig, BertConfig, BertForSequenceClassification, DistilBertConfig, DistilBertForSequenceClassification
+
+import compress
+from compress.distillation import Distillation, copy_of, hidden_loss, kd_loss, spaced_layers
+from compress.lowrank import LowRank, LowRankLinear, break_even_rank, energy_rank
+from compress.pruning import Pruning, cubic, global_masks, magnitude_mask
+from compress.quantization import Quantization, fastest_engine, is_int8, load_plain_state, plain_state
+from compress.technique import encoder_linears
+from data import BadInput
+
+CONFIG = BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=64, num_labels=3)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return BertForSequenceClassification(CONFIG).eval()
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.ones(6, 9, dtype=torch.long)
+    mask[3:, 5:] = 0
+    return {"input_ids": torch.randint(0, 50, (6, 9), generator=generator), "attention_mask": mask, "labels": torch.tensor([0, 1, 2, 0, 1, 2])}
+
+
+def logits(model, batch):
+    with torch.no_grad():
+        return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+
+
+def steps(technique, model, batch, count=6):
+    """A few optimizer steps as train.py takes them."""
+    technique.task_loss = nn.functional.cross_entropy
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    for step in range(count):
+        outputs = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        technique.loss(model, batch, outputs).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        technique.after_step(model, (step + 1) / count)
+    return model
+
+
+# --- pruning
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.3, 0.77, 0.999])
+def test_masks_equal_torch_prune(fraction):
+    torch.manual_seed(1)
+    layers = [nn.Linear(40, 30), nn.Linear(30, 70)]
+    ours = [magnitude_mask(layer.weight, fraction) for layer in layers]
+    together = global_masks([layer.weight for layer in layers], fraction)
+    for layer, mask in zip(copy.deepcopy(layers), ours):
+        assert mask.equal(prune.l1_unstructured(layer, "weight", fraction).weight_mask.bool())
+    theirs = copy.deepcopy(layers)
+    prune.global_unstructured([(layer, "weight") for layer in theirs], prune.L1Unstructured, amount=fraction)
+    for layer, mask in zip(theirs, together):
+        assert mask.equal(layer.weight_mask.bool())
+
+
+@pytest.mark.parametrize("options", [{}, {"global_": True}, {"schedule": "cubic"}])
+def test_pruned_weights_stay_zero_and_no_mask_is_left(model, batch, options, capsys):
+    technique = Pruning(sparsity=0.4, **options)
+    model = technique.prepare(model)
+    zeros = {n: m.weight == 0 for n, m in encoder_linears(model)[0].items()}
+    model = steps(technique, model.train(), batch)
+    if "schedule" not in options:
+        assert all((m.weight[zeros[n]] == 0).all() for n, m in encoder_linears(model)[0].items())
+    before = logits(model.eval(), batch)
+    model = technique.finish(model)
+    assert logits(model, batch).equal(before)
+    assert model.state_dict().keys() == BertForSequenceClassification(CONFIG).state_dict().keys()
+    linears, skipped = encoder_linears(model)
+    assert skipped == ["classifier"] and (model.classifier.weight != 0).all()
+    zeros, total = (sum(int(x) for x in values) for values in zip(*(((m.weight == 0).sum(), m.weight.numel()) for m in linears.values())))
+    assert abs(zeros / total - 0.4) < 1e-3 and technique.describe()["zeros"] == zeros
+    claim = f"zeroed {zeros / 1e3:.1f}k of {total / 1e3:.1f}k weights (40.0%) in 25/26 Linear, skipped classifier"
+    assert claim in capsys.readouterr().out
+
+
+def test_cubic_schedule_rises_to_the_target_at_half_time():
+    assert [round(cubic(0.8, t), 4) for t in (0, 0.25, 0.5, 0.9)] == [0, 0.7, 0.8, 0.8]
+    technique = Pruning(schedule="cubic")
+    assert not technique.settled(0.4) and technique.settled(0.5) and Pruning().settled(0.1)
+
+
+# --- low rank
+
+
+@pytest.mark.parametrize("shape", [(20, 30), (30, 20), (25, 25)])
+def test_lowrank_layer_is_the_best_approximation(shape):
+    torch.manual_seed(2)
+    dense, x = nn.Linear(*shape), torch.randn(7, shape[0])
+    singular = torch.linalg.svdvals(dense.weight)
+    for rank in (1, 5, min(shape)):
+        thin = LowRankLinear.from_linear(dense, rank)
+        product = thin.up.weight @ thin.down.weight
+        assert torch.allclose(torch.linalg.norm(dense.weight - product), singular[rank:].square().sum().sqrt(), atol=1e-5)
+        assert sum(p.numel() for p in thin.parameters()) == rank * sum(shape) + shape[1]
+    assert torch.allclose(thin(x), dense(x), atol=1e-5)  # full rank equals dense
+
+
+def test_energy_rank_is_the_smallest_that_holds_the_energy():
+    singular = torch.tensor([3.0, 2.0, 1.0, 0.5])
+    shares = singular.square().cumsum(0) / singular.square().sum()
+    for energy in (0.1, 0.63, 0.64, 0.95, 0.999, 1.0):
+        rank = energy_rank(singular, energy)
+        assert shares[rank - 1] >= energy - 1e-6 and (rank == 1 or shares[rank - 2] < energy)
+
+
+def test_lowrank_replaces_what_gains_and_names_the_rest(model, batch, capsys):
+    before = sum(p.numel() for p in model.parameters())
+    dense = copy.deepcopy(model)
+    technique = LowRank(rank=18)  # break-even: 16 for 32x32, 21.3 for 32x64
+    model = technique.prepare(model)
+    printed = capsys.readouterr().out
+    after = sum(p.numel() for p in model.parameters())
+    assert sum(isinstance(m, LowRankLinear) for m in model.modules()) == 8 == len(technique.describe()["ranks"])
+    assert f"replaced 8/26 Linear, {before / 1e3:.1f}k -> {after / 1e3:.1f}k parameters" in printed and after < before
+    assert "classifier" in printed and "bert.pooler.dense (dense: rank 18 >= break-even 16)" in printed
+    assert all(break_even_rank(dense.get_submodule(name)) > 18 for name in technique.describe()["ranks"])
+    skeleton = LowRank.rebuild(BertForSequenceClassification(CONFIG), technique.describe()).eval()
+    skeleton.load_state_dict(model.state_dict())
+    assert logits(skeleton, batch).equal(logits(model, batch))
+
+
+def test_lowrank_by_energy_gives_each_layer_its_rank(model):
+    dense = copy.deepcopy(model)
+    technique = LowRank(energy=0.5)
+    technique.prepare(model)
+    assert technique.ranks
+    for name, rank in technique.ranks.items():
+        assert rank == energy_rank(torch.linalg.svdvals(dense.get_submodule(name).weight.detach()), 0.5)
+
+
+# --- distillation
+
+
+def test_kd_loss_is_its_closed_form():
+    torch.manual_seed(3)
+    student, teacher = torch.randn(5, 4, requires_grad=True), torch.randn(5, 4)
+    for t in (1.0, 4.0):
+        p, q = (teacher / t).softmax(-1), (student / t).softmax(-1)
+        expected = t**2 * (p * (p.log() - q.log())).sum(-1).mean()
+        loss = kd_loss(student, teacher, t)
+        assert torch.allclose(loss, expected, atol=1e-6)
+        (gradient,) = torch.autograd.grad(loss, student)
+        assert torch.allclose(gradient, t * (q - p).detach() / 5, atol=1e-6)  # d/dz = T (q - p) / B
+    assert kd_loss(teacher, teacher, 4.0).abs() < 1e-6
+
+
+def test_layers_are_spaced_as_distilbert_spaces_them():
+    assert spaced_layers(12, 6) == [0, 2, 4, 7, 9, 11]
+    assert spaced_layers(6, 3) == [0, 2, 5] and spaced_layers(12, 1) == [11] and spaced_layers(4, 4) == [0, 1, 2, 3]
+
+
+def test_student_is_smaller_and_its_loss_is_the_weighted_sum(model, batch, capsys):
+    technique = Distillation(teacher=model, alpha=0.3, temperature=2.0)
+    technique.task_loss = nn.functional.cross_entropy
+    student = technique.prepare(copy_of(model)).eval()
+    assert student.config.num_hidden_layers == len(student.bert.encoder.layer) == 2 and len(model.bert.encoder.layer) == 4
+    assert student.bert.encoder.layer[1].output.dense.weight.equal(model.bert.encoder.layer[3].output.dense.weight)
+    counts = [sum(p.numel() for p in m.parameters()) for m in (model, student)]
+    claim = "student of 2 layers from teacher layers 0, 3; {:.1f}k -> {:.1f}k parameters".format(*(c / 1e3 for c in counts))
+    assert claim in capsys.readouterr().out and counts[1] < counts[0]
+    outputs = student(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+    expected = 0.3 * nn.functional.cross_entropy(outputs.logits, batch["labels"]) + 0.7 * kd_loss(outputs.logits, logits(model, batch), 2.0)
+    assert torch.allclose(technique.loss(student, batch, outputs), expected)
+    assert not any(p.requires_grad for p in model.parameters()) and all(p.requires_grad for p in student.parameters())
+
+
+@pytest.mark.parametrize("width", [32, 16])
+def test_hidden_term_ignores_padding_and_leaves_nothing_behind(model, batch, width):
+    torch.manual_seed(4)
+    config = BertConfig(vocab_size=50, hidden_size=width, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, num_labels=3)
+    technique = Distillation(teacher=model, student="narrow", hidden_weight=1.0)
+    student = technique.prepare(BertForSequenceClassification(config))
+    steps(technique, student, batch, 2)
+    student = technique.finish(student)
+    assert student.state_dict().keys() == BertForSequenceClassification(config).state_dict().keys()
+    a, b = torch.randn(2, 6, 9, 8)
+    noise = torch.where(batch["attention_mask"].bool()[..., None], b, torch.randn(6, 9, 8))
+    real = batch["attention_mask"].bool()
+    assert torch.allclose(hidden_loss(a, b, batch["attention_mask"]), (a[real] - b[real]).square().mean())
+    assert hidden_loss(a, b, batch["attention_mask"]).equal(hidden_loss(a, noise, batch["attention_mask"]))
+
+
+def test_other_encoders_shrink_too_or_are_named():
+    config = DistilBertConfig(vocab_size=50, dim=32, n_layers=4, n_heads=2, hidden_dim=64, num_labels=3)
+    teacher = DistilBertForSequenceClassification(config)
+    assert len(encoder_linears(teacher)[0]) == 24 and encoder_linears(teacher)[1] == ["pre_classifier", "classifier"]
+    student = Distillation(teacher=teacher, student_layers=1).prepare(copy_of(teacher))
+    assert student.config.n_layers == 1 and len(student.distilbert.transformer.layer) == 1
+    albert = AutoConfig.for_model("albert", hidden_size=32, embedding_size=16, num_attention_heads=2, intermediate_size=64, vocab_size=50)
+    from transformers import AlbertForSequenceClassification
+
+    shared = AlbertForSequenceClassification(albert)
+    with pytest.raises(BadInput, match="Albert.*--student"):
+        Distillation(teacher=shared).prepare(copy_of(shared))
+
+
+# --- quantization
+
+
+def test_int8_layer_is_the_rounded_weight_times_the_input():
+    torch.manual_seed(5)
+    dense = nn.Sequential(nn.Linear(64, 48))
+    x = torch.randn(10, 64)
+    scale = dense[0].weight.detach().abs().amax(1, keepdim=True) / 127.5
+    rounded = (dense[0].weight.detach() / scale).round().clamp(-128, 127)
+    expected = x @ (rounded * scale).T + dense[0].bias
+    with torch.no_grad():
+        model = compress.quantization.quantize_linears(copy.deepcopy(dense))
+        state = plain_state(model)
+        assert state["0.weight"].dtype == torch.int8 and (state["0.weight"] - rounded).abs().max() <= 1
+        assert torch.allclose(state["0.weight_scale"], scale[:, 0])
+        assert (model(x) - expected).norm() / expected.norm() < 0.02  # what the 8-bit activations cost
+
+
+def test_quantized_model_claims_and_plain_state(model, batch, capsys):
+    dense = logits(model, batch)
+    before = 4 * sum(p.numel() for p in model.parameters())
+    technique = Quantization()
+    model = technique.finish(copy.deepcopy(model))
+    claim = re.search(r"(\d+)/26 Linear to int8 \(engine (\w+)\).* ([\d.]+) MB -> ([\d.]+) MB", capsys.readouterr().out)
+    assert int(claim[1]) == 26 == sum(map(is_int8, model.modules()))
+    assert claim[2] == fastest_engine() == technique.describe()["engine"] == torch.backends.quantized.engine
+    state = plain_state(model)
+    stored = sum(t.numel() * t.element_size() for name, t in state.items() if not name.endswith("scale"))
+    assert float(claim[3]) == round(before / 1e6, 1) and float(claim[4]) == round(stored / 1e6, 1) and stored < before
+    assert 0 < (logits(model, batch) - dense).norm() / dense.norm() < 0.05
+    again = Quantization.rebuild(BertForSequenceClassification(CONFIG), technique.describe())
+    load_plain_state(again, state)
+    assert logits(again, batch).equal(logits(model, batch))
+    del state["classifier.weight_scale"]
+    with pytest.raises(RuntimeError, match="classifier.weight_scale"):
+        load_plain_state(again, state)
+
+
+# --- chains
+
+
+def test_chain_runs_left_to_right_and_rebuilds(model, batch):
+    parts = compress.parse("distillation+lowrank+pruning+quantization")
+    options = {"student_layers": 3, "rank": 6, "sparsity": 0.5}
+    chain = compress.build(parts, options, teacher=model)
+    student = steps(chain, chain.prepare(copy_of(model)), batch)
+    student = chain.finish(student).eval()
+    assert [facts["technique"] for facts in chain.describe()] == ["lowrank", "pruning", "quantization"]
+    config = copy.deepcopy(student.config)
+    again = compress.rebuild(BertForSequenceClassification(config), chain.describe()).eval()
+    load_plain_state(again, plain_state(student))
+    assert logits(again, batch).equal(logits(student, batch))
+
+
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        ("shrink", "no technique 'shrink'; there are base, distillation, lowrank, pruning, quantization"),
+        ("base+pruning", "base is no technique"),
+        ("quantization+pruning", "in this order: distillation < lowrank < pruning < quantization"),
+        ("pruning+pruning", "each technique once"),
+    ],
+)
+def test_nonsense_is_refused(names, message):
+    with pytest.raises(BadInput, match=re.escape(message)):
+        compress.parse(names)
+
+
+def test_a_model_without_linear_layers_is_named():
+    from transformers import GPT2Config, GPT2ForSequenceClassification
+
+    gpt = GPT2ForSequenceClassification(GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2))
+    with pytest.raises(BadInput, match="GPT2ForSequenceClassification has no nn.Linear"):
+        Pruning().prepare(gpt)
