@@ -65,6 +65,11 @@ def markdown_table(header, rows):
     return [f"| {' | '.join(header)} |", "|---" + "|---:" * (len(header) - 1) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
 
 
+def shown(source):
+    """A path or a name as a report may show it: of an absolute path the last two parts."""
+    return "/".join(Path(source).parts[-2:]) if Path(source).is_absolute() else source
+
+
 def as_markdown(rows, facts, timings):
     """The report as text: accuracy beside the paper's, cost beside base's, per label."""
     first = next(iter(facts.values()))
@@ -77,7 +82,7 @@ def as_markdown(rows, facts, timings):
         lines += ["**Not all runs were tested on the same notes; those that differ from base are not tested against it.**", ""]
     arguments = first["arguments"]
     lines += [
-        f"Data {Path(arguments['data']).name}, model {arguments['model'] if '/' in arguments['model'][1:-1] and not Path(arguments['model']).is_absolute() else Path(arguments['model']).name}, "
+        f"Data {shown(arguments['data'])}, model {shown(arguments['model'])}, "
         f"batch {arguments['batch_size']}, {arguments['max_length']} tokens, seed {arguments['seed']}, split seed {arguments['split_seed']}. "
         f"Always answering {max(test, key=test.get)!r} scores {max(test.values()) / total:.4f}.",
         "",

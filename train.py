@@ -25,7 +25,8 @@ from metrics import OVERALL, PER_LABEL
 from predict import as_row, pick_device, predict_logits
 from tasks import TASKS
 
-PLACES = ("out", "overwrite", "technique", "device", "save_minutes")  # arguments that do not change what is learnt
+# arguments that do not change what is learnt
+PLACES = ("out", "overwrite", "technique", "parts", "device", "save_minutes", "data_path", "model_path")
 
 
 def build_parser():
@@ -54,7 +55,7 @@ def build_parser():
     add("--lr", type=number(float, 0, 1, low_open=True), default=None,
         help=f"peak learning rate (the paper's for each technique: 2e-5 to 5e-5; {demo.LEARNING_RATE} for the demo model)")
     add("--warmup", type=number(float, 0, 1), default=0.0, help="share of the steps with a rising rate, then cosine to 0 (0)")
-    add("--weight-decay", type=number(float, 0, 1), default=0.01, help="AdamW's decay of weight matrices (0.01)")
+    add("--weight-decay", type=number(float, 0, 1), default=0.01, help="AdamW's weight decay (0.01)")
     add("--clip", type=number(float, 0, 10**6, low_open=True), default=1.0, help="largest norm of the gradient (1)")
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of training; auto = bf16 on CUDA, else fp32")
     add("--seed", type=int, default=42, help="seed of the new head, dropout and the order of batches (42)")
@@ -97,7 +98,7 @@ def train(model, technique, task, notes, labels, pad_id, args, rate, device, pro
     bf16 = args.precision == "bf16" or (args.precision == "auto" and device.type == "cuda")
     autocast = torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
     train_notes, train_labels = notes["train"], labels["train"].to(device)
-    steps = math.ceil(math.ceil(len(train_labels) / args.batch_size) / args.accumulate)  # a epoch
+    steps = math.ceil(math.ceil(len(train_labels) / args.batch_size) / args.accumulate)  # an epoch
     at = checkpoint.read_position(progress_file) or {"epoch": 0, "step": 0, "loss": 0.0, "history": [], "best": None, "seconds": 0}
     best = checkpoint.load_progress(progress_file, model, optimizer) if progress_file.exists() else None
     start, saved = time.perf_counter() - at["seconds"], time.perf_counter()
@@ -132,9 +133,8 @@ def train(model, technique, task, notes, labels, pad_id, args, rate, device, pro
                 checkpoint.save_progress(progress_file, {**at, "seconds": saved - start}, model, best, optimizer)
         bar.close()
         scores = evaluate(model, task, notes["validation"], labels["validation"], pad_id, args.batch_size, autocast)[0].overall
-        at["epoch"], at["step"] = at["epoch"] + 1, 0
-        at["history"].append({"Epoch": at["epoch"], **scores, "Split": "validation", "Loss": at.pop("loss") / len(train_labels)})
-        at["loss"] = 0.0
+        at["epoch"], at["step"], mean_loss, at["loss"] = at["epoch"] + 1, 0, at["loss"] / len(train_labels), 0.0
+        at["history"].append({"Epoch": at["epoch"], **scores, "Split": "validation", "Loss": mean_loss})
         if technique.settled(at["epoch"] / args.epochs) and (best is None or scores["F1"] > at["best"]["F1"]):
             at["best"] = at["history"][-1]
             best = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
@@ -159,90 +159,81 @@ def spelled(scores):
 # --- one run -----------------------------------------------------------------------------------------------------
 
 
+def options_of(cls, args):
+    """The keywords of a task or a technique among the parsed arguments."""
+    return {name: getattr(args, name) for name in map(compress.keyword, cls.OPTIONS)}
+
+
 def settings(args):
     """The arguments that decide what this technique learns, for run.json and to tell a finished run from another one."""
-    ours = [cls.OPTIONS for cls in (TASKS[args.task], *(compress.TECHNIQUES[part] for part in args.parts))]
-    everyone = [cls.OPTIONS for table in (TASKS, compress.TECHNIQUES) for cls in table.values()]
-    theirs = {compress.keyword(flag) for flags in everyone for flag in flags} - {compress.keyword(f) for o in ours for f in o}
-    return {k: v for k, v in sorted(vars(args).items()) if k not in theirs and k not in PLACES and k != "parts"}
+    ours = options_of(TASKS[args.task], args)
+    for part in args.parts:
+        ours.update(options_of(compress.TECHNIQUES[part], args))
+    every = {compress.keyword(flag) for table in (TASKS, compress.TECHNIQUES) for cls in table.values() for flag in cls.OPTIONS}
+    common = {name: value for name, value in vars(args).items() if name not in every and name not in PLACES}
+    return dict(sorted({**common, **ours}.items()))
+
+
+def refuse_other_settings(directory, wanted):
+    """Raises BadInput if a finished run was made with other settings than those wanted now."""
+    made_with = checkpoint.read_json(directory / "run.json")["arguments"]
+    changed = [name for name, value in wanted.items() if made_with.get(name) != value]
+    if changed:
+        raise BadInput(f"{directory}: finished with other {', '.join(changed)}; give another --out, or --overwrite")
 
 
 def run(args):
     """Make the run directory args.out/args.technique, unless it is finished. Returns its path."""
-    directory = writable_directory(args.out) / args.technique
+    out = writable_directory(args.out)
+    directory = out / args.technique
     if checkpoint.is_finished(directory) and not args.overwrite:
-        made_with = checkpoint.read_json(directory / "run.json")["arguments"]
-        changed = [name for name, value in settings(args).items() if made_with.get(name) != value]
-        if changed:
-            raise BadInput(f"{directory}: finished with other {', '.join(changed)}; give another --out, or --overwrite")
+        refuse_other_settings(directory, settings(args))
         print(f"{args.technique}: finished already in {directory}; --overwrite trains it again")
         return directory
-    demonstration = "demo" in (args.data, args.model)
-    if demonstration:
+    args = copy.copy(args)
+    args.data_path, args.model_path = args.data, args.model
+    if demonstration := "demo" in (args.data, args.model):
         print(demo.BANNER, flush=True)
-        demo_notes, demo_model = demo.make(Path(args.out) / "demo")
-
-    # what it starts from: a model, or a finished run (quantization alone and distillation: the base run)
-    start = args.start
-    teacher = args.teacher
+        demo_notes, demo_model = demo.make(out / "demo")
+        args.data_path = demo_notes if args.data == "demo" else args.data
+        args.model_path = demo_model if args.model == "demo" else args.model
+    teacher, start = args.teacher, args.start
     if "distillation" in args.parts and not teacher:
         teacher = base_run(args)
-    if not compress.TECHNIQUES[args.parts[0]].trains and len(args.parts) == 1 and not start:
+    if not any(compress.TECHNIQUES[part].trains for part in args.parts) and not start:
         start = base_run(args)
 
-    # data: rows -> split, labelled notes -> token ids
-    task = TASKS[args.task](**{k: v for k, v in vars(args).items() if k in map(compress.keyword, TASKS[args.task].OPTIONS)})
-    splits, facts = task.load(demo_notes if args.data == "demo" else args.data, args.fraction, args.validation, args.test,
-                              args.split_seed)  # fmt: skip
+    # rows -> labelled notes, split
+    task = TASKS[args.task](**options_of(TASKS[args.task], args))
+    splits, facts = task.load(args.data_path, args.fraction, args.validation, args.test, args.split_seed)
     facts["split"] = fingerprint(splits)
     print("data:", ", ".join(f"{count} {what}" for what, count in facts["rows"].items()), f"-> {facts['notes']} notes")
     for split, per_class in facts["splits"].items():
         print(f"  {split}: {sum(per_class.values())} notes,", ", ".join(f"{count} {name}" for name, count in per_class.items()))
 
-    # model and technique
+    # model and technique, token ids
     torch.manual_seed(args.seed)
     device = pick_device(args.device)
-    supplied, before = {}, []
-    if teacher:
-        supplied["teacher"] = (taught := started_from(teacher, "--teacher", task, facts)).model.to(device)
-        if not args.student and any(f["technique"] in ("lowrank", "quantization") for f in taught.compression):
-            raise BadInput(f"--teacher {teacher}: is {taught.facts['technique']}, its layers make no plain student; give --student")
-    if start:
-        origin = started_from(start, "--start", task, facts)
-        model, tokenizer, before = origin.model, origin.tokenizer, origin.compression
-        compress.check_order([fact["technique"] for fact in before] + args.parts)
-    elif teacher and not args.student:
-        model, tokenizer = copy_of(supplied["teacher"]), taught.tokenizer
-    else:
-        source = args.student if teacher else args.model
-        model, tokenizer = checkpoint.from_pretrained(demo_model if source == "demo" else source, task.auto_class, task.labels)
-    if teacher and tokenizer.get_vocab() != taught.tokenizer.get_vocab():
-        raise BadInput("the student's vocabulary is not the teacher's, so they cannot read the same tokens; choose another")
-    longest = getattr(model.config, "max_position_embeddings", None)
-    if longest and args.max_length > longest:
-        raise BadInput(f"--max-length {args.max_length}: {args.model} reads at most {longest} tokens")
-    technique = compress.build(args.parts, vars(args), **supplied)
+    model, tokenizer, earlier, taught = starting_point(args, task, facts, start, teacher)
+    technique = compress.build(args.parts, vars(args), teacher=taught and taught.to(device))
     technique.task_loss = task.loss
     rate = args.lr or (demo.LEARNING_RATE if args.model == "demo" else technique.learning_rate)
     notes = {split: encode([note.text for note in splits[split]], tokenizer, args.max_length) for split in SPLITS}
     labels = {split: torch.tensor([note.label for note in splits[split]]) for split in SPLITS}
 
-    # prepare -> loop -> finish -> score the test split, once
+    # prepare -> loop -> finish -> score; the test split only now, and once
     began = time.perf_counter()
-    model = technique.prepare(model.to(device))
+    model = technique.prepare(model.to(device)).to(device)
     history, trained = [], {"best_epoch": 0, "train_seconds": 0.0}
     progress_file = directory.with_name(f".{directory.name}.progress.safetensors")
     if technique.trains:
         print(f"{args.technique}: learning rate {rate}, {args.epochs} epochs, {device}", flush=True)
         settle_progress(progress_file, settings(args))
-        model = model.to(device)
         history, trained = train(model, technique, task, notes, labels, tokenizer.pad_token_id, args, rate, device, progress_file)
     model = technique.finish(model).eval()
-    rows, scores = list(history), {}
+    scores = {}
     for split in ("validation", "test"):
         scores[split], probabilities = evaluate(model, task, notes[split], labels[split], tokenizer.pad_token_id, args.batch_size)
-        if split == "test" or not history:
-            rows.append({"Epoch": trained["best_epoch"], **scores[split].overall, "Split": split})
     print(f"{args.technique}: test, {len(labels['test'])} notes, {spelled(scores['test'].overall)}", flush=True)
 
     def write_predictions(path):
@@ -257,10 +248,34 @@ def run(args):
         "validation": scores["validation"]._asdict(), "test": scores["test"]._asdict(), "machine": checkpoint.machine(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }  # fmt: skip
-    checkpoint.save(directory, model, tokenizer, before + technique.describe(), record, write_predictions)
-    write_score_files(Path(args.out), task, args.technique, rows, scores["test"], trained["best_epoch"])
-    progress_file.unlink(missing_ok=True)
+    write_score_files(out, task, record)
+    checkpoint.save(directory, model, tokenizer, earlier + technique.describe(), record, write_predictions)
+    for leftover in (progress_file, progress_file.with_suffix(".json")):
+        leftover.unlink(missing_ok=True)
     return directory
+
+
+def starting_point(args, task, facts, start, teacher):
+    """(model to prepare, tokenizer, compression facts it already has, teacher model or None)."""
+    taught = started_from(teacher, "--teacher", task, facts) if teacher else None
+    if taught and not args.student and {"lowrank", "quantization"} & {fact["technique"] for fact in taught.compression}:
+        raise BadInput(f"--teacher {teacher}: is {taught.facts['technique']}, its layers make no plain student; give --student")
+    earlier = []
+    if start:
+        origin = started_from(start, "--start", task, facts)
+        model, tokenizer, earlier = origin.model, origin.tokenizer, origin.compression
+        compress.check_order([fact["technique"] for fact in earlier] + [part for part in args.parts if part != "base"])
+    elif taught and not args.student:
+        model, tokenizer = copy_of(taught.model), taught.tokenizer
+    else:
+        source = args.student if taught else args.model_path
+        model, tokenizer = checkpoint.from_pretrained(source, task.auto_class, task.labels)
+    if taught and tokenizer.get_vocab() != taught.tokenizer.get_vocab():
+        raise BadInput("the student's vocabulary is not the teacher's, so they cannot read the same tokens; choose another")
+    longest = getattr(model.config, "max_position_embeddings", None)
+    if longest and args.max_length > longest:
+        raise BadInput(f"--max-length {args.max_length}: the model reads at most {longest} tokens")
+    return model, tokenizer, earlier, taught and taught.model
 
 
 def base_run(args):
@@ -293,13 +308,19 @@ def settle_progress(path, arguments):
     checkpoint.write_json(description, arguments)
 
 
-def write_score_files(out, task, name, rows, test, epoch):
-    """The two CSVs of a technique: overall by epoch, and per label on the test split."""
+def write_score_files(out, task, record):
+    """The two CSVs of a technique: overall, by epoch on validation and then on test; and per label on test.
+
+    A run without epochs of its own has one validation row, of the finished model, as epoch 0.
+    """
+    name, epoch = record["technique"], record["best_epoch"]
+    rows = record["history"] or [{"Epoch": 0, **record["validation"]["overall"], "Split": "validation"}]
+    rows = [*rows, {"Epoch": epoch, **record["test"]["overall"], "Split": "test"}]
     header = ["Epoch", *OVERALL, "Split", "Loss"]
     write_csv(out / task.overall_csv.format(name), header, [[row.get(column) for column in header] for row in rows])
     header = ["Epoch", task.label_column, *PER_LABEL, "Split"]
-    per_label = [[epoch, label, *(values[score] for score in PER_LABEL), "test"] for label, values in test.per_label.items()]
-    write_csv(out / task.per_label_csv.format(name), header, per_label)
+    per_label = record["test"]["per_label"].items()
+    write_csv(out / task.per_label_csv.format(name), header, [[epoch, label, *(v[s] for s in PER_LABEL), "test"] for label, v in per_label])
 
 
 def main(argv=None):

@@ -44,9 +44,7 @@ def build(parts, options, **supplied):
     for name in parts:
         technique = TECHNIQUES[name]
         keywords = {keyword(flag): options[keyword(flag)] for flag in technique.OPTIONS if keyword(flag) in options}
-        if name == "distillation":
-            keywords["teacher"] = supplied["teacher"]
-        chain.append(technique(**keywords))
+        chain.append(technique(**keywords, **{need: supplied[need] for need in technique.NEEDS}))
     return Chain(chain)
 
 

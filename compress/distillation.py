@@ -65,6 +65,7 @@ class Distillation(Technique):
     """Shrinks a copy of the teacher (or takes the model that train.py loaded for --student) and trains it with kd_loss."""
 
     name = "distillation"
+    NEEDS = ("teacher",)
     learning_rate = 5e-5
     OPTIONS = {
         "--student-layers": dict(type=number(int, 0, 10**4), default=0, help="layers of the student (0 = half the teacher's)"),

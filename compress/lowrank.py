@@ -16,7 +16,7 @@ from torch import nn
 from tqdm import tqdm
 
 from compress.technique import Technique, encoder_linears, millions, parameter_count, replace_module
-from data import number
+from data import BadInput, number
 
 
 def break_even_rank(linear):
@@ -87,6 +87,9 @@ class LowRank(Technique):
                 continue
             replace_module(model, name, LowRankLinear.from_linear(linear, rank, svd))
             self.ranks[name] = rank
+        if not self.ranks:
+            most = math.ceil(max(map(break_even_rank, linears.values()))) - 1
+            raise BadInput(f"lowrank: no layer gains from this rank or energy; the largest rank at which one does is {most}")
         print(
             f"lowrank: replaced {len(self.ranks)}/{total} Linear, {millions(before)} -> {millions(parameter_count(model))} "
             f"parameters, skipped {', '.join(skipped) or 'none'}"

@@ -45,7 +45,7 @@ class Symptoms:
                         help="instead, the k most frequent labels of the 40-symptom lexicon (0 = use --symptoms)"),
         "--max-chars": dict(type=number(int, 1, 10**9), default=1000, help="characters of a note that are used"),
         "--text-column": dict(default="TEXT", help="column of the note, in any case"),
-        "--subject-column": dict(default="SUBJECT_ID", help="column of the patient; without it each note is its own"),
+        "--subject-column": dict(default="SUBJECT_ID", help="column of the patient; where it is absent or empty the note stands alone"),
         "--row-column": dict(default="ROW_ID", help="column of the row id; without it rows are numbered from 1"),
         "--balance": dict(action="store_true", help="down-sample every class to the smallest, as the paper does"),
         "--class-weights": dict(action="store_true", help="weight the loss by inverse class frequency"),
@@ -91,7 +91,8 @@ class Symptoms:
             elif (label := first_match(text := self.prepare_text(row[text_at]), symptoms)) is None:
                 counts["without label"] += 1
             else:
-                notes.append(Note(row_id, row[subject_at] if subject_at is not None else row_id, text, label))
+                subject = row[subject_at].strip() if subject_at is not None else ""
+                notes.append(Note(row_id, subject or f"row {row_id}", text, label))
         if not counts["rows"]:
             raise BadInput(f"{path}: a header and no rows")
         if self.top_k:

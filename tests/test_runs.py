@@ -1,0 +1,416 @@
+"""Whole runs: train, save, rebuild, predict, report; interruption; determinism; every refused input."""
+
+import gzip
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, read_csv, write_notes
+from safetensors import safe_open
+from transformers import AutoModelForSequenceClassification
+
+import benchmark
+import checkpoint
+import predict
+import report
+import train
+from compress.quantization import is_int8
+from data import SPLITS, encode, fingerprint
+from metrics import OVERALL
+from tasks.symptoms import SYMPTOMS
+
+CHAIN = "distillation+lowrank+pruning+quantization"
+TECHNIQUES = ("base", "pruning", "lowrank", "distillation", "quantization", CHAIN)
+
+
+def scored_again(run, small):
+    """(row ids, probabilities) of a rebuilt run on the test split, batched as train.py did."""
+    facts = run.facts["arguments"]
+    splits, _ = run.task.load(str(small[0]), facts["fraction"], facts["validation"], facts["test"], facts["split_seed"])
+    assert fingerprint(splits) == run.facts["data"]["split"]
+    encoded = encode([note.text for note in splits["test"]], run.tokenizer, facts["max_length"], progress=False)
+    logits = predict.predict_logits(run.model, encoded, run.tokenizer.pad_token_id, facts["batch_size"])
+    return [note.row_id for note in splits["test"]], logits.softmax(-1).numpy()
+
+
+@pytest.mark.parametrize("technique", TECHNIQUES)
+def test_a_rebuilt_run_scores_as_it_did_in_training(runs, small, technique):
+    run = checkpoint.load(runs / technique)
+    rows, probabilities = scored_again(run, small)
+    stored = read_csv(runs / technique / "predictions.csv")
+    assert [row["row_id"] for row in stored] == rows
+    assert np.allclose([[float(row[f"p_{s}"]) for s in SYMPTOMS] for row in stored], probabilities, atol=1e-6)
+    right = np.mean([row["label"] == row["predicted"] for row in stored])
+    assert right == pytest.approx(run.facts["test"]["overall"]["Accuracy"])
+
+
+@pytest.mark.parametrize("technique", TECHNIQUES)
+def test_a_run_directory_is_safetensors_and_json_and_holds_no_text(runs, small, technique):
+    names = {path.name for path in (runs / technique).iterdir()}
+    assert {"config.json", "model.safetensors", "compression.json", "run.json", "predictions.csv", "tokenizer.json"} <= names
+    assert not [name for name in names if not name.endswith((".json", ".safetensors", ".csv", ".txt"))]
+    texts = [row["TEXT"] for row in read_csv(small[0]) if row["TEXT"]]
+    for name in names - {"model.safetensors", "tokenizer.json", "vocab.txt"}:
+        content = (runs / technique / name).read_text().lower()
+        assert not any(line in content for text in texts[:50] for line in text.lower().splitlines() if len(line) > 25)
+    facts = checkpoint.read_json(runs / technique / "run.json")
+    with safe_open(runs / technique / "model.safetensors", "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    int8 = sum(tensor.dtype == torch.int8 for tensor in tensors.values())
+    assert int8 == sum(map(is_int8, checkpoint.load(runs / technique).model.modules())) and bool(int8) == ("quant" in technique)
+    assert facts["sizes"]["bytes"] == (runs / technique / "model.safetensors").stat().st_size
+    assert facts["machine"]["cpu"] and facts["machine"]["threads"] and facts["arguments"]["seed"] == 42
+
+
+def test_every_technique_but_pruning_and_base_is_smaller(runs):
+    sizes = {technique: checkpoint.sizes(runs / technique) for technique in TECHNIQUES}
+    assert sizes["pruning"]["parameters"] == sizes["base"]["parameters"] and sizes["pruning"]["nonzero"] < sizes["base"]["nonzero"]
+    for technique in ("lowrank", "distillation"):
+        assert sizes[technique]["bytes"] < sizes["base"]["bytes"] and sizes[technique]["parameters"] < sizes["base"]["parameters"]
+    assert sizes["quantization"]["parameters"] == sizes["base"]["parameters"]
+    assert sizes["quantization"]["bytes"] < sizes["base"]["bytes"]
+
+
+@pytest.mark.parametrize("technique", ("base", "pruning", "distillation"))
+def test_plain_transformers_loads_what_has_a_plain_structure(runs, technique):
+    ours = checkpoint.load(runs / technique).model
+    theirs = AutoModelForSequenceClassification.from_pretrained(runs / technique).eval()
+    ids = torch.arange(5, 25).view(2, 10)
+    assert theirs(ids).logits.equal(ours(ids).logits)
+    assert theirs.config.id2label == dict(enumerate(SYMPTOMS))
+
+
+def test_score_files_have_the_reference_columns_and_name_the_split(runs):
+    for technique in TECHNIQUES:
+        rows = read_csv(runs / f"multiclass_{technique}_metrics.csv")
+        assert list(rows[0])[:6] == ["Epoch", *OVERALL]
+        trained = technique != "quantization"
+        assert [row["Split"] for row in rows] == ["validation"] * (2 if trained else 1) + ["test"]
+        assert [row["Epoch"] for row in rows][:2] == (["1", "2"] if trained else ["0", "0"])
+        per_symptom = read_csv(runs / f"per_symptom_{technique}_metrics.csv")
+        assert list(per_symptom[0])[:6] == ["Epoch", "Symptom", "Precision", "Recall", "F1", "AUROC"]
+        assert [row["Symptom"] for row in per_symptom] == list(SYMPTOMS)
+        kept = [row for row in rows if row["Split"] == "validation"]
+        best = max(kept, key=lambda row: float(row["F1"]))
+        assert rows[-1]["Epoch"] == best["Epoch"]
+
+
+def test_predict_keeps_order_and_ids_and_writes_no_text(runs, small, tmp_path, capsys):
+    notes = read_csv(small[0])
+    for technique in ("lowrank", CHAIN):
+        out = tmp_path / f"{technique}.csv"
+        predict.main([str(runs / technique), str(small[0]), "--out", str(out)])
+        rows = read_csv(out)
+        assert [row["row_id"] for row in rows] == [note["ROW_ID"] for note in notes if note["TEXT"].strip()]
+        assert list(rows[0]) == ["row_id", "predicted", *(f"p_{s}" for s in SYMPTOMS)]
+        printed = capsys.readouterr().out
+        assert all(part in printed for part in (f"{len(notes)} rows", f"{len(rows)} predicted", f"{len(notes) - len(rows)} without text"))
+        assert list(tmp_path.glob("*.partial")) == []
+    direct = {row["row_id"]: row for row in rows}
+    stored = read_csv(runs / CHAIN / "predictions.csv")
+    differ = [abs(float(direct[row["row_id"]]["p_pain"]) - float(row["p_pain"])) for row in stored]
+    assert max(differ) < 0.02  # int8: a batch of other neighbours, another activation scale
+
+
+def test_predict_gives_the_logits_of_training_for_fp32_whatever_the_batch(runs, small, tmp_path):
+    for technique in ("base", "pruning", "lowrank", "distillation"):
+        predict.main([str(runs / technique), str(small[0]), "--out", str(tmp_path / "p.csv"), "--batch-size", "7"])
+        direct = {row["row_id"]: row for row in read_csv(tmp_path / "p.csv")}
+        for row in read_csv(runs / technique / "predictions.csv"):
+            assert direct[row["row_id"]]["predicted"] == row["predicted"]
+            assert abs(float(direct[row["row_id"]]["p_pain"]) - float(row["p_pain"])) < 2e-5
+
+
+def test_predict_resumes_where_it_was_cut_off(runs, small, tmp_path, monkeypatch):
+    run, out = checkpoint.load(runs / "base"), tmp_path / "p.csv"
+    predict.predict_file(run, small[0], out, chunk=64)
+    whole = out.read_bytes()
+    calls = []
+
+    def breaks(*args):
+        calls.append(args)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    original = predict.predict_texts
+    monkeypatch.setattr(predict, "predict_texts", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        predict.predict_file(run, small[0], tmp_path / "q.csv", chunk=64)
+    assert not (tmp_path / "q.csv").exists()
+    (partial,) = tmp_path.glob("q.csv.*.partial")
+    with open(partial, "ab") as file:
+        file.write(b"99,half a li")
+    predict.predict_file(run, small[0], tmp_path / "q.csv", chunk=64)
+    assert (tmp_path / "q.csv").read_bytes() == whole
+    assert len(calls) == 4 + (whole.count(b"\n") - 1 - 3 * 64 + 63) // 64
+
+
+def test_predict_reads_one_note_from_standard_input(runs, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Patient complains of COUGH and pain."))
+    predict.main([str(runs / "quantization"), "-"])
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["predicted"] == max(answer["probabilities"], key=answer["probabilities"].get)
+    assert list(answer["probabilities"]) == list(SYMPTOMS) and sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-4)
+
+
+def test_an_interrupted_run_resumes_to_the_same_weights(runs, arguments, tmp_path, monkeypatch, capsys):
+    for technique in ("lowrank", "pruning"):
+        calls = []
+        original = train.collate
+
+        def breaks(*args):
+            calls.append(args)
+            if len(calls) == 22:  # in the middle of the second epoch
+                raise KeyboardInterrupt
+            return original(*args)
+
+        monkeypatch.setattr(train, "collate", breaks)
+        call = [*arguments, "--technique", technique, "--out", str(tmp_path), "--save-minutes", "0"]
+        with pytest.raises(KeyboardInterrupt):
+            train.main(call)
+        assert not (tmp_path / technique).exists()
+        monkeypatch.setattr(train, "collate", original)
+        train.main(call)
+        assert "resuming at epoch 2, step" in capsys.readouterr().out
+        ours, whole = (checkpoint.load(path / technique).model.state_dict() for path in (tmp_path, runs))
+        assert all(ours[name].equal(whole[name]) for name in whole)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_a_finished_run_is_kept_and_another_one_is_not_mixed_with_it(runs, arguments, capsys, refuses):
+    before = (runs / "lowrank" / "run.json").stat().st_mtime_ns
+    train.main([*arguments, "--technique", "lowrank", "--out", str(runs)])
+    assert "finished already" in capsys.readouterr().out and (runs / "lowrank" / "run.json").stat().st_mtime_ns == before
+    line = refuses(train.main, [*arguments, "--technique", "lowrank", "--out", runs, "--rank", "3"])
+    assert "finished with other rank" in line and "--overwrite" in line
+
+
+def test_same_seed_same_metrics_in_two_processes(arguments, tmp_path):
+    found = []
+    for hash_seed in ("1", "2"):
+        out = tmp_path / hash_seed
+        call = [sys.executable, "train.py", *arguments, "--epochs", "1", "--technique", "distillation", "--out", out]
+        subprocess.run(call, cwd=ROOT, check=True, capture_output=True, env={**os.environ, "PYTHONHASHSEED": hash_seed})
+        found.append([(out / name).read_bytes() for name in (
+            "multiclass_distillation_metrics.csv", "per_symptom_distillation_metrics.csv", "distillation/predictions.csv",
+            "distillation/model.safetensors", "base/predictions.csv")])  # fmt: skip
+    assert found[0] == found[1]
+
+
+def test_start_continues_a_compressed_run(runs, arguments, tmp_path, refuses):
+    train.main([*arguments, "--technique", "quantization", "--start", str(runs / "lowrank"), "--out", str(tmp_path)])
+    run = checkpoint.load(tmp_path / "quantization")
+    assert [facts["technique"] for facts in run.compression] == ["lowrank", "quantization"]
+    assert sum(map(is_int8, run.model.modules())) > 20
+    line = refuses(train.main, [*arguments, "--technique", "lowrank", "--start", runs / "quantization", "--out", tmp_path])
+    assert "in this order" in line
+    line = refuses(train.main, [*arguments, "--start", runs / "base", "--out", tmp_path, "--split-seed", "7"])
+    assert "another split of these notes" in line
+
+
+def test_benchmark_and_report(runs, capsys):
+    benchmark.main([str(runs), "--rounds", "2", "--length", "32", "--batch-size", "4"])
+    rows = {row["technique"]: row for row in read_csv(runs / "benchmark.csv")}
+    assert set(rows) == set(TECHNIQUES)
+    base, hidden, inner, length, layers = rows["base"], 32, 64, 32, 2
+    per_token = 4 * hidden**2 + 2 * hidden * inner + 2 * length * hidden  # projections, feed-forward, attention
+    assert int(base["macs"]) == layers * length * per_token + hidden**2 + hidden * 5
+    assert base["macs"] == rows["pruning"]["macs"] == rows["quantization"]["macs"]
+    assert int(rows["lowrank"]["macs"]) < int(base["macs"]) and int(rows["distillation"]["macs"]) < int(base["macs"])
+    for row in rows.values():
+        assert 0 < float(row["p50_ms"]) <= float(row["p95_ms"]) and float(row["notes_per_s"]) > 0 and row["cpu"] and row["threads"]
+    report.main([str(runs)])
+    written = {path.name for path in runs.iterdir()}
+    assert {"results.csv", "results.md", "accuracy_latency.png", "learning_curves.png", *(f"confusion_{t}.png" for t in TECHNIQUES)} <= written
+    results = {row["technique"]: row for row in read_csv(runs / "results.csv")}
+    assert results["lowrank"]["paper_accuracy"] == "0.921800" and results[CHAIN].get("paper_accuracy") == ""
+    for technique, row in results.items():
+        scores = read_csv(runs / f"multiclass_{technique}_metrics.csv")[-1]
+        assert all(row[score.lower()] == scores[score] for score in OVERALL)
+        assert float(row["accuracy_low"]) <= float(row["accuracy"]) <= float(row["accuracy_high"])
+    text = (runs / "results.md").read_text()
+    assert all(f"| {technique} |" in text for technique in TECHNIQUES) and "0.936 / 0.937 / 0.988" in text
+    assert (runs / "accuracy_latency.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_demonstration_teaches_something(tmp_path):
+    train.main(["--epochs", "3", "--out", str(tmp_path)])
+    run = checkpoint.read_json(tmp_path / "base" / "run.json")
+    counts = run["data"]["splits"]["test"].values()
+    majority = max(counts) / sum(counts)
+    assert run["test"]["overall"]["Accuracy"] > majority + 0.3 and run["test"]["overall"]["F1"] > 0.5
+
+
+def test_demonstration_says_so_first_and_data_flow_is_printed(tmp_path, monkeypatch, capsys):
+    import demo
+
+    make = demo.make
+    monkeypatch.setattr(demo, "make", lambda directory: make(directory, notes=300, hidden=32, layers=2))
+    train.main(["--epochs", "1", "--out", str(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == demo.BANNER and "not comparable" in lines[0]
+    assert re.match(r"data: \d+ rows, .* without label.* exact duplicates -> \d+ notes", lines[1])
+    assert all(re.match(rf"  {split}: \d+ notes, \d+ edema", line) for split, line in zip(SPLITS, lines[2:]))
+    facts = checkpoint.read_json(tmp_path / "base" / "run.json")
+    assert facts["learning_rate"] == demo.LEARNING_RATE and facts["demonstration"] and set(facts["data"]["splits"]) == set(SPLITS)
+
+
+# --- refused input: one line, exit code 2, nothing left behind
+
+
+def few(path, counts):
+    return write_notes(path, [(f"{w}{i}", f"{w}{i}", f"{w} {i}") for w, n in counts.items() for i in range(n)])
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ("--data none.csv", "none.csv: no such file"),
+        ("--data .", "is a directory"),
+        ("--data fake.csv.gz", "not gzip"),
+        ("--data empty.csv", "the file is empty"),
+        ("--data header.csv", "a header and no rows"),
+        ("--data nocolumn.csv", "no column 'TEXT'; found ROW_ID, NOTE; name the column with --text-column"),
+        ("--data quote.csv", "quote.csv, line 3: a quote"),
+        ("--data nul.csv", "nul.csv, line 2: a NUL byte"),
+        ("--data one.csv", "only one class, 'pain'"),
+        ("--data small.csv", "class 'cough' has notes of 2 patients, too small"),
+        ("--data nolabel.csv", "no class at all"),
+        ("--model none", "--model none: no such directory"),
+        ("--model /no/where", "--model /no/where: no such directory"),
+        ("--model emptydir", "emptydir: is no checkpoint that transformers can load"),
+        ("--model LOWRANK", "is a lowrank run, whose structure is not plain; use --start"),
+        ("--out file/under", "cannot be written"),
+        ("--technique shrink", "no technique 'shrink'; there are base, distillation"),
+        ("--task sentiment", "no such task; there are symptoms"),
+        ("--technique lowrank --rank 0", "--rank: 0 is outside [1, 1000000]"),
+        ("--technique lowrank --rank 30", "the largest rank at which one does is 21"),
+        ("--technique lowrank --energy 1.5", "--energy: 1.5 is outside (0, 1]"),
+        ("--technique pruning --sparsity 1", "--sparsity: 1 is outside [0, 1)"),
+        ("--technique pruning --sparsity nan", "--sparsity: nan is outside"),
+        ("--technique pruning --sparsity lots", "'lots' is not a number"),
+        ("--technique distillation --temperature 0", "--temperature: 0 is outside (0,"),
+        ("--technique distillation --alpha -1", "--alpha: -1 is outside [0, 1]"),
+        ("--technique distillation --student-layers 9", "--student-layers 9: the model to shrink has 2"),
+        ("--technique distillation --teacher none", "none: no such run directory"),
+        ("--technique distillation --teacher LOWRANK", "is lowrank, its layers make no plain student"),
+        ("--start emptydir", "run.json: no such file"),
+        ("--symptoms pain", "needs at least two"),
+        ("--max-length 9999", "reads at most 256 tokens"),
+        ("--lr 1e9x", "is not a number"),
+        ("--device cuda", "--device cuda: this machine"),
+        ("--nonsense", "unrecognized arguments: --nonsense"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(words, message, arguments, runs, refuses, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if "cuda" in words and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    files = {
+        "fake.csv.gz": "ROW_ID,TEXT\n", "empty.csv": "", "header.csv": "ROW_ID,TEXT\n", "nocolumn.csv": "ROW_ID,NOTE\n1,pain\n",
+        "quote.csv": 'ROW_ID,TEXT\n1,pain\n2,"cough\n3,secret\n', "nul.csv": "ROW_ID,TEXT\n1,pa\0in\n", "file": "",
+        "nolabel.csv": "ROW_ID,TEXT\n1,well\n",
+    }  # fmt: skip
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    few(tmp_path / "one.csv", {"pain": 9})
+    few(tmp_path / "small.csv", {"pain": 9, "cough": 2, "edema": 9, "fever": 9, "bleeding": 9})
+    (tmp_path / "emptydir").mkdir()
+    call = [*arguments, "--out", "out"]
+    for word in words.split():
+        call.append(word.replace("LOWRANK", str(runs / "lowrank")))
+    if "distillation" in words and "--teacher" not in words:
+        call += ["--teacher", str(runs / "base")]
+    line = refuses(train.main, call)
+    assert message in line and "secret" not in line
+    assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
+
+
+def test_unreachable_hub_model_is_one_line(arguments, refuses, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    line = refuses(train.main, [*arguments, "--model", "someone/no-such-model", "--out", tmp_path])
+    assert "--model someone/no-such-model: cannot be reached" in line
+
+
+def test_exploding_loss_names_the_step(arguments, refuses, tmp_path):
+    import compress.technique
+
+    class Broken(compress.technique.Technique):
+        def loss(self, model, batch, outputs):
+            return super().loss(model, batch, outputs) * (float("nan") if self.count() == 3 else 1)
+
+        def count(self, state=[0]):
+            state[0] += 1
+            return state[0]
+
+    compress.TECHNIQUES["broken"] = Broken
+    try:
+        line = refuses(train.main, [*arguments, "--technique", "broken", "--out", tmp_path])
+    finally:
+        del compress.TECHNIQUES["broken"]
+    assert "the loss is nan at epoch 1, step 3" in line
+
+
+@pytest.mark.parametrize(
+    "main, words, message",
+    [
+        (predict.main, "none notes.csv", "none: no such run directory"),
+        (predict.main, "BASE none.csv", "none.csv: no such file"),
+        (predict.main, "BASE quote.csv --out p.csv", "quote.csv, line 3"),
+        (predict.main, "BASE nocolumn.csv", "no column 'TEXT'"),
+        (benchmark.main, "none", "none: no such directory"),
+        (report.main, ".", "no finished run in there"),
+    ],
+)
+def test_other_scripts_refuse_in_one_line_too(main, words, message, runs, refuses, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quote.csv").write_text('ROW_ID,TEXT\n1,pain\n2,"cough\n3,secret\n')
+    (tmp_path / "nocolumn.csv").write_text("ROW_ID,NOTE\n1,pain\n")
+    line = refuses(main, [word.replace("BASE", str(runs / "base")) for word in words.split()])
+    assert message in line and "secret" not in line
+    assert {path.name for path in tmp_path.iterdir()} == {"quote.csv", "nocolumn.csv"}
+
+
+def test_a_damaged_run_directory_is_refused(runs, tmp_path, refuses):
+    import shutil
+
+    shutil.copytree(runs / "lowrank", tmp_path / "run")
+    (tmp_path / "run" / "compression.json").write_text("[]")
+    assert "model.safetensors: does not fit" in refuses(predict.main, [tmp_path / "run", "-"])
+    (tmp_path / "run" / "compression.json").write_text("{")
+    assert "compression.json: cannot be read as JSON" in refuses(predict.main, [tmp_path / "run", "-"])
+
+
+# --- the commands of the README
+
+
+def test_commands_exist_as_the_readme_writes_them():
+    readme = (ROOT / "README.md").read_text()
+    blocks = "\n".join(re.findall(r"```(?:bash|sh)\n(.*?)```", readme, re.S)).replace("\\\n", " ")
+    scripts = re.findall(r"^(?:\w+=\S+ )*(python|bash) ([\w./]+)(.*)$", blocks, re.M)
+    assert {"train.py", "predict.py", "benchmark.py", "report.py", "run_all.sh", "run_tests.sh"} <= {script for _, script, _ in scripts}
+    for runner, script, rest in scripts:
+        assert (ROOT / script).exists(), script
+        if script in ("train.py", "run_all.sh"):
+            rest = re.sub(r"[|<>#].*", "", rest)
+            train.parse([word for word in rest.split()])
+    for script in ("run_all.sh", "run_tests.sh", "env.sh", ".ci/run"):
+        subprocess.run(["bash", "-n", script], cwd=ROOT, check=True)
+    assert "run_tests.sh" in (ROOT / ".ci/run").read_text()
+    assert all("==" in line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and not line.startswith("#"))
+
+
+def test_gzipped_notes_train_the_same(small, arguments, runs, tmp_path):
+    zipped = tmp_path / "notes.csv.gz"
+    zipped.write_bytes(gzip.compress(small[0].read_bytes()))
+    call = [*arguments, "--out", str(tmp_path / "out")]
+    call[call.index("--data") + 1] = str(zipped)
+    train.main(call)
+    assert (tmp_path / "out/base/predictions.csv").read_bytes() == (runs / "base/predictions.csv").read_bytes()
