@@ -15,6 +15,7 @@ import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
+import huggingface_hub
 import safetensors
 import torch
 import transformers
@@ -28,6 +29,7 @@ from tasks import TASKS
 
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
+huggingface_hub.logging.set_verbosity_error()
 
 
 class Run(NamedTuple):
@@ -55,6 +57,8 @@ def from_pretrained(source, auto_class, labels):
             raise BadInput(f"--model {source}: is a {'+'.join(kinds)} run, whose structure is not plain; use --start {source}")
     if not directory.is_dir() and (directory.exists() or str(source).count("/") != 1 or str(source)[0] in "/."):
         raise BadInput(f"--model {source}: no such directory; give a checkpoint directory or a hub name such as owner/model")
+    if not directory.is_dir():
+        print(f"model: {source} is no directory here, asking the hub", flush=True)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         names = dict(enumerate(labels))

@@ -60,6 +60,16 @@ def cell(value, form="{:.4f}"):
     return "" if value is None else form.format(value)
 
 
+def times(text, better, worse):
+    """'12.3 (4.56x)': a figure and how many times better it is than the first row's."""
+    return f"{text} ({better / worse:.2f}x)" if better and worse else text
+
+
+def p_value(p):
+    """'= 0.31', or '< 0.001'."""
+    return f"= {p:.3f}" if p >= 0.001 else "< 0.001"
+
+
 def markdown_table(header, rows):
     """Lines of a Markdown table, numbers to the right."""
     return [f"| {' | '.join(header)} |", "|---" + "|---:" * (len(header) - 1) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
@@ -92,7 +102,6 @@ def as_markdown(rows, facts, timings):
         "gets right, and the exact McNemar p-value. The paper's figures are of other notes (MIMIC-III, 435 test notes).",
         "",
     ]
-    paper_row = lambda row: " / ".join(cell(row.get(f"paper_{s}"), "{:.3f}") for s in ("accuracy", "f1", "auroc")) if "paper_f1" in row else ""
     lines += markdown_table(
         ("technique", "accuracy", "macro-F1", "precision", "recall", "AUROC", "differs from base", "paper: accuracy / F1 / AUROC"),
         [
@@ -101,14 +110,12 @@ def as_markdown(rows, facts, timings):
                 f"{cell(row['accuracy'])} [{row['accuracy_low']:.3f}, {row['accuracy_high']:.3f}]",
                 f"{cell(row['f1'])} [{row['f1_low']:.3f}, {row['f1_high']:.3f}]",
                 cell(row["precision"]), cell(row["recall"]), cell(row["auroc"]),
-                f"{row['only_base_right']} / {row['only_this_right']}, p = {row['mcnemar_p']:.2f}" if "mcnemar_p" in row else "",
-                paper_row(row),
+                f"{row['only_base_right']} / {row['only_this_right']}, p {p_value(row['mcnemar_p'])}" if "mcnemar_p" in row else "",
+                " / ".join(f"{row[f'paper_{score}']:.3f}" for score in ("accuracy", "f1", "auroc") if "paper_f1" in row),
             ]
             for row in rows
         ],
     )  # fmt: skip
-    base = rows[0]
-    ratio = lambda row, key, up: f" ({row[key] / base[key] if up else base[key] / row[key]:.2f}x)" if key in base else ""
     conditions = next(iter(timings.values()), None)
     lines += ["", "## Cost", ""]
     if conditions:
@@ -119,14 +126,16 @@ def as_markdown(rows, facts, timings):
             "",
         ]
     lines += markdown_table(
-        ("technique", "MB on disk", "parameters", "nonzero", "M multiply-adds a note", "p50 ms", "p95 ms", "notes/s", "training s"),
+        ("technique", "MB on disk", "parameters", "nonzero", "multiply-adds a note", "p50 ms", "p95 ms", "notes/s", "training s"),
         [
             [
-                row["technique"], f"{row['bytes'] / 1e6:.1f}{ratio(row, 'bytes', False)}", f"{row['parameters']:,}", f"{row['nonzero']:,}",
-                cell(row.get("macs") and row["macs"] / 1e6, "{:,.0f}"),
-                cell(row.get("p50_ms"), "{:.1f}") + (ratio(row, "p50_ms", False) if "p50_ms" in row else ""),
+                row["technique"],
+                times(f"{row['bytes'] / 1e6:.1f}", rows[0]["bytes"], row["bytes"]),
+                f"{row['parameters']:,}", f"{row['nonzero']:,}",
+                cell(row.get("macs"), "{:,.0f}"),
+                times(cell(row.get("p50_ms"), "{:.1f}"), rows[0].get("p50_ms"), row.get("p50_ms")),
                 cell(row.get("p95_ms"), "{:.1f}"),
-                cell(row.get("notes_per_s"), "{:.1f}") + (ratio(row, "notes_per_s", True) if "notes_per_s" in row else ""),
+                times(cell(row.get("notes_per_s"), "{:.1f}"), row.get("notes_per_s"), rows[0].get("notes_per_s")),
                 cell(row["train_seconds"], "{:.0f}"),
             ]
             for row in rows
