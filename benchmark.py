@@ -18,7 +18,7 @@ from compress.quantization import is_int8
 from data import BadInput, Parser, number, run_script, write_csv, writable_directory
 
 COLUMNS = ("technique", "bytes", "parameters", "nonzero", "macs", "p50_ms", "p95_ms", "notes_per_s",
-           "length", "batch", "rounds", "device", "threads", "cpu", "torch")  # fmt: skip
+           "length", "batch", "rounds", "device", "threads", "cpu", "torch", "finished")  # fmt: skip
 
 
 def find_runs(paths):
@@ -62,8 +62,8 @@ def seconds(model, inputs):
     """Wall seconds of one forward pass, the device's queue emptied."""
     began = time.perf_counter()
     model(**inputs)
-    if inputs["input_ids"].is_cuda:
-        torch.cuda.synchronize()
+    if (device := inputs["input_ids"].device.type) != "cpu":
+        getattr(torch, device).synchronize()
     return time.perf_counter() - began
 
 
@@ -94,10 +94,10 @@ def measure(models, length, batch, rounds, singles=10):
 
 
 def main(argv=None):
-    """Benchmark runs and write benchmark.csv beside them."""
+    """Benchmark runs; of a whole results directory, or with --out, write benchmark.csv."""
     parser = Parser(prog="benchmark.py", description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", help="run directories, or a results directory with several")
-    parser.add_argument("--out", default=None, help="directory of benchmark.csv (the first path's results directory)")
+    parser.add_argument("--out", default=None, help="directory of benchmark.csv (the results directory; for single runs none is written)")
     parser.add_argument("--length", type=number(int, 4, 10**6), default=None, help="tokens a note (what the runs were trained with)")
     parser.add_argument("--batch-size", type=number(int, 1, 10**5), default=16, help="notes a batch for the throughput (16)")
     parser.add_argument("--rounds", type=number(int, 2, 10**4), default=7, help="full batches a run; 10 single notes go with each (7)")
@@ -105,7 +105,9 @@ def main(argv=None):
     args = parser.parse_args(argv)
 
     paths = find_runs(args.runs)
-    out = writable_directory(args.out or paths[0].parent)
+    out = args.out or (args.runs[0] if len(args.runs) == 1 and not checkpoint.is_finished(args.runs[0]) else None)
+    if out:
+        writable_directory(out)
     names = [path.name if path.parent == paths[0].parent else str(path) for path in paths]
     runs = dict(zip(names, map(checkpoint.load, paths)))
     length = args.length or min(run.facts["arguments"]["max_length"] for run in runs.values())
@@ -120,13 +122,14 @@ def main(argv=None):
     for name, path in zip(names, paths):
         row = {
             "technique": name, **checkpoint.sizes(path), "macs": macs[name], **timed[name], "length": length,
-            "batch": args.batch_size, "rounds": args.rounds, "device": devices[name], **machine,
+            "batch": args.batch_size, "rounds": args.rounds, "device": devices[name], **machine, "finished": runs[name].facts["finished"],
         }  # fmt: skip
         table.append([row[column] for column in COLUMNS])
         print(f"{name}: {row['bytes'] / 1e6:.1f} MB, {row['parameters']:,} parameters, {row['nonzero']:,} nonzero, "
               f"{macs[name] / 1e6:,.0f} M multiply-adds a note, batch 1 p50 {row['p50_ms']:.1f} ms p95 {row['p95_ms']:.1f} ms, "
               f"{row['notes_per_s']:.1f} notes/s ({row['notes_per_s'] / timed[names[0]]['notes_per_s']:.2f} x {names[0]})")  # fmt: skip
-    write_csv(out / "benchmark.csv", COLUMNS, table)
+    if out:
+        write_csv(Path(out) / "benchmark.csv", COLUMNS, table)
 
 
 if __name__ == "__main__":

@@ -51,23 +51,22 @@ def from_pretrained(source, auto_class, labels):
     Raises BadInput if the source is neither, has no safetensors, or holds a compressed run.
     """
     directory = Path(source)
-    if (directory / "compression.json").exists() and read_json(directory / "compression.json"):
-        kinds = [facts["technique"] for facts in read_json(directory / "compression.json")]
-        if {"lowrank", "quantization"} & set(kinds):
-            raise BadInput(f"--model {source}: is a {'+'.join(kinds)} run, whose structure is not plain; use --start {source}")
-    if not directory.is_dir() and (directory.exists() or str(source).count("/") != 1 or str(source)[0] in "/."):
+    if is_finished(directory):
+        # its head is trained already, and it may have seen notes that are test notes now: --start checks that
+        raise BadInput(f"--model {source}: is a finished run; continue it with --start {source}")
+    if not directory.is_dir() and (directory.exists() or str(source).count("/") > 1 or str(source)[0] in "/."):
         raise BadInput(f"--model {source}: no such directory; give a checkpoint directory or a hub name such as owner/model")
     if not directory.is_dir():
         print(f"model: {source} is no directory here, asking the hub", flush=True)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = load_tokenizer(source, AutoConfig.from_pretrained(source))
         names = dict(enumerate(labels))
         model, info = auto_class.from_pretrained(
             source, id2label=names, label2id={name: i for i, name in names.items()}, num_labels=len(labels),
-            use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True,
+            dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True,
         )  # fmt: skip
     except (OSError, ValueError, safetensors.SafetensorError) as error:
-        what = "is no checkpoint that transformers can load" if directory.is_dir() else "cannot be reached"
+        what = "is no checkpoint that transformers can load" if directory.is_dir() else "is no directory and cannot be reached"
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise BadInput(f"--model {source}: {what} ({reason[:200]})") from None
     fresh = [name for name in info["missing_keys"]] + [entry[0] for entry in info["mismatched_keys"]]
@@ -77,6 +76,14 @@ def from_pretrained(source, auto_class, labels):
         raise BadInput(f"--model {source}: holds no weights for the encoder of {type(model).__name__}")
     print(f"model: {source}, {len(body) - len(unloaded)}/{len(body)} encoder tensors loaded, new: {', '.join(sorted(fresh)) or 'none'}")
     return model, tokenizer
+
+
+def load_tokenizer(source, config):
+    """The tokenizer beside a model. Raises BadInput if it knows far fewer words than the model, as when its files are missing."""
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    if len(tokenizer) < 0.9 * config.vocab_size:
+        raise BadInput(f"{source}: a tokenizer of {len(tokenizer)} words for a model of {config.vocab_size}; are its files missing?")
+    return tokenizer
 
 
 # --- a run directory ---------------------------------------------------------------------------------------------
@@ -138,14 +145,15 @@ def load(directory):
         raise BadInput(f"{directory}: no such run directory; train one, e.g. python train.py --technique base")
     facts, compression = read_json(directory / "run.json"), read_json(directory / "compression.json")
     task = TASKS[facts["task"]["task"]].from_facts(facts["task"])
-    with torch.random.fork_rng():  # the skeleton's random weights must not move the caller's seed
-        skeleton = task.auto_class.from_config(AutoConfig.from_pretrained(directory))
-    model = compress.rebuild(skeleton, compression)
     try:
+        config = AutoConfig.from_pretrained(directory)
+        tokenizer = load_tokenizer(directory, config)
+        with torch.random.fork_rng():  # the skeleton's random weights must not move the caller's seed
+            model = compress.rebuild(task.auto_class.from_config(config, dtype=torch.float32), compression)
         load_plain_state(model, load_file(directory / "model.safetensors"))
-    except (RuntimeError, OSError, safetensors.SafetensorError) as error:
-        raise BadInput(f"{directory}/model.safetensors: does not fit the run's description ({type(error).__name__})") from None
-    return Run(model.eval(), AutoTokenizer.from_pretrained(directory), task, facts, compression)
+    except (RuntimeError, ValueError, OSError, safetensors.SafetensorError) as error:
+        raise BadInput(f"{directory}: its files do not fit together ({type(error).__name__}); train it again") from None
+    return Run(model.eval(), tokenizer, task, facts, compression)
 
 
 def sizes(directory):
@@ -205,8 +213,9 @@ def save_progress(path, position, model, best, optimizer):
     for index, moments in optimizer.state_dict()["state"].items():
         tensors.update({f"optimizer/{index}/{name}": value for name, value in moments.items()})
     tensors["random/cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["random/cuda"] = torch.cuda.get_rng_state()
+    for name in ("cuda", "mps"):
+        if getattr(torch, name).is_available():
+            tensors[f"random/{name}"] = getattr(torch, name).get_rng_state()
     temporary = Path(path).with_suffix(".tmp")
     save_file({k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}, temporary, {"position": json.dumps(position)})
     os.replace(temporary, path)
@@ -233,6 +242,7 @@ def load_progress(path, model, optimizer):
         state["state"].setdefault(int(index), {})[name] = value
     optimizer.load_state_dict(state)
     torch.set_rng_state(parts["random"]["cpu"])
-    if "cuda" in parts["random"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state(parts["random"]["cuda"])
+    for name in ("cuda", "mps"):
+        if name in parts["random"] and getattr(torch, name).is_available():
+            getattr(torch, name).set_rng_state(parts["random"][name])
     return parts["best"] or None

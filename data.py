@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import sys
 import warnings
 import zlib
@@ -63,7 +64,10 @@ def number(kind, low, high, low_open=False, high_open=False):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line and exit code 2, like every other bad input."""
+    """An argument parser whose errors are one line and exit code 2, like every other bad input; no flag can be abbreviated."""
+
+    def __init__(self, **keywords):
+        super().__init__(allow_abbrev=False, **keywords)
 
     def error(self, message):
         """Raise BadInput instead of printing the usage."""
@@ -128,8 +132,8 @@ class Table:
         if name.casefold() in names:
             return names.index(name.casefold())
         if required:
-            # A file without a header has a note where a name should be: never print that.
-            found = [c if len(c) <= 40 and "\n" not in c else "(not a column name)" for c in self.columns[:30]]
+            # A file without a header has a note where a name should be: print nothing but what looks like a name.
+            found = [c if re.fullmatch(r"[A-Za-z_][\w.-]{0,39}", c) else "(not a column name)" for c in self.columns[:30]]
             raise BadInput(f"{self.path}: no column {name!r}; found {', '.join(found)}; name the column with {flag}")
 
     def __iter__(self):

@@ -57,7 +57,7 @@ def as_row(labels, probabilities):
     return [labels[int(probabilities.argmax())], *(f"{p:.6f}" for p in probabilities)]
 
 
-def predict_file(run, path, out, batch_size=16, chunk=2048, key=""):
+def predict_file(run, path, out, batch_size=16, chunk=2048):
     """Stream a CSV of notes into a CSV of predictions; rows without text are left out and counted.
 
     Finished chunks are kept beside `out` until the end, so that an interrupted call resumes. Returns the counts.
@@ -65,11 +65,12 @@ def predict_file(run, path, out, batch_size=16, chunk=2048, key=""):
     labels, table, counts = run.task.labels, Table(path), Counter()
     text_at, row_at, _ = run.task.columns(table)
     stat = os.stat(path)
-    partial = Path(f"{out}.{digest(key, str(path), str(stat.st_size), str(stat.st_mtime_ns)):016x}.partial")
-    done = _finished_rows(partial)
+    call = (run.facts["finished"], path, stat.st_size, stat.st_mtime_ns, run.task.text_column, batch_size, chunk)
+    partial = Path(f"{out}.{digest(*map(str, call)):016x}.partial")
+    done = _finished_rows(partial, chunk)
     try:
         with open(partial, "ab") as file:
-            if not done:
+            if not file.tell():
                 file.write(_csv_bytes([["row_id", "predicted", *(f"p_{label}" for label in labels)]]))
             waiting = []
             for _, row in table:
@@ -78,7 +79,7 @@ def predict_file(run, path, out, batch_size=16, chunk=2048, key=""):
                     counts["without text"] += 1
                     continue
                 counts["predicted"] += 1
-                if counts["predicted"] > done - 1:  # the header is a finished row too
+                if counts["predicted"] > done:
                     waiting.append((row[row_at] if row_at is not None else str(counts["rows"]), row[text_at]))
                 if len(waiting) == chunk:
                     _write_chunk(file, run, waiting, batch_size)
@@ -104,14 +105,16 @@ def _csv_bytes(rows):
     return buffer.getvalue().encode()
 
 
-def _finished_rows(partial):
-    """Rows that an interrupted call left whole; a half-written last line is cut off."""
+def _finished_rows(partial, chunk):
+    """Rows of whole chunks that an interrupted call left; what follows them is cut off."""
     if not partial.exists():
         return 0
     content = partial.read_bytes()
     content = content[: content.rfind(b"\n") + 1]
-    partial.write_bytes(content)
-    return sum(1 for _ in csv.reader(io.StringIO(content.decode(), newline="")))
+    rows = list(csv.reader(io.StringIO(content.decode(), newline="")))
+    done = max(0, len(rows) - 1) // chunk * chunk
+    partial.write_bytes(_csv_bytes(rows[: done + 1]) if done else b"")
+    return done
 
 
 def main(argv=None):
@@ -131,7 +134,10 @@ def main(argv=None):
     if args.text_column:
         run.task.text_column = args.text_column
     if args.notes == "-":
-        text = sys.stdin.read()
+        try:
+            text = sys.stdin.buffer.read().decode("utf-8")
+        except UnicodeDecodeError:
+            raise BadInput("standard input: not UTF-8; convert the note to UTF-8") from None
         if not text.strip():
             raise BadInput("standard input: no text; pipe a note in, as in python predict.py RUN_DIR - < note.txt")
         probabilities = predict_texts(run, [text])[0]
@@ -141,8 +147,10 @@ def main(argv=None):
     out = Path(args.out)
     if out.is_dir():
         raise BadInput(f"--out {out}: is a directory; name a file")
+    if out.exists() and Path(args.notes).exists() and out.samefile(args.notes):
+        raise BadInput(f"--out {out}: is the file of notes itself; name another")
     writable_directory(out.parent)
-    counts = predict_file(run, args.notes, out, args.batch_size, key=run.facts["finished"])
+    counts = predict_file(run, args.notes, out, args.batch_size)
     print(", ".join(f"{count} {what}" for what, count in counts.items()), f"-> {out}")
 
 

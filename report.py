@@ -35,9 +35,12 @@ def collect(out):
     """Rows of the report, one a run: scores, intervals, the test against base, sizes, timings, the paper's figures."""
     directories = sorted(find_runs([out]), key=lambda p: (ORDER.index(p.name) if p.name in ORDER else len(ORDER), p.name))
     paper = {row["technique"]: row for row in read_table(REFERENCE / "table1.csv")}
-    timings = {row["technique"]: row for row in read_table(Path(out) / "benchmark.csv")}
     facts = {path.name: checkpoint.read_json(path / "run.json") for path in directories}
-    right = {path.name: {r["row_id"]: r["label"] == r["predicted"] for r in read_table(path / "predictions.csv")} for path in directories}
+    timings = {row["technique"]: row for row in read_table(Path(out) / "benchmark.csv")}
+    for name in [name for name, row in timings.items() if name in facts and row.get("finished") != facts[name]["finished"]]:
+        print(f"note: {name} was trained again after it was timed; its timings are left out, run benchmark.py again")
+        del timings[name]
+    right = {path.name: [row["label"] == row["predicted"] for row in read_table(path / "predictions.csv")] for path in directories}
     rows = []
     for name, run in facts.items():
         confusion = run["test"]["confusion"]
@@ -45,9 +48,7 @@ def collect(out):
         row["accuracy_low"], row["accuracy_high"] = bootstrap_interval(confusion, accuracy_of)
         row["f1_low"], row["f1_high"] = bootstrap_interval(confusion, macro_f1_of)
         if name != "base" and "base" in facts and run["data"]["split"] == facts["base"]["data"]["split"]:
-            notes = sorted(right["base"])
-            pair = mcnemar([right["base"][n] for n in notes], [right[name][n] for n in notes])
-            row["only_base_right"], row["only_this_right"], row["mcnemar_p"] = pair
+            row["only_base_right"], row["only_this_right"], row["mcnemar_p"] = mcnemar(right["base"], right[name])  # same order
         row.update({f"paper_{s.lower()}": float(paper[name][s.lower()]) for s in OVERALL if name in paper})
         row.update(run["sizes"], train_seconds=run["train_seconds"], test_notes=int(np.sum(confusion)))
         row.update({column: float(timings[name][column]) for column in ("macs", "p50_ms", "p95_ms", "notes_per_s") if name in timings})
@@ -117,11 +118,13 @@ def as_markdown(rows, facts, timings):
         ],
     )  # fmt: skip
     conditions = next(iter(timings.values()), None)
-    lines += ["", "## Cost", ""]
+    lines += differing(facts) + ["", "## Cost", ""]
     if conditions:
+        places = {row["device"]: [name for name in timings if timings[name]["device"] == row["device"]] for row in timings.values()}
+        where = " and ".join(place if len(places) == 1 else f"{place} ({', '.join(names)})" for place, names in places.items())
         lines += [
             f"{conditions['length']} tokens; latency at batch 1, throughput at batch {conditions['batch']}; medians of {conditions['rounds']} "
-            f"alternating rounds on {conditions['device']}, {conditions['threads']} threads, {conditions['cpu']}, torch {conditions['torch']}. "
+            f"alternating rounds on {where}, {conditions['threads']} threads, {conditions['cpu']}, torch {conditions['torch']}. "
             "In brackets: how many times better than the first row.",
             "",
         ]
@@ -156,6 +159,17 @@ def as_markdown(rows, facts, timings):
     return "\n".join(lines)
 
 
+def differing(facts):
+    """Lines that name the arguments, other than a technique's own, in which runs differ from the first."""
+    first = next(iter(facts.values()))["arguments"]
+    lines = []
+    for name, run in facts.items():
+        other = [f"{key} {value}" for key, value in run["arguments"].items() if key in first and value != first[key]]
+        if other:
+            lines += ["", f"**{name} was trained with another {', '.join(other)}.**"]
+    return lines
+
+
 # --- plots -------------------------------------------------------------------------------------------------------
 
 
@@ -179,8 +193,8 @@ def plot_trade(rows, path):
         axes.scatter([], [], color=color, label=f"{row['technique']}: {row['bytes'] / 1e6:.1f} MB, {x:.1f} ms, {y:.3f}")
     axes.set(xlabel="latency, one note at batch 1, p50 (ms)", ylabel="accuracy on the test split, 95% interval",
              title="Accuracy against latency; marker area = bytes on disk")  # fmt: skip
-    axes.set_xlim(left=0)
-    axes.margins(x=0.12, y=0.12)
+    axes.margins(y=0.12)
+    axes.set_xlim(-0.06 * max(row["p50_ms"] for row in timed), 1.12 * max(row["p50_ms"] for row in timed))
     axes.grid(alpha=0.3)
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
     save_figure(figure, path)
@@ -189,11 +203,12 @@ def plot_trade(rows, path):
 def plot_curves(facts, path):
     """Validation macro-F1 and training loss by epoch, for the runs that were trained."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
-    for name, run in facts.items():
+    for index, (name, run) in enumerate(facts.items()):
+        style = {"marker": "o^sDvP*X"[index % 8], "markersize": 11 - 2 * (index % 4), "alpha": 0.7, "label": name}  # lines may coincide
         epochs = [row["Epoch"] for row in run["history"]]
         if epochs:
-            left.plot(epochs, [row["F1"] for row in run["history"]], marker="o", label=name)
-            right.plot(epochs, [row["Loss"] for row in run["history"]], marker="o", label=name)
+            left.plot(epochs, [row["F1"] for row in run["history"]], **style)
+            right.plot(epochs, [row["Loss"] for row in run["history"]], **style)
     left.set(xlabel="epoch", ylabel="macro-F1 on validation", title="Validation")
     right.set(xlabel="epoch", ylabel="mean loss (a technique's own)", title="Training")
     for axes in (left, right):
@@ -223,6 +238,8 @@ def main(argv=None):
     parser.add_argument("results", help="results directory, such as results/symptoms")
     args = parser.parse_args(argv)
     out = Path(args.results)
+    if checkpoint.is_finished(out):
+        raise BadInput(f"{out}: is a single run; name the results directory it stands in")
     rows, facts, timings = collect(out)
     if len({tuple(run["task"]["labels"]) for run in facts.values()}) > 1:
         raise BadInput(f"{out}: its runs have different labels; report them from separate results directories")

@@ -27,6 +27,8 @@ from tasks import TASKS
 
 # arguments that do not change what is learnt
 PLACES = ("out", "overwrite", "technique", "parts", "device", "save_minutes", "data_path", "model_path")
+# arguments in which a run may differ from the base run that it starts from or learns from
+OPTIMISATION = ("start", "epochs", "batch_size", "accumulate", "lr", "warmup", "weight_decay", "clip", "precision", "seed")
 
 
 def build_parser():
@@ -39,14 +41,13 @@ def build_parser():
     add("--data", default="demo", help="CSV or CSV.gz of notes; demo = synthetic notes made on the spot (demo)")
     add("--model", default="demo", help="checkpoint directory or hub name; demo = a tiny BERT of random weights (demo)")
     add("--start", default=None, help="start from this finished run instead of --model")
-    add("--teacher", default=None, help="finished run to distil from (the base run under --out, trained first if absent)")
     add("--out", default=None, help="results directory (results/TASK)")
     add("--overwrite", action="store_true", help="train again what is finished, or was made with other arguments")
     # data
     add("--fraction", type=number(float, 0, 1, low_open=True), default=1.0, help="share of the rows to read, by row id (1)")
     add("--validation", type=number(float, 0, 0.5, True, True), default=0.1, help="share of notes for validation (0.1)")
     add("--test", type=number(float, 0, 0.5, True, True), default=0.2, help="share of notes for the one final test (0.2)")
-    add("--split-seed", type=int, default=42, help="seed of sampling, balancing and splitting (42)")
+    add("--split-seed", type=number(int, 0, 2**63 - 1), default=42, help="seed of sampling, balancing and splitting (42)")
     add("--max-length", type=number(int, 4, 10**6), default=256, help="tokens a note, special ones included (256)")
     # optimisation
     add("--epochs", type=number(int, 1, 10**4), default=5, help="passes over the training notes (5)")
@@ -58,7 +59,7 @@ def build_parser():
     add("--weight-decay", type=number(float, 0, 1), default=0.01, help="AdamW's weight decay (0.01)")
     add("--clip", type=number(float, 0, 10**6, low_open=True), default=1.0, help="largest norm of the gradient (1)")
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of training; auto = bf16 on CUDA, else fp32")
-    add("--seed", type=int, default=42, help="seed of the new head, dropout and the order of batches (42)")
+    add("--seed", type=number(int, 0, 2**63 - 1), default=42, help="seed of the new head, dropout and the order of batches (42)")
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="auto = CUDA, MPS, CPU, the first there is")
     add("--save-minutes", type=number(float, 0, 10**6), default=10.0, help="minutes between saves of an unfinished run (10)")
     for kind, classes in (("task", TASKS), ("technique", compress.TECHNIQUES)):
@@ -146,7 +147,10 @@ def train(model, technique, task, notes, labels, pad_id, args, rate, device, pro
 
 def evaluate(model, task, notes, labels, pad_id, batch_size, autocast=None):
     """(Scores, probabilities) of a model on encoded notes."""
-    probabilities = task.probabilities(predict_logits(model, notes, pad_id, batch_size, autocast)).numpy()
+    logits = predict_logits(model, notes, pad_id, batch_size, autocast)
+    if not logits.isfinite().all():
+        raise BadInput("the model answers NaN after the epoch's last step; lower --lr or use fp32")
+    probabilities = task.probabilities(logits).numpy()
     return task.score(labels.numpy(), probabilities), probabilities
 
 
@@ -190,24 +194,27 @@ def run(args):
         refuse_other_settings(directory, settings(args))
         print(f"{args.technique}: finished already in {directory}; --overwrite trains it again")
         return directory
+    distils, trains = "distillation" in args.parts, any(compress.TECHNIQUES[part].trains for part in args.parts)
+    start, teacher = args.start, args.teacher if distils else None
+    tiny = uses_demo_model(args, start, teacher)
     args = copy.copy(args)
     args.data_path, args.model_path = args.data, args.model
-    if demonstration := "demo" in (args.data, args.model):
+    if demonstration := tiny or args.data == "demo":
         print(demo.BANNER, flush=True)
         demo_notes, demo_model = demo.make(out / "demo")
         args.data_path = demo_notes if args.data == "demo" else args.data
         args.model_path = demo_model if args.model == "demo" else args.model
-    teacher, start = args.teacher, args.start
-    if "distillation" in args.parts and not teacher:
+    if distils and not teacher:
         teacher = base_run(args)
-    if not any(compress.TECHNIQUES[part].trains for part in args.parts) and not start:
+    if not trains and not start:
         start = base_run(args)
 
     # rows -> labelled notes, split
     task = TASKS[args.task](**options_of(TASKS[args.task], args))
     splits, facts = task.load(args.data_path, args.fraction, args.validation, args.test, args.split_seed)
     facts["split"] = fingerprint(splits)
-    print("data:", ", ".join(f"{count} {what}" for what, count in facts["rows"].items()), f"-> {facts['notes']} notes")
+    whose = f"of {facts['subjects']} subjects, split by subject" if facts["subjects"] else "each its own subject"
+    print("data:", ", ".join(f"{count} {what}" for what, count in facts["rows"].items()), f"-> {facts['notes']} notes, {whose}")
     for split, per_class in facts["splits"].items():
         print(f"  {split}: {sum(per_class.values())} notes,", ", ".join(f"{count} {name}" for name, count in per_class.items()))
 
@@ -217,7 +224,7 @@ def run(args):
     model, tokenizer, earlier, taught = starting_point(args, task, facts, start, teacher)
     technique = compress.build(args.parts, vars(args), teacher=taught and taught.to(device))
     technique.task_loss = task.loss
-    rate = args.lr or (demo.LEARNING_RATE if args.model == "demo" else technique.learning_rate)
+    rate = args.lr or (demo.LEARNING_RATE if tiny else technique.learning_rate)
     notes = {split: encode([note.text for note in splits[split]], tokenizer, args.max_length) for split in SPLITS}
     labels = {split: torch.tensor([note.label for note in splits[split]]) for split in SPLITS}
 
@@ -228,7 +235,7 @@ def run(args):
     progress_file = directory.with_name(f".{directory.name}.progress.safetensors")
     if technique.trains:
         print(f"{args.technique}: learning rate {rate}, {args.epochs} epochs, {device}", flush=True)
-        settle_progress(progress_file, settings(args))
+        settle_progress(progress_file, {**settings(args), "split": facts["split"]})
         history, trained = train(model, technique, task, notes, labels, tokenizer.pad_token_id, args, rate, device, progress_file)
     model = technique.finish(model).eval()
     scores = {}
@@ -242,8 +249,8 @@ def run(args):
         write_csv(path / "predictions.csv", header, ([n.row_id, task.labels[n.label], *as_row(task.labels, p)] for n, p in table))
 
     record = {
-        "technique": args.technique, "demonstration": demonstration, "arguments": settings(args), "start": start and str(start),
-        "teacher": teacher and str(teacher), "learning_rate": rate, "device": str(device), "task": task.describe(),
+        "technique": args.technique, "demonstration": demonstration, "demo_model": tiny, "arguments": settings(args), "start": start and str(start),
+        "teacher": teacher and str(teacher), "learning_rate": rate, "device": str(next(model.parameters()).device), "task": task.describe(),
         "data": facts, **trained, "run_seconds": round(time.perf_counter() - began, 1), "history": history,
         "validation": scores["validation"]._asdict(), "test": scores["test"]._asdict(), "machine": checkpoint.machine(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -257,13 +264,18 @@ def run(args):
 
 def starting_point(args, task, facts, start, teacher):
     """(model to prepare, tokenizer, compression facts it already has, teacher model or None)."""
-    taught = started_from(teacher, "--teacher", task, facts) if teacher else None
-    if taught and not args.student and {"lowrank", "quantization"} & {fact["technique"] for fact in taught.compression}:
-        raise BadInput(f"--teacher {teacher}: is {taught.facts['technique']}, its layers make no plain student; give --student")
+    taught = started_from(teacher, "--teacher", task, facts, args.data) if teacher else None
+    thin = {fact["technique"] for fact in taught.compression} if taught else set()
+    if "quantization" in thin or ("lowrank" in thin and not args.student):
+        raise BadInput(f"--teacher {teacher}: is {taught.facts['technique']}, its layers make no plain student; give another")
     earlier = []
     if start:
-        origin = started_from(start, "--start", task, facts)
+        origin = started_from(start, "--start", task, facts, args.data)
         model, tokenizer, earlier = origin.model, origin.tokenizer, origin.compression
+        if any(fact["technique"] == "quantization" for fact in earlier):
+            raise BadInput(f"--start {start}: is int8 already, which can be neither trained nor compressed further")
+        if any(compress.TECHNIQUES[part].trains for part in args.parts):
+            earlier = [fact for fact in earlier if fact["technique"] != "pruning"]  # training fills its zeros again
         compress.check_order([fact["technique"] for fact in earlier] + [part for part in args.parts if part != "base"])
     elif taught and not args.student:
         model, tokenizer = copy_of(taught.model), taught.tokenizer
@@ -272,26 +284,37 @@ def starting_point(args, task, facts, start, teacher):
         model, tokenizer = checkpoint.from_pretrained(source, task.auto_class, task.labels)
     if taught and tokenizer.get_vocab() != taught.tokenizer.get_vocab():
         raise BadInput("the student's vocabulary is not the teacher's, so they cannot read the same tokens; choose another")
-    longest = getattr(model.config, "max_position_embeddings", None)
-    if longest and args.max_length > longest:
+    longest = min(getattr(model.config, "max_position_embeddings", None) or math.inf, tokenizer.model_max_length)
+    if args.max_length > longest:
         raise BadInput(f"--max-length {args.max_length}: the model reads at most {longest} tokens")
     return model, tokenizer, earlier, taught and taught.model
 
 
 def base_run(args):
-    """The base run under the same --out, trained first if it is not there."""
+    """The base run under the same --out, of the same notes and model; trained first if it is not there."""
     base = copy.copy(args)
-    base.technique, base.parts, base.overwrite, base.start, base.teacher = "base", ["base"], False, None, None
-    return run(base)
+    base.technique, base.parts, base.overwrite, base.start = "base", ["base"], False, None
+    directory = Path(args.out) / "base"
+    if not checkpoint.is_finished(directory):
+        return run(base)
+    refuse_other_settings(directory, {name: value for name, value in settings(base).items() if name not in OPTIMISATION})
+    print(f"{args.technique}: from the base run in {directory}")
+    return directory
 
 
-def started_from(directory, flag, task, facts):
-    """Load a run to start from or to distil from. Raises BadInput if it answers other labels or saw our test notes."""
+def uses_demo_model(args, start, teacher):
+    """Whether the model of this run descends from the demonstration's."""
+    origin = start or (teacher if teacher and not args.student else None)
+    return checkpoint.read_json(Path(origin) / "run.json")["demo_model"] if origin else args.model == "demo"
+
+
+def started_from(directory, flag, task, facts, data):
+    """Load a run to start from or to learn from. Raises BadInput if it answers other labels or saw our test notes."""
     origin = checkpoint.load(directory)
     if origin.task.labels != task.labels:
         raise BadInput(f"{flag} {directory}: answers {', '.join(origin.task.labels)}; this run has {', '.join(task.labels)}")
     if origin.facts["data"]["split"] != facts["split"]:
-        if origin.facts["data"]["rows"] == facts["rows"]:
+        if origin.facts["arguments"]["data"] == data or origin.facts["data"]["rows"] == facts["rows"]:
             raise BadInput(f"{flag} {directory}: was trained on another split of these notes, so it saw test notes of this one")
         print(f"note: {flag} {directory} was trained on other notes; make sure that this run's test notes were not among them")
     return origin

@@ -44,7 +44,7 @@ def build(parts, options, **supplied):
     for name in parts:
         technique = TECHNIQUES[name]
         keywords = {keyword(flag): options[keyword(flag)] for flag in technique.OPTIONS if keyword(flag) in options}
-        chain.append(technique(**keywords, **{need: supplied[need] for need in technique.NEEDS}))
+        chain.append(technique(**{**keywords, **{need: supplied[need] for need in technique.NEEDS}}))
     return Chain(chain)
 
 

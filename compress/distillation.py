@@ -52,10 +52,17 @@ def keep_layers(model, kept):
     """Drop, in place, all layers but those of the given indices. Raises BadInput if the architecture does not allow it."""
     name, layers = find_layers(model)
     parent, _, child = name.rpartition(".")
+    for key, value in model.config.to_dict().items():
+        if isinstance(value, list) and len(value) == len(layers):  # settings given layer by layer
+            setattr(model.config, key, [value[i] for i in kept])
     setattr(model.get_submodule(parent), child, nn.ModuleList(layers[i] for i in kept))
     model.config.num_hidden_layers = len(kept)
-    with torch.device("meta"):
-        expected = {key: value.shape for key, value in type(model)(model.config).state_dict().items()}
+    try:
+        config = type(model.config).from_dict(model.config.to_dict())
+        with torch.device("meta"):
+            expected = {key: value.shape for key, value in type(model)(config).state_dict().items()}
+    except (ValueError, TypeError, AssertionError, LookupError, AttributeError):
+        expected = None
     if expected != {key: value.shape for key, value in model.state_dict().items()}:
         raise BadInput(f"distillation cannot drop layers of {type(model).__name__}; give a smaller model with --student")
     return model
@@ -68,6 +75,7 @@ class Distillation(Technique):
     NEEDS = ("teacher",)
     learning_rate = 5e-5
     OPTIONS = {
+        "--teacher": dict(default=None, help="finished run to learn from (the base run under --out, trained first if absent)"),
         "--student-layers": dict(type=number(int, 0, 10**4), default=0, help="layers of the student (0 = half the teacher's)"),
         "--student": dict(default=None, help="start from this smaller model instead of the teacher's layers"),
         "--temperature": dict(type=number(float, 0, 10**4, low_open=True), default=4.0, help="softening of the logits, > 0"),

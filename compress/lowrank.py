@@ -26,7 +26,7 @@ def break_even_rank(linear):
 
 def energy_rank(singular, energy):
     """The smallest rank whose singular values hold this share of the sum of squares. singular (n,), descending."""
-    share = singular.double().square().cumsum(0)
+    share = singular.cpu().double().square().cumsum(0)
     return int(torch.searchsorted(share, energy * share[-1]).clamp(max=len(share) - 1)) + 1
 
 

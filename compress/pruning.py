@@ -58,6 +58,11 @@ class Pruning(Technique):
         for linear, mask in zip(linears, masks):
             linear.register_buffer("pruning_mask", mask)  # in the state_dict, so an interrupted run resumes with it
 
+    def _masked(self, model, sparsity):
+        masks = [linear.pruning_mask for linear in encoder_linears(model)[0].values()]
+        sizes = [sum(mask.numel() for mask in masks)] if self.all_layers else [mask.numel() for mask in masks]
+        return sum(int((~mask).sum()) for mask in masks) == sum(round(sparsity * size) for size in sizes)
+
     @torch.no_grad()
     def _apply(self, model):
         for linear in encoder_linears(model)[0].values():
@@ -73,7 +78,9 @@ class Pruning(Technique):
         """Zero what the optimizer moved; under the cubic schedule mask anew at every hundredth of the training."""
         hundredth = int(100 * min(progress, CUBIC_END))
         if self.schedule == "cubic" and hundredth != self.masked_at:
-            self._mask(model, cubic(self.sparsity, progress))
+            due = cubic(self.sparsity, hundredth / 100)
+            if not self._masked(model, due):  # a resumed run has its masks already
+                self._mask(model, due)
             self.masked_at = hundredth
         self._apply(model)
 

@@ -13,7 +13,7 @@ class Technique:
 
     name = "base"
     OPTIONS = {}
-    NEEDS = ()  # further keywords, for what train.py loads: a teacher
+    NEEDS = ()  # keywords whose value train.py loads: a teacher
     learning_rate = 3e-5  # the paper's, per technique
     trains = True  # False: applied to a finished run, no epochs of its own
     task_loss = None

@@ -45,14 +45,14 @@ class Symptoms:
                         help="instead, the k most frequent labels of the 40-symptom lexicon (0 = use --symptoms)"),
         "--max-chars": dict(type=number(int, 1, 10**9), default=1000, help="characters of a note that are used"),
         "--text-column": dict(default="TEXT", help="column of the note, in any case"),
-        "--subject-column": dict(default="SUBJECT_ID", help="column of the patient; where it is absent or empty the note stands alone"),
-        "--row-column": dict(default="ROW_ID", help="column of the row id; without it rows are numbered from 1"),
+        "--subject-column": dict(default=None, help="column of the patient (SUBJECT_ID if there; else each note stands alone)"),
+        "--row-column": dict(default=None, help="column of the row id (ROW_ID if there; else rows are numbered from 1)"),
         "--balance": dict(action="store_true", help="down-sample every class to the smallest, as the paper does"),
         "--class-weights": dict(action="store_true", help="weight the loss by inverse class frequency"),
     }  # fmt: skip
 
     def __init__(self, symptoms=",".join(SYMPTOMS), top_k=0, max_chars=1000, text_column="TEXT",
-                 subject_column="SUBJECT_ID", row_column="ROW_ID", balance=False, class_weights=False):  # fmt: skip
+                 subject_column=None, row_column=None, balance=False, class_weights=False):  # fmt: skip
         self.labels = [symptom.strip().lower() for symptom in symptoms.split(",") if symptom.strip()]
         self.top_k, self.max_chars, self.balance, self.class_weights = top_k, max_chars, balance, class_weights
         self.text_column, self.subject_column, self.row_column = text_column, subject_column, row_column
@@ -70,13 +70,13 @@ class Symptoms:
         """Indices of the text, row id and subject columns; the last two may be None."""
         return (
             table.column(self.text_column, "--text-column"),
-            table.column(self.row_column, "--row-column", required=False),
-            table.column(self.subject_column, "--subject-column", required=False),
+            table.column(self.row_column or "ROW_ID", "--row-column", required=bool(self.row_column)),
+            table.column(self.subject_column or "SUBJECT_ID", "--subject-column", required=bool(self.subject_column)),
         )
 
     def load(self, path, fraction, validation, test, seed):
         """Read, label, fold and split a file of notes. Returns ({split: [Note]}, facts to print and to store)."""
-        counts = Counter()
+        counts = Counter({"rows": 0, "without text": 0, "without label": 0})
         table = Table(path)
         text_at, row_at, subject_at = self.columns(table)
         symptoms = LEXICON if self.top_k else self.labels
@@ -116,7 +116,8 @@ class Symptoms:
         if self.class_weights:
             sizes = torch.tensor(list(per_split["train"].values()), dtype=torch.float)
             self.weights = sizes.sum() / (len(sizes) * sizes)
-        return splits, {"rows": dict(counts), "notes": len(notes), "splits": per_split}
+        subjects = len({note.subject for note in notes}) if subject_at is not None else None
+        return splits, {"rows": dict(counts), "notes": len(notes), "subjects": subjects, "splits": per_split}
 
     def _check_classes(self, path, notes):
         subjects = {name: {n.subject for n in notes if n.label == i} for i, name in enumerate(self.labels)}
