@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import prune
-from transformers import AutoConfig, BertConfig, BertForSequenceClassification, DistilBertConfig, DistilBertForSequenceClassification
+from transformers import (AutoConfig, AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification, DistilBertConfig,
+                          DistilBertForSequenceClassification)  # fmt: skip
 
 import compress
 from compress.distillation import Distillation, copy_of, hidden_loss, kd_loss, spaced_layers
@@ -262,6 +263,21 @@ def test_chain_runs_left_to_right_and_rebuilds(model, batch):
     again = compress.rebuild(BertForSequenceClassification(config), chain.describe()).eval()
     load_plain_state(again, plain_state(student))
     assert logits(again, batch).equal(logits(student, batch))
+
+
+@pytest.mark.parametrize("kind", ["roberta", "distilbert", "electra", "deberta-v2", "mpnet", "modernbert"])
+def test_other_encoders_go_through_the_whole_chain(kind, batch):
+    own = {"distilbert": dict(dim=32, n_layers=4, n_heads=2, hidden_dim=64), "modernbert": dict(pad_token_id=0, eos_token_id=1, bos_token_id=2,
+           cls_token_id=2, sep_token_id=1), "deberta-v2": dict(relative_attention=True, pos_att_type=["p2c", "c2p"])}  # fmt: skip
+    size = dict(vocab_size=50, hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=64, num_labels=3)
+    torch.manual_seed(6)
+    model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(kind, **{**size, **own.get(kind, {})}))
+    chain = compress.build(compress.parse("distillation+lowrank+pruning+quantization"), {"rank": 4}, teacher=model)
+    small = chain.finish(steps(chain, chain.prepare(copy_of(model)), batch, 2)).eval()
+    config = type(small.config).from_dict(small.config.to_dict())
+    again = compress.rebuild(AutoModelForSequenceClassification.from_config(config), chain.describe()).eval()
+    load_plain_state(again, plain_state(small))
+    assert small.config.num_hidden_layers == 2 and logits(again, batch).equal(logits(small, batch))
 
 
 @pytest.mark.parametrize(
