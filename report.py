@@ -188,7 +188,7 @@ def plot_trade(rows, path):
     largest = max(row["bytes"] for row in timed)
     for color, row in zip(plt.get_cmap("tab10").colors * 9, timed):
         x, y = row["p50_ms"], row["accuracy"]
-        axes.errorbar(x, y, [[y - row["accuracy_low"]], [row["accuracy_high"] - y]], color=color, alpha=0.4, capsize=3, zorder=1)
+        axes.errorbar(x, y, [[y - row["accuracy_low"]], [row["accuracy_high"] - y]], color="black", alpha=0.6, linewidth=1, capsize=3, zorder=3)
         axes.scatter(x, y, s=900 * row["bytes"] / largest, color=color, alpha=0.55, edgecolor="black", zorder=2)
         axes.scatter([], [], color=color, label=f"{row['technique']}: {row['bytes'] / 1e6:.1f} MB, {x:.1f} ms, {y:.3f}")
     axes.set(xlabel="latency, one note at batch 1, p50 (ms)", ylabel="accuracy on the test split, 95% interval",
