@@ -36,14 +36,11 @@ def run_script(main):
     try:
         main()
     except BadInput as error:
-        sys.exit(_say_and_code(f"error: {error}", 2))
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
-        sys.exit(_say_and_code("interrupted; the same command takes up where it left off", 130))
-
-
-def _say_and_code(line, code):
-    print(line, file=sys.stderr)
-    return code
+        print("interrupted; the same command takes up where it left off", file=sys.stderr)
+        sys.exit(130)
 
 
 def number(kind, low, high, low_open=False, high_open=False):

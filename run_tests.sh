@@ -3,4 +3,4 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 source ./env.sh
-exec $python -m pytest -q tests "$@"
+exec $python -m pytest -q --disable-warnings tests "$@"
