@@ -45,17 +45,17 @@ class Run(NamedTuple):
 # --- a model from outside ----------------------------------------------------------------------------------------
 
 
-def from_pretrained(source, auto_class, labels):
+def from_pretrained(source, auto_class, labels, flag="--model"):
     """(model with a fresh head, tokenizer) from a directory or a hub name; safetensors weights only.
 
-    Raises BadInput if the source is neither, has no safetensors, or holds a compressed run.
+    Raises BadInput, naming the flag, if the source is neither, has no safetensors, or is a finished run.
     """
     directory = Path(source)
     if is_finished(directory):
         # its head is trained already, and it may have seen notes that are test notes now: --start checks that
-        raise BadInput(f"--model {source}: is a finished run; continue it with --start {source}")
+        raise BadInput(f"{flag} {source}: is a finished run; continue it with --start {source}")
     if not directory.is_dir() and (directory.exists() or str(source).count("/") > 1 or str(source)[0] in "/."):
-        raise BadInput(f"--model {source}: no such directory; give a checkpoint directory or a hub name such as owner/model")
+        raise BadInput(f"{flag} {source}: no such directory; give a checkpoint directory or a hub name such as owner/model")
     if not directory.is_dir():
         print(f"model: {source} is no directory here, asking the hub", flush=True)
     try:
@@ -68,12 +68,12 @@ def from_pretrained(source, auto_class, labels):
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         what = "is no checkpoint that transformers can load" if directory.is_dir() else "is no directory and cannot be reached"
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise BadInput(f"--model {source}: {what} ({reason[:200]})") from None
+        raise BadInput(f"{flag} {source}: {what} ({reason[:200]})") from None
     fresh = [name for name in info["missing_keys"]] + [entry[0] for entry in info["mismatched_keys"]]
     body = {f"{model.base_model_prefix}.{name}" for name in model.base_model.state_dict()}
     unloaded = [name for name in fresh if name in body]
     if len(unloaded) > len(body) / 2:
-        raise BadInput(f"--model {source}: holds no weights for the encoder of {type(model).__name__}")
+        raise BadInput(f"{flag} {source}: holds no weights for the encoder of {type(model).__name__}")
     print(f"model: {source}, {len(body) - len(unloaded)}/{len(body)} encoder tensors loaded, new: {', '.join(sorted(fresh)) or 'none'}")
     return model, tokenizer
 

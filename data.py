@@ -307,7 +307,7 @@ def make_batches(lengths, batch_size, seed=None, pool=50):
 
 def collate(encoded, rows, pad_id, device="cpu"):
     """Pad the named rows to their longest: input_ids and attention_mask, both (B, T) int64."""
-    width = int(encoded.lengths[rows].max())
+    width = int((encoded.starts[rows + 1] - encoded.starts[rows]).max())
     ids = np.full((len(rows), width), pad_id, np.int64)
     mask = np.zeros((len(rows), width), np.int64)
     for i, row in enumerate(rows):

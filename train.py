@@ -11,7 +11,6 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -281,7 +280,7 @@ def starting_point(args, task, facts, start, teacher):
         model, tokenizer = copy_of(taught.model), taught.tokenizer
     else:
         source = args.student if taught else args.model_path
-        model, tokenizer = checkpoint.from_pretrained(source, task.auto_class, task.labels)
+        model, tokenizer = checkpoint.from_pretrained(source, task.auto_class, task.labels, "--student" if taught else "--model")
     if taught and tokenizer.get_vocab() != taught.tokenizer.get_vocab():
         raise BadInput("the student's vocabulary is not the teacher's, so they cannot read the same tokens; choose another")
     longest = min(getattr(model.config, "max_position_embeddings", None) or math.inf, tokenizer.model_max_length)
