@@ -4,6 +4,7 @@
     compression.json                                [facts per technique], from which the structure is rebuilt before loading
     run.json                                        arguments, versions, machine, times, splits, scores, sizes
     predictions.csv                                 test rows: row id, label, predicted, probabilities; no text
+    adapter/                                        of a LoRA run, in the PEFT layout
 """
 
 import contextlib
@@ -45,24 +46,31 @@ class Run(NamedTuple):
 # --- a model from outside ----------------------------------------------------------------------------------------
 
 
-def from_pretrained(source, auto_class, labels, flag="--model"):
-    """(model with a fresh head, tokenizer) from a directory or a hub name; safetensors weights only.
+def from_pretrained(source, task, flag="--model"):
+    """(model with a fresh head, tokenizer, names of fresh tensors) from a directory or a hub name; safetensors weights only.
 
-    Raises BadInput, naming the flag, if the source is neither, has no safetensors, or is a finished run.
+    A finished run of another task gives its encoder. Raises BadInput, naming the flag, if the source is neither, has no
+    safetensors, is a finished run of this task, or one whose layers are not plain.
     """
     directory = Path(source)
     if is_finished(directory):
-        # its head is trained already, and it may have seen notes that are test notes now: --start checks that
-        raise BadInput(f"{flag} {source}: is a finished run; continue it with --start {source}")
+        if read_json(directory / "run.json")["task"]["task"] == task.name:
+            # its head is trained already, and it may have seen notes that are test notes now: --start checks that
+            raise BadInput(f"{flag} {source}: is a finished run; continue it with --start {source}")
+        changed = [facts["technique"] for facts in read_json(directory / "compression.json")]
+        changed = [name for name in changed if compress.TECHNIQUES[name].rebuild is not compress.Technique.rebuild]
+        if changed:
+            raise BadInput(f"{flag} {source}: its layers are those of {changed[0]}, not plain; give a base, distillation or merged lora run")
     if not directory.is_dir() and (directory.exists() or str(source).count("/") > 1 or str(source)[0] in "/."):
         raise BadInput(f"{flag} {source}: no such directory; give a checkpoint directory or a hub name such as owner/model")
     if not directory.is_dir():
         print(f"model: {source} is no directory here, asking the hub", flush=True)
     try:
         tokenizer = load_tokenizer(source, AutoConfig.from_pretrained(source))
-        names = dict(enumerate(labels))
-        model, info = auto_class.from_pretrained(
-            source, id2label=names, label2id={name: i for i, name in names.items()}, num_labels=len(labels),
+        names = dict(enumerate(task.labels))
+        head = {"id2label": names, "label2id": {name: i for i, name in names.items()}, "num_labels": len(names)} if names else {}
+        model, info = task.auto_class.from_pretrained(
+            source, **head,
             dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True,
         )  # fmt: skip
     except (OSError, ValueError, safetensors.SafetensorError) as error:
@@ -75,7 +83,7 @@ def from_pretrained(source, auto_class, labels, flag="--model"):
     if len(unloaded) > len(body) / 2:
         raise BadInput(f"{flag} {source}: holds no weights for the encoder of {type(model).__name__}")
     print(f"model: {source}, {len(body) - len(unloaded)}/{len(body)} encoder tensors loaded, new: {', '.join(sorted(fresh)) or 'none'}")
-    return model, tokenizer
+    return task.attach_head(model), tokenizer, fresh
 
 
 def load_tokenizer(source, config):
@@ -124,8 +132,8 @@ def whole_directory(directory):
     shutil.rmtree(old, ignore_errors=True)
 
 
-def save(directory, model, tokenizer, compression, facts, write_more=None):
-    """Write a run directory, whole; run.json last. write_more(path) may add files to it."""
+def save(directory, model, tokenizer, compression, facts, files, write_more):
+    """Write a run directory, whole; run.json last. files {path: JSON value or {name: tensor}}; write_more(path) may add others."""
     with whole_directory(directory) as path:
         tensors = plain_tensors(model)
         model.config.architectures = [type(model).__name__]
@@ -133,8 +141,13 @@ def save(directory, model, tokenizer, compression, facts, write_more=None):
         tokenizer.save_pretrained(path)
         save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
         write_json(path / "compression.json", compression)
-        if write_more:
-            write_more(path)
+        for name, content in files.items():
+            (path / name).parent.mkdir(exist_ok=True)
+            if name.endswith(".safetensors"):
+                save_file({key: tensor.detach().cpu().contiguous() for key, tensor in content.items()}, path / name, {"format": "pt"})
+            else:
+                write_json(path / name, content)
+        write_more(path)
         write_json(path / "run.json", {**facts, "sizes": sizes(path)})
 
 
@@ -149,7 +162,7 @@ def load(directory):
         config = AutoConfig.from_pretrained(directory)
         tokenizer = load_tokenizer(directory, config)
         with torch.random.fork_rng():  # the skeleton's random weights must not move the caller's seed
-            model = compress.rebuild(task.auto_class.from_config(config, dtype=torch.float32), compression)
+            model = compress.rebuild(task.attach_head(task.auto_class.from_config(config, dtype=torch.float32)), compression)
         load_plain_state(model, load_file(directory / "model.safetensors"))
     except (RuntimeError, ValueError, OSError, safetensors.SafetensorError) as error:
         raise BadInput(f"{directory}: its files do not fit together ({type(error).__name__}); train it again") from None

@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import sys
@@ -17,6 +18,7 @@ import warnings
 import zlib
 from collections import Counter
 from dataclasses import dataclass
+from keyword import iskeyword
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,7 @@ import torch
 from tqdm import tqdm
 
 SPLITS = ("train", "validation", "test")
+IGNORE = -100  # the label of a token that no loss and no score looks at
 
 
 class BadInput(Exception):
@@ -58,6 +61,21 @@ def number(kind, low, high, low_open=False, high_open=False):
         return value
 
     return parse
+
+
+def share_or_file(text):
+    """An argparse type: a share in (0, 0.5), or else the path of a file."""
+    try:
+        float(text)
+    except ValueError:
+        return text
+    return number(float, 0, 0.5, True, True)(text)
+
+
+def keyword(flag):
+    """'--student-layers' -> 'student_layers', '--global' -> 'global_': the constructor's keyword for a flag."""
+    name = flag.lstrip("-").replace("-", "_")
+    return f"{name}_" if iskeyword(name) else name
 
 
 class Parser(argparse.ArgumentParser):
@@ -131,7 +149,8 @@ class Table:
         if required:
             # A file without a header has a note where a name should be: print nothing but what looks like a name.
             found = [c if re.fullmatch(r"[A-Za-z_][\w.-]{0,39}", c) else "(not a column name)" for c in self.columns[:30]]
-            raise BadInput(f"{self.path}: no column {name!r}; found {', '.join(found)}; name the column with {flag}")
+            remedy = f"name the column with {flag}" if flag else "the header must have it"
+            raise BadInput(f"{self.path}: no column {name!r}; found {', '.join(found)}; {remedy}")
 
     def __iter__(self):
         """Yield (line number, list of cells) for every row, blank lines left out."""
@@ -193,12 +212,15 @@ class Table:
 
 @dataclass(slots=True)
 class Note:
-    """One labelled note: the row it came from, the patient, what the model sees of the text, the label's index."""
+    """One note: the row it came from, the patient, what the model sees of the text, the label.
+
+    The label is a class index, or a tuple of them where a note may have several, or None where it is not known.
+    """
 
     row_id: str
     subject: str
     text: str
-    label: int
+    label: int | tuple | None = None
 
 
 def digest(*parts):
@@ -211,11 +233,16 @@ def sampled(row_id, fraction, seed):
     return fraction >= 1 or digest(str(seed), row_id) < fraction * 2**64
 
 
-def fold_duplicates(notes):
-    """Keep the first of notes whose text is the same to the letter. Returns (notes, how many were folded away)."""
+def fold_duplicates(notes, merge=None):
+    """Keep the first of notes whose text is the same to the letter. Returns (notes, how many were folded away).
+
+    merge(first, other), if given, is called for each note that is folded away.
+    """
     first = {}
     for note in notes:
-        first.setdefault(hashlib.blake2b(note.text.encode(), digest_size=16).digest(), note)
+        kept = first.setdefault(hashlib.blake2b(note.text.encode(), digest_size=16).digest(), note)
+        if merge and kept is not note:
+            merge(kept, note)
     return list(first.values()), len(notes) - len(first)
 
 
@@ -229,26 +256,27 @@ def balance(notes, seed):
     return [notes[index] for index in kept]
 
 
-def split_by_subject(notes, validation, test, seed):
-    """Split notes into train, validation and test so that no subject stands on two sides, close to the same label mix.
+def split_by_subject(notes, shares, seed, strata=lambda note: (note.label,)):
+    """Split notes so that no subject stands on two sides, close to the same label mix. shares {split: share}, sum 1.
 
     Subjects are dealt out one by one, those with most notes first, each to the split that lacks most of the labels it
-    brings (the idea of scikit-learn's StratifiedGroupKFold). Returns {split: [Note]}, in the notes' order.
+    brings (the idea of scikit-learn's StratifiedGroupKFold). strata(note) are the labels to keep in proportion. Returns
+    {split: [Note]}, in the notes' order.
     """
-    shares = dict(zip(SPLITS, (1 - validation - test, validation, test)))
-    totals = Counter(note.label for note in notes)
-    by_subject = {}
+    totals, by_subject = Counter(), {}
     for note in notes:
-        by_subject.setdefault(note.subject, Counter())[note.label] += 1
+        by_subject.setdefault(note.subject, Counter()).update(strata(note))
+    for counts in by_subject.values():
+        totals.update(counts)
     order = sorted(by_subject, key=lambda subject: (-by_subject[subject].total(), digest(str(seed), subject)))
     lack = {split: {label: share * count for label, count in totals.items()} for split, share in shares.items()}
     home = {}
     for subject in order:
         labels = by_subject[subject].items()
-        home[subject] = max(SPLITS, key=lambda split: sum(n * lack[split][c] / totals[c] / shares[split] for c, n in labels))
+        home[subject] = max(shares, key=lambda split: sum(n * lack[split][c] / totals[c] / shares[split] for c, n in labels))
         for label, count in labels:
             lack[home[subject]][label] -= count
-    splits = {split: [] for split in SPLITS}
+    splits = {split: [] for split in shares}
     for note in notes:
         splits[home[note.subject]].append(note)
     return splits
@@ -264,28 +292,58 @@ def fingerprint(splits):
 
 @dataclass(slots=True)
 class Encoded:
-    """Token ids of many notes, end to end: note i is ids[starts[i]:starts[i + 1]]. No padding is stored."""
+    """Token ids of many rows, end to end: row i is ids[starts[i]:starts[i + 1]]. No padding is stored.
+
+    A row is a note, or a window of a long one; `owner` says which example it belongs to. Labels stand by the row or by the
+    token (IGNORE = none), whichever the task learns from.
+    """
 
     ids: np.ndarray  # (sum of lengths,) int32
-    starts: np.ndarray  # (notes + 1,) int64
+    starts: np.ndarray  # (rows + 1,) int64
+    owner: np.ndarray  # (rows,) int64, ascending
+    labels: np.ndarray | None = None  # (rows,) int64, or (rows, labels) float32
+    token_labels: np.ndarray | None = None  # (sum of lengths,) int32
 
     @property
     def lengths(self):
-        """Tokens in each note, (notes,)."""
+        """Tokens in each row, (rows,)."""
         return np.diff(self.starts)
+
+
+def pack(rows, owner=None, token_labels=None):
+    """Encoded of a list of token id arrays; row i belongs to example i unless `owner` says otherwise."""
+    starts = np.cumsum([0, *map(len, rows)], dtype=np.int64)
+    ids, labels = (None if x is None else np.concatenate([np.empty(0, np.int32), *x]).astype(np.int32) for x in (rows, token_labels))
+    return Encoded(ids, starts, np.arange(len(rows)) if owner is None else np.asarray(owner, np.int64), token_labels=labels)
+
+
+def tokenise(texts, tokenizer, progress=True, **keywords):
+    """Yield the tokenizer's output for 1,000 texts at a time, under a progress bar."""
+    with tqdm(total=len(texts), unit="text", desc="tokenising", disable=None if progress else True, leave=False) as bar:
+        for start in range(0, len(texts), 1000):
+            yield tokenizer(texts[start : start + 1000], **keywords)
+            bar.update(min(1000, len(texts) - start))
 
 
 def encode(texts, tokenizer, max_length, progress=True):
     """Tokenise every text once, cut to max_length tokens with the special ones included."""
-    pieces, lengths = [np.empty(0, np.int32)], [0]
-    bar = tqdm(total=len(texts), unit="note", desc="tokenising", disable=None if progress else True, leave=False)
-    for start in range(0, len(texts), 1000):
-        batch = tokenizer(texts[start : start + 1000], truncation=True, max_length=max_length)["input_ids"]
-        lengths += map(len, batch)
-        pieces.append(np.concatenate([np.asarray(ids, np.int32) for ids in batch]))
-        bar.update(len(batch))
-    bar.close()
-    return Encoded(np.concatenate(pieces), np.cumsum(lengths, dtype=np.int64))
+    batches = tokenise(texts, tokenizer, progress, truncation=True, max_length=max_length)
+    return pack([np.asarray(ids, np.int32) for batch in batches for ids in batch["input_ids"]])
+
+
+def frame(tokenizer):
+    """The special tokens before and after a text, two int32 arrays: [CLS] and [SEP] for BERT."""
+    ids = np.asarray(tokenizer("")["input_ids"], np.int32)
+    return ids[:1], ids[1:]
+
+
+def windows(length, size, overlap):
+    """[(start, stop)] of windows of `size` that cover range(length), evenly, neighbours sharing at least `overlap`."""
+    if length <= size:
+        return [(0, length)]
+    count = math.ceil((length - overlap) / (size - overlap))
+    starts = [round(i * (length - size) / (count - 1)) for i in range(count)]
+    return [(start, start + size) for start in starts]
 
 
 def make_batches(lengths, batch_size, seed=None, pool=50):
@@ -306,11 +364,17 @@ def make_batches(lengths, batch_size, seed=None, pool=50):
 
 
 def collate(encoded, rows, pad_id, device="cpu"):
-    """Pad the named rows to their longest: input_ids and attention_mask, both (B, T) int64."""
+    """Pad the named rows to their longest: input_ids and attention_mask, (B, T) int64, and their labels if they have any."""
     width = int((encoded.starts[rows + 1] - encoded.starts[rows]).max())
-    ids = np.full((len(rows), width), pad_id, np.int64)
-    mask = np.zeros((len(rows), width), np.int64)
+    batch = {"input_ids": np.full((len(rows), width), pad_id, np.int64), "attention_mask": np.zeros((len(rows), width), np.int64)}
+    if encoded.labels is not None:
+        batch["labels"] = encoded.labels[rows]  # (B,) or (B, C)
+    if encoded.token_labels is not None:
+        batch["labels"] = np.full((len(rows), width), IGNORE, np.int64)  # (B, T)
     for i, row in enumerate(rows):
-        piece = encoded.ids[encoded.starts[row] : encoded.starts[row + 1]]
-        ids[i, : len(piece)], mask[i, : len(piece)] = piece, 1
-    return {"input_ids": torch.from_numpy(ids).to(device), "attention_mask": torch.from_numpy(mask).to(device)}
+        here = slice(encoded.starts[row], encoded.starts[row + 1])
+        length = here.stop - here.start
+        batch["input_ids"][i, :length], batch["attention_mask"][i, :length] = encoded.ids[here], 1
+        if encoded.token_labels is not None:
+            batch["labels"][i, :length] = encoded.token_labels[here]
+    return {name: torch.from_numpy(array).to(device) for name, array in batch.items()}

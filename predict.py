@@ -1,7 +1,8 @@
-"""A run directory and notes -> labels and probabilities: python predict.py RUN_DIR notes.csv --out predictions.csv
+"""A run directory and notes -> labels, probabilities or spans: python predict.py RUN_DIR notes.csv --out predictions.csv
 
 The file is read as a stream; the answer keeps its order and row ids, and of the text nothing is written. With - in place
-of the file, one note is read from standard input. The run is rebuilt as it was scored, int8 as int8.
+of the file, one note is read from standard input. The run is rebuilt as it was scored, int8 as int8. Tasks whose answers
+are no row of numbers, such as spans, write JSON lines.
 """
 
 import csv
@@ -13,11 +14,10 @@ from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
 
-import numpy as np
 import torch
 
 import checkpoint
-from data import BadInput, Parser, Table, collate, digest, encode, make_batches, number, run_script, writable_directory
+from data import BadInput, Parser, Table, collate, digest, make_batches, number, run_script, writable_directory
 
 
 def pick_device(name="auto"):
@@ -31,56 +31,49 @@ def pick_device(name="auto"):
 
 
 @torch.inference_mode()
-def predict_logits(model, encoded, pad_id, batch_size=16, autocast=None):
-    """Logits of encoded notes in their order, (N, C) float32 on the CPU. Batches hold notes of similar length."""
+def predict_rows(model, task, encoded, pad_id, batch_size=16, autocast=None):
+    """The task's read-out of every encoded row, in their order: a list of NumPy results. Batches hold rows of similar length."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     model.eval()
-    rows, pieces = [], []
-    for batch in make_batches(encoded.lengths, batch_size):
+    results = [None] * len(encoded.lengths)
+    for rows in make_batches(encoded.lengths, batch_size):
+        batch = collate(encoded, rows, pad_id, device)
         with autocast or nullcontext():
-            logits = model(**collate(encoded, batch, pad_id, device)).logits
-        rows.append(batch)
-        pieces.append(logits.float().cpu())
-    return torch.cat(pieces)[np.argsort(np.concatenate(rows))]
+            outputs = task.forward(model, batch)
+        if not outputs.logits.isfinite().all():
+            raise BadInput("the model answers NaN; train it with a lower --lr, or in fp32")
+        for row, result in zip(rows, task.read_out(model, batch, outputs)):
+            results[row] = result
+    return results
 
 
-def predict_texts(run, texts, batch_size=16):
-    """Probabilities of raw texts, (N, C) NumPy."""
-    texts = [run.task.prepare_text(text) for text in texts]
-    encoded = encode(texts, run.tokenizer, run.facts["arguments"]["max_length"], progress=False)
-    logits = predict_logits(run.model, encoded, run.tokenizer.pad_token_id, batch_size)
-    return run.task.probabilities(logits).numpy()
-
-
-def as_row(labels, probabilities):
-    """[predicted label, probability of each label as text] of one note."""
-    return [labels[int(probabilities.argmax())], *(f"{p:.6f}" for p in probabilities)]
+def predict_examples(run, examples, batch_size=16):
+    """One prediction per example, as the run's task makes them."""
+    encoded = run.task.encode(examples, run.tokenizer, run.facts["arguments"]["max_length"], progress=False)
+    results = predict_rows(run.model, run.task, encoded, run.tokenizer.pad_token_id, batch_size)
+    return run.task.combine(examples, encoded, results)
 
 
 def predict_file(run, path, out, batch_size=16, chunk=2048):
-    """Stream a CSV of notes into a CSV of predictions; rows without text are left out and counted.
+    """Stream a CSV of notes into a file of predictions; rows without text are left out and counted.
 
     Finished chunks are kept beside `out` until the end, so that an interrupted call resumes. Returns the counts.
     """
-    labels, table, counts = run.task.labels, Table(path), Counter()
-    text_at, row_at, _ = run.task.columns(table)
+    task, table, counts = run.task, Table(path), Counter()
     stat = os.stat(path)
-    call = (run.facts["finished"], path, stat.st_size, stat.st_mtime_ns, run.task.text_column, batch_size, chunk)
+    call = (run.facts["finished"], path, stat.st_size, stat.st_mtime_ns, task.options.text_columns, batch_size, chunk)
     partial = Path(f"{out}.{digest(*map(str, call)):016x}.partial")
-    done = _finished_rows(partial, chunk)
+    header = b"" if task.json_lines else _csv_bytes([["row_id", *task.header()]])
+    done = _finished_rows(partial, chunk, bool(header))
     try:
         with open(partial, "ab") as file:
             if not file.tell():
-                file.write(_csv_bytes([["row_id", "predicted", *(f"p_{label}" for label in labels)]]))
+                file.write(header)
             waiting = []
-            for _, row in table:
-                counts["rows"] += 1
-                if not row[text_at].strip():
-                    counts["without text"] += 1
-                    continue
+            for _, row_id, _, text, _ in task.rows(table, counts):
                 counts["predicted"] += 1
                 if counts["predicted"] > done:
-                    waiting.append((row[row_at] if row_at is not None else str(counts["rows"]), row[text_at]))
+                    waiting.append(task.example(row_id, text))
                 if len(waiting) == chunk:
                     _write_chunk(file, run, waiting, batch_size)
                     waiting = []
@@ -93,9 +86,13 @@ def predict_file(run, path, out, batch_size=16, chunk=2048):
     return counts
 
 
-def _write_chunk(file, run, waiting, batch_size):
-    probabilities = predict_texts(run, [text for _, text in waiting], batch_size)
-    file.write(_csv_bytes([[row_id, *as_row(run.task.labels, p)] for (row_id, _), p in zip(waiting, probabilities)]))
+def _write_chunk(file, run, examples, batch_size):
+    predictions, task = predict_examples(run, examples, batch_size), run.task
+    if task.json_lines:
+        lines = (json.dumps({"row_id": e.row_id, **task.answer(e, p)}) for e, p in zip(examples, predictions))
+        file.write("".join(f"{line}\n" for line in lines).encode())
+    else:
+        file.write(_csv_bytes([[example.row_id, *task.record(p)] for example, p in zip(examples, predictions)]))
     file.flush()
 
 
@@ -105,12 +102,16 @@ def _csv_bytes(rows):
     return buffer.getvalue().encode()
 
 
-def _finished_rows(partial, chunk):
+def _finished_rows(partial, chunk, is_csv):
     """Rows of whole chunks that an interrupted call left; what follows them is cut off."""
     if not partial.exists():
         return 0
     content = partial.read_bytes()
     content = content[: content.rfind(b"\n") + 1]
+    if not is_csv:
+        done = content.count(b"\n") // chunk * chunk
+        partial.write_bytes(b"".join(content.splitlines(keepends=True)[:done]))
+        return done
     rows = list(csv.reader(io.StringIO(content.decode(), newline="")))
     done = max(0, len(rows) - 1) // chunk * chunk
     partial.write_bytes(_csv_bytes(rows[: done + 1]) if done else b"")
@@ -122,17 +123,18 @@ def main(argv=None):
     parser = Parser(prog="predict.py", description=__doc__.splitlines()[0])
     parser.add_argument("run", help="run directory, such as results/symptoms/lowrank")
     parser.add_argument("notes", help="CSV or CSV.gz of notes; - reads one note from standard input")
-    parser.add_argument("--out", default="predictions.csv", help="CSV to write (predictions.csv)")
-    parser.add_argument("--text-column", default=None, help="column of the note (the one the run was trained with)")
+    parser.add_argument("--out", default=None, help="file to write (predictions.csv, or .jsonl for spans)")
+    parser.add_argument("--text-columns", "--text-column", default=None, help="column of the note (as the run was trained)")
     parser.add_argument("--batch-size", type=number(int, 1, 10**5), default=16, help="notes a batch (16)")
+    parser.add_argument("--show-text", action="store_true", help="with -, print the words of each span beside its offsets")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="int8 runs are always on cpu")
     args = parser.parse_args(argv)
 
     run = checkpoint.load(args.run)
     if not any(facts["technique"] == "quantization" for facts in run.compression):
         run.model.to(pick_device(args.device))
-    if args.text_column:
-        run.task.text_column = args.text_column
+    if args.text_columns:
+        run.task.options.text_columns = args.text_columns
     if args.notes == "-":
         try:
             text = sys.stdin.buffer.read().decode("utf-8")
@@ -140,11 +142,14 @@ def main(argv=None):
             raise BadInput("standard input: not UTF-8; convert the note to UTF-8") from None
         if not text.strip():
             raise BadInput("standard input: no text; pipe a note in, as in python predict.py RUN_DIR - < note.txt")
-        probabilities = predict_texts(run, [text])[0]
-        answer = {label: round(float(p), 6) for label, p in zip(run.task.labels, probabilities)}
-        print(json.dumps({"predicted": run.task.labels[int(probabilities.argmax())], "probabilities": answer}))
+        text = text.strip()
+        example = run.task.example("-", text)
+        answer = run.task.answer(example, predict_examples(run, [example])[0])
+        for span in answer.get("spans", []) if args.show_text else []:
+            span["text"] = text[span["start"] : span["end"]]
+        print(json.dumps(answer))
         return
-    out = Path(args.out)
+    out = Path(args.out or ("predictions.jsonl" if run.task.json_lines else "predictions.csv"))
     if out.is_dir():
         raise BadInput(f"--out {out}: is a directory; name a file")
     if out.exists() and Path(args.notes).exists() and out.samefile(args.notes):

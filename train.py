@@ -18,16 +18,16 @@ import checkpoint
 import compress
 import demo
 from compress.distillation import copy_of
-from data import (SPLITS, BadInput, Parser, collate, encode, fingerprint, make_batches, number, run_script, write_csv,
-                  writable_directory)  # fmt: skip
-from metrics import OVERALL, PER_LABEL
-from predict import as_row, pick_device, predict_logits
+from data import (SPLITS, BadInput, Parser, collate, fingerprint, keyword, make_batches, number, run_script, share_or_file,
+                  write_csv, writable_directory)  # fmt: skip
+from predict import pick_device, predict_rows
 from tasks import TASKS
 
 # arguments that do not change what is learnt
-PLACES = ("out", "overwrite", "technique", "parts", "device", "save_minutes", "data_path", "model_path")
+PLACES = ("out", "name", "overwrite", "technique", "parts", "device", "save_minutes", "data_path", "model_path")
 # arguments in which a run may differ from the base run that it starts from or learns from
-OPTIMISATION = ("start", "epochs", "batch_size", "accumulate", "lr", "warmup", "weight_decay", "clip", "precision", "seed")
+OPTIMISATION = ("start", "epochs", "batch_size", "accumulate", "lr", "warmup", "weight_decay", "clip", "precision", "seed",
+                "eval_steps", "patience")  # fmt: skip
 
 
 def build_parser():
@@ -37,19 +37,23 @@ def build_parser():
     # what to run
     add("--task", default="symptoms", help=f"one of: {', '.join(TASKS)} (symptoms)")
     add("--technique", default="base", help=f"one of: {', '.join(compress.TECHNIQUES)}, or a chain a+b (base)")
-    add("--data", default="demo", help="CSV or CSV.gz of notes; demo = synthetic notes made on the spot (demo)")
-    add("--model", default="demo", help="checkpoint directory or hub name; demo = a tiny BERT of random weights (demo)")
+    add("--data", default="demo", help="the task's file, plain or .gz; demo = synthetic notes made on the spot (demo)")
+    add("--model", default="demo", help="checkpoint directory, hub name, or finished run of another task; "
+        "demo = a tiny BERT of random weights (demo)")
     add("--start", default=None, help="start from this finished run instead of --model")
     add("--out", default=None, help="results directory (results/TASK)")
+    add("--name", default=None, help="name of the run directory in it, and of its score files (the technique)")
     add("--overwrite", action="store_true", help="train again what is finished, or was made with other arguments")
     # data
     add("--fraction", type=number(float, 0, 1, low_open=True), default=1.0, help="share of the rows to read, by row id (1)")
-    add("--validation", type=number(float, 0, 0.5, True, True), default=0.1, help="share of notes for validation (0.1)")
-    add("--test", type=number(float, 0, 0.5, True, True), default=0.2, help="share of notes for the one final test (0.2)")
+    add("--validation", type=share_or_file, default=0.1, help="share of the notes for validation, or a file of them (0.1)")
+    add("--test", type=share_or_file, default=0.2, help="share of the notes for the one final test, or a file of them (0.2)")
     add("--split-seed", type=number(int, 0, 2**63 - 1), default=42, help="seed of sampling, balancing and splitting (42)")
     add("--max-length", type=number(int, 4, 10**6), default=256, help="tokens a note, special ones included (256)")
     # optimisation
-    add("--epochs", type=number(int, 1, 10**4), default=5, help="passes over the training notes (5)")
+    add("--epochs", type=number(int, 0, 10**4), default=5, help="passes over the training notes (5; 0 = only fit --head logistic)")
+    add("--eval-steps", type=number(int, 0, 10**9), default=0, help="steps between validations (0 = once an epoch)")
+    add("--patience", type=number(int, 0, 10**6), default=0, help="stop after so many validations without a better one (0 = never)")
     add("--batch-size", type=number(int, 1, 10**5), default=16, help="notes a batch (16)")
     add("--accumulate", type=number(int, 1, 10**5), default=1, help="batches a step (1)")
     add("--lr", type=number(float, 0, 1, low_open=True), default=None,
@@ -65,7 +69,10 @@ def build_parser():
         for name, cls in classes.items():
             group = parser.add_argument_group(f"{kind} {name}") if cls.OPTIONS else None
             for flag, keywords in cls.OPTIONS.items():
-                group.add_argument(flag, dest=compress.keyword(flag), **keywords)
+                if flag not in parser._option_string_actions:  # several tasks may share a flag
+                    flags = [flag, *keywords.get("also", ())]
+                    words = {key: value for key, value in keywords.items() if key != "also"}
+                    group.add_argument(*flags, dest=keyword(flag), **words)
     return parser
 
 
@@ -75,7 +82,13 @@ def parse(argv=None):
     if args.task not in TASKS:
         raise BadInput(f"--task {args.task}: no such task; there are {', '.join(TASKS)}")
     args.parts = compress.parse(args.technique)
-    args.out = args.out or f"results/{args.task}"
+    task = TASKS[args.task]
+    args.out, args.name = args.out or f"results/{args.task}", args.name or args.technique
+    args.max_length = getattr(args, task.length_flag)
+    if Path(args.name).name != args.name or args.name.startswith("."):
+        raise BadInput(f"--name {args.name}: give a plain name, without / and not beginning with a dot")
+    if not args.epochs and not task.can_fit_head(options_of(task, args)):
+        raise BadInput("--epochs 0: nothing would be learnt; only --task readmission --head logistic can do without epochs")
     return args
 
 
@@ -89,73 +102,80 @@ def learning_rate(progress, peak, warmup):
     return peak * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / max(1 - warmup, 1e-9)))
 
 
-def train(model, technique, task, notes, labels, pad_id, args, rate, device, progress_file):
-    """Train, validating after each epoch, and leave the best epoch's weights in the model.
+def train(model, technique, task, notes, examples, pad_id, args, rate, device, progress_file):
+    """Train, validating after each epoch or every --eval-steps, and leave the best validation's weights in the model.
 
-    notes {split: Encoded}, labels {split: (N,) tensor}; "best" is by validation macro-F1. Returns (epoch rows, facts).
+    notes {split: Encoded}, examples: those of validation; "best" is by the task's own score. Returns (history, facts).
     """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=args.weight_decay, fused=device.type != "mps")
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=args.weight_decay, fused=device.type != "mps")
     bf16 = args.precision == "bf16" or (args.precision == "auto" and device.type == "cuda")
     autocast = torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
-    train_notes, train_labels = notes["train"], labels["train"].to(device)
-    steps = math.ceil(math.ceil(len(train_labels) / args.batch_size) / args.accumulate)  # an epoch
-    at = checkpoint.read_position(progress_file) or {"epoch": 0, "step": 0, "loss": 0.0, "history": [], "best": None, "seconds": 0}
+    count = len(notes["train"].lengths)
+    steps = math.ceil(math.ceil(count / args.batch_size) / args.accumulate)  # an epoch
+    at = checkpoint.read_position(progress_file) or {
+        "epoch": 0, "step": 0, "loss": 0.0, "seen": 0, "history": [], "best": None, "stopped": False, "seconds": 0}  # fmt: skip
     best = checkpoint.load_progress(progress_file, model, optimizer) if progress_file.exists() else None
     start, saved = time.perf_counter() - at["seconds"], time.perf_counter()
-    while at["epoch"] < args.epochs:
+    while at["epoch"] < args.epochs and not at["stopped"]:
+        train_notes = task.fresh(notes["train"], [args.seed, at["epoch"]])
         batches = make_batches(train_notes.lengths, args.batch_size, seed=[args.seed, at["epoch"]])
-        bar = tqdm(total=len(train_labels), unit="note", desc=f"{technique.name} {at['epoch'] + 1}/{args.epochs}", leave=False, disable=None)
+        bar = tqdm(total=count, unit="row", desc=f"{technique.name} {at['epoch'] + 1}/{args.epochs}", leave=False, disable=None)
         bar.update(sum(map(len, batches[: at["step"] * args.accumulate])))
-        model.train()
-        while at["step"] < steps:
+        while at["step"] < steps and not at["stopped"]:
+            model.train()
             done = at["epoch"] * steps + at["step"]
             group = batches[at["step"] * args.accumulate :][: args.accumulate]
             for rows in group:
                 batch = collate(train_notes, rows, pad_id, device)
                 with autocast:
-                    outputs = model(**batch)
-                    loss = technique.loss(model, {**batch, "labels": train_labels[rows]}, outputs)
+                    outputs = task.forward(model, batch)
+                    loss = technique.loss(model, batch, outputs)
                 if not math.isfinite(value := loss.item()):
                     raise BadInput(f"the loss is {value} at epoch {at['epoch'] + 1}, step {done + 1}; lower --lr or use fp32")
                 (loss / len(group)).backward()
-                at["loss"] += value * len(rows)
+                at["loss"], at["seen"] = at["loss"] + value * len(rows), at["seen"] + len(rows)
                 bar.set_postfix(loss=f"{value:.3f}", refresh=False)
                 bar.update(len(rows))
-            torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip)
+            torch.nn.utils.clip_grad_norm_(weights, args.clip)
             for parameters in optimizer.param_groups:
                 parameters["lr"] = learning_rate(done / (steps * args.epochs), rate, args.warmup)
             optimizer.step()
             optimizer.zero_grad()
             technique.after_step(model, (done + 1) / (steps * args.epochs))
             at["step"] += 1
+            if at["step"] == steps or (args.eval_steps and (done + 1) % args.eval_steps == 0):
+                scores = evaluate(model, task, examples, notes["validation"], pad_id, args.batch_size, autocast)[0].overall
+                epoch = (done + 1) // steps if at["step"] == steps else round((done + 1) / steps, 3)
+                row = {"Epoch": epoch, **scores, "Split": "validation", "Loss": at["loss"] / at["seen"], "Step": done + 1}
+                at["history"].append(row)
+                at["loss"], at["seen"] = 0.0, 0
+                if technique.settled((done + 1) / (steps * args.epochs)) and task.better(row, at["best"]):
+                    at["best"] = row
+                    best = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+                since = len(at["history"]) - 1 - at["history"].index(at["best"]) if at["best"] else 0
+                at["stopped"] = bool(args.patience) and since >= args.patience
+                print(f"{technique.name}: epoch {row['Epoch']:g}/{args.epochs}, {spelled(row, {**task.headline, 'Loss': 'loss'})}", flush=True)
             if time.perf_counter() - saved > 60 * args.save_minutes:
                 saved = time.perf_counter()
                 checkpoint.save_progress(progress_file, {**at, "seconds": saved - start}, model, best, optimizer)
         bar.close()
-        scores = evaluate(model, task, notes["validation"], labels["validation"], pad_id, args.batch_size, autocast)[0].overall
-        at["epoch"], at["step"], mean_loss, at["loss"] = at["epoch"] + 1, 0, at["loss"] / len(train_labels), 0.0
-        at["history"].append({"Epoch": at["epoch"], **scores, "Split": "validation", "Loss": mean_loss})
-        if technique.settled(at["epoch"] / args.epochs) and (best is None or scores["F1"] > at["best"]["F1"]):
-            at["best"] = at["history"][-1]
-            best = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
-        print(f"{technique.name}: epoch {at['epoch']}/{args.epochs}, " + spelled(at["history"][-1]), flush=True)
+        at["epoch"], at["step"] = at["epoch"] + 1, 0
         checkpoint.save_progress(progress_file, {**at, "seconds": time.perf_counter() - start}, model, best, optimizer)
+    if at["stopped"]:
+        print(f"{technique.name}: stopped, {args.patience} validations without a better one")
     model.load_state_dict(best)
     return at["history"], {"best_epoch": at["best"]["Epoch"], "train_seconds": round(time.perf_counter() - start, 1)}
 
 
-def evaluate(model, task, notes, labels, pad_id, batch_size, autocast=None):
-    """(Scores, probabilities) of a model on encoded notes."""
-    logits = predict_logits(model, notes, pad_id, batch_size, autocast)
-    if not logits.isfinite().all():
-        raise BadInput("the model answers NaN after the epoch's last step; lower --lr or use fp32")
-    probabilities = task.probabilities(logits).numpy()
-    return task.score(labels.numpy(), probabilities), probabilities
+def evaluate(model, task, examples, notes, pad_id, batch_size, autocast=None, intervals=False):
+    """(Scores, predictions) of a model on encoded examples."""
+    predictions = task.combine(examples, notes, predict_rows(model, task, notes, pad_id, batch_size, autocast))
+    return task.score(examples, predictions, intervals), predictions
 
 
-def spelled(scores):
-    """'accuracy 0.9321, macro-F1 0.8553, loss 0.1234' from a row of scores."""
-    names = {"Accuracy": "accuracy", "F1": "macro-F1", "AUROC": "AUROC", "Loss": "loss"}
+def spelled(scores, names):
+    """'accuracy 0.9321, macro-F1 0.8553' from a row of scores; names {score: wording}."""
     return ", ".join(f"{text} {scores[name]:.4f}" for name, text in names.items() if scores.get(name) is not None)
 
 
@@ -164,7 +184,7 @@ def spelled(scores):
 
 def options_of(cls, args):
     """The keywords of a task or a technique among the parsed arguments."""
-    return {name: getattr(args, name) for name in map(compress.keyword, cls.OPTIONS)}
+    return {name: getattr(args, name) for name in map(keyword, cls.OPTIONS)}
 
 
 def settings(args):
@@ -172,7 +192,7 @@ def settings(args):
     ours = options_of(TASKS[args.task], args)
     for part in args.parts:
         ours.update(options_of(compress.TECHNIQUES[part], args))
-    every = {compress.keyword(flag) for table in (TASKS, compress.TECHNIQUES) for cls in table.values() for flag in cls.OPTIONS}
+    every = {keyword(flag) for table in (TASKS, compress.TECHNIQUES) for cls in table.values() for flag in cls.OPTIONS}
     common = {name: value for name, value in vars(args).items() if name not in every and name not in PLACES}
     return dict(sorted({**common, **ours}.items()))
 
@@ -186,12 +206,12 @@ def refuse_other_settings(directory, wanted):
 
 
 def run(args):
-    """Make the run directory args.out/args.technique, unless it is finished. Returns its path."""
+    """Make the run directory args.out/args.name, unless it is finished. Returns its path."""
     out = writable_directory(args.out)
-    directory = out / args.technique
+    directory = out / args.name
     if checkpoint.is_finished(directory) and not args.overwrite:
         refuse_other_settings(directory, settings(args))
-        print(f"{args.technique}: finished already in {directory}; --overwrite trains it again")
+        print(f"{args.name}: finished already in {directory}; --overwrite trains it again")
         return directory
     distils, trains = "distillation" in args.parts, any(compress.TECHNIQUES[part].trains for part in args.parts)
     start, teacher = args.start, args.teacher if distils else None
@@ -200,7 +220,7 @@ def run(args):
     args.data_path, args.model_path = args.data, args.model
     if demonstration := tiny or args.data == "demo":
         print(demo.BANNER, flush=True)
-        demo_notes, demo_model = demo.make(out / "demo")
+        demo_notes, demo_model = demo.make(out / "demo", args.task)
         args.data_path = demo_notes if args.data == "demo" else args.data
         args.model_path = demo_model if args.model == "demo" else args.model
     if distils and not teacher:
@@ -213,61 +233,68 @@ def run(args):
     splits, facts = task.load(args.data_path, args.fraction, args.validation, args.test, args.split_seed)
     facts["split"] = fingerprint(splits)
     whose = f"of {facts['subjects']} subjects, split by subject" if facts["subjects"] else "each its own subject"
-    print("data:", ", ".join(f"{count} {what}" for what, count in facts["rows"].items()), f"-> {facts['notes']} notes, {whose}")
-    for split, per_class in facts["splits"].items():
-        print(f"  {split}: {sum(per_class.values())} notes,", ", ".join(f"{count} {name}" for name, count in per_class.items()))
+    print("data:", ", ".join(f"{n} {what}" for what, n in facts["rows"].items() if n), f"-> {facts['notes']} {task.unit}, {whose}")
+    for split, size in facts["sizes"].items():
+        per_label = sorted(facts["splits"][split].items(), key=lambda item: -item[1] if len(facts["splits"][split]) > 12 else 0)
+        more = [f"{len(per_label) - 12} labels more"] if len(per_label) > 12 else []
+        print(f"  {split}: {size} {task.unit}", *(f"{count} {name}" for name, count in per_label[:12]), *more, sep=", ")
 
     # model and technique, token ids
     torch.manual_seed(args.seed)
     device = pick_device(args.device)
-    model, tokenizer, earlier, taught = starting_point(args, task, facts, start, teacher)
-    technique = compress.build(args.parts, vars(args), teacher=taught and taught.to(device))
-    technique.task_loss = task.loss
+    model, tokenizer, earlier, supplied = starting_point(args, task, facts, start, teacher, device)
+    technique = compress.build(args.parts, vars(args), **supplied)
+    technique.task = task
     rate = args.lr or (demo.LEARNING_RATE if tiny else technique.learning_rate)
-    notes = {split: encode([note.text for note in splits[split]], tokenizer, args.max_length) for split in SPLITS}
-    labels = {split: torch.tensor([note.label for note in splits[split]]) for split in SPLITS}
+    notes = {split: task.encode(splits[split], tokenizer, args.max_length) for split in SPLITS}
+    pad_id = tokenizer.pad_token_id
 
     # prepare -> loop -> finish -> score; the test split only now, and once
     began = time.perf_counter()
     model = technique.prepare(model.to(device)).to(device)
     history, trained = [], {"best_epoch": 0, "train_seconds": 0.0}
     progress_file = directory.with_name(f".{directory.name}.progress.safetensors")
-    if technique.trains:
-        print(f"{args.technique}: learning rate {rate}, {args.epochs} epochs, {device}", flush=True)
+    if technique.trains and args.epochs:
+        print(f"{args.name}: learning rate {rate}, {args.epochs} epochs, {device}", flush=True)
         settle_progress(progress_file, {**settings(args), "split": facts["split"]})
-        history, trained = train(model, technique, task, notes, labels, tokenizer.pad_token_id, args, rate, device, progress_file)
+        history, trained = train(model, technique, task, notes, splits["validation"], pad_id, args, rate, device, progress_file)
+    if technique.trains:
+        task.fit_head(model, splits["train"], notes["train"], pad_id, args.batch_size)
     model = technique.finish(model).eval()
-    scores = {}
-    for split in ("validation", "test"):
-        scores[split], probabilities = evaluate(model, task, notes[split], labels[split], tokenizer.pad_token_id, args.batch_size)
-    print(f"{args.technique}: test, {len(labels['test'])} notes, {spelled(scores['test'].overall)}", flush=True)
+    scores = {"validation": evaluate(model, task, splits["validation"], notes["validation"], pad_id, args.batch_size)}
+    task.calibrate(splits["validation"], scores["validation"][1])
+    scores["validation"] = task.score(splits["validation"], scores["validation"][1])
+    scores["test"], predictions = evaluate(model, task, splits["test"], notes["test"], pad_id, args.batch_size, intervals=True)
+    if table := task.table(scores["test"]):
+        print(table)
+    print(f"{args.name}: test, {len(splits['test'])} {task.unit}, {spelled(scores['test'].overall, task.headline)}", flush=True)
 
     def write_predictions(path):
-        header = ["row_id", "label", "predicted", *(f"p_{label}" for label in task.labels)]
-        table = zip(splits["test"], probabilities)
-        write_csv(path / "predictions.csv", header, ([n.row_id, task.labels[n.label], *as_row(task.labels, p)] for n, p in table))
+        if header := task.header():
+            rows = ([e.row_id, task.truth(e), *task.record(p)] for e, p in zip(splits["test"], predictions))
+            write_csv(path / "predictions.csv", ["row_id", "label", *header], rows)
 
     record = {
-        "technique": args.technique, "demonstration": demonstration, "demo_model": tiny, "arguments": settings(args), "start": start and str(start),
+        "technique": args.technique, "name": args.name, "demonstration": demonstration, "demo_model": tiny, "arguments": settings(args), "start": start and str(start),
         "teacher": teacher and str(teacher), "learning_rate": rate, "device": str(next(model.parameters()).device), "task": task.describe(),
         "data": facts, **trained, "run_seconds": round(time.perf_counter() - began, 1), "history": history,
         "validation": scores["validation"]._asdict(), "test": scores["test"]._asdict(), "machine": checkpoint.machine(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }  # fmt: skip
     write_score_files(out, task, record)
-    checkpoint.save(directory, model, tokenizer, earlier + technique.describe(), record, write_predictions)
+    checkpoint.save(directory, model, tokenizer, earlier + technique.describe(), record, technique.files(), write_predictions)
     for leftover in (progress_file, progress_file.with_suffix(".json")):
         leftover.unlink(missing_ok=True)
     return directory
 
 
-def starting_point(args, task, facts, start, teacher):
-    """(model to prepare, tokenizer, compression facts it already has, teacher model or None)."""
+def starting_point(args, task, facts, start, teacher, device):
+    """(model to prepare, tokenizer, compression facts it already has, {what techniques need from outside})."""
     taught = started_from(teacher, "--teacher", task, facts, args.data) if teacher else None
     thin = {fact["technique"] for fact in taught.compression} if taught else set()
     if "quantization" in thin or ("lowrank" in thin and not args.student):
         raise BadInput(f"--teacher {teacher}: is {taught.facts['technique']}, its layers make no plain student; give another")
-    earlier = []
+    earlier, source, fresh = [], None, []
     if start:
         origin = started_from(start, "--start", task, facts, args.data)
         model, tokenizer, earlier = origin.model, origin.tokenizer, origin.compression
@@ -276,34 +303,39 @@ def starting_point(args, task, facts, start, teacher):
         if any(compress.TECHNIQUES[part].trains for part in args.parts):
             earlier = [fact for fact in earlier if fact["technique"] != "pruning"]  # training fills its zeros again
         compress.check_order([fact["technique"] for fact in earlier] + [part for part in args.parts if part != "base"])
+        source = None if earlier else str(start)
     elif taught and not args.student:
         model, tokenizer = copy_of(taught.model), taught.tokenizer
     else:
-        source = args.student if taught else args.model_path
-        model, tokenizer = checkpoint.from_pretrained(source, task.auto_class, task.labels, "--student" if taught else "--model")
+        source = str(args.student if taught else args.model_path)
+        model, tokenizer, fresh = checkpoint.from_pretrained(source, task, "--student" if taught else "--model")
+        source = None if taught else source
+        adapted = checkpoint.is_finished(args.model_path) and checkpoint.read_json(Path(args.model_path) / "run.json")["arguments"]["data"]
+        if adapted == args.data != "demo":
+            print(f"note: --model {args.model} learnt from the texts of the same file, this run's test texts perhaps among them")
     if taught and tokenizer.get_vocab() != taught.tokenizer.get_vocab():
         raise BadInput("the student's vocabulary is not the teacher's, so they cannot read the same tokens; choose another")
     longest = min(getattr(model.config, "max_position_embeddings", None) or math.inf, tokenizer.model_max_length)
     if args.max_length > longest:
-        raise BadInput(f"--max-length {args.max_length}: the model reads at most {longest} tokens")
-    return model, tokenizer, earlier, taught and taught.model
+        raise BadInput(f"--{task.length_flag.replace('_', '-')} {args.max_length}: the model reads at most {longest} tokens")
+    return model, tokenizer, earlier, {"teacher": taught and taught.model.to(device), "source": source, "fresh": fresh}
 
 
 def base_run(args):
     """The base run under the same --out, of the same notes and model; trained first if it is not there."""
     base = copy.copy(args)
-    base.technique, base.parts, base.overwrite, base.start = "base", ["base"], False, None
+    base.technique, base.name, base.parts, base.overwrite, base.start = "base", "base", ["base"], False, None
     directory = Path(args.out) / "base"
     if not checkpoint.is_finished(directory):
         return run(base)
     refuse_other_settings(directory, {name: value for name, value in settings(base).items() if name not in OPTIMISATION})
-    print(f"{args.technique}: from the base run in {directory}")
+    print(f"{args.name}: from the base run in {directory}")
     return directory
 
 
 def uses_demo_model(args, start, teacher):
     """Whether the model of this run descends from the demonstration's."""
-    origin = start or (teacher if teacher and not args.student else None)
+    origin = start or (teacher if teacher and not args.student else args.model if checkpoint.is_finished(args.model) else None)
     return checkpoint.read_json(Path(origin) / "run.json")["demo_model"] if origin else args.model == "demo"
 
 
@@ -331,18 +363,18 @@ def settle_progress(path, arguments):
 
 
 def write_score_files(out, task, record):
-    """The two CSVs of a technique: overall, by epoch on validation and then on test; and per label on test.
+    """The two CSVs of a run: overall, by epoch on validation and then on test; and per label on test, if there are labels.
 
     A run without epochs of its own has one validation row, of the finished model, as epoch 0.
     """
-    name, epoch = record["technique"], record["best_epoch"]
+    name, epoch = record["name"], record["best_epoch"]
     rows = record["history"] or [{"Epoch": 0, **record["validation"]["overall"], "Split": "validation"}]
     rows = [*rows, {"Epoch": epoch, **record["test"]["overall"], "Split": "test"}]
-    header = ["Epoch", *OVERALL, "Split", "Loss"]
+    header = ["Epoch", *task.overall, "Split", "Loss", "Step"]
     write_csv(out / task.overall_csv.format(name), header, [[row.get(column) for column in header] for row in rows])
-    header = ["Epoch", task.label_column, *PER_LABEL, "Split"]
-    per_label = record["test"]["per_label"].items()
-    write_csv(out / task.per_label_csv.format(name), header, [[epoch, label, *(v[s] for s in PER_LABEL), "test"] for label, v in per_label])
+    if per_label := record["test"]["per_label"].items():
+        header = ["Epoch", task.label_column, *task.per_label, "Split"]
+        write_csv(out / task.per_label_csv.format(name), header, [[epoch, label, *map(v.get, task.per_label), "test"] for label, v in per_label])
 
 
 def main(argv=None):

@@ -1,17 +1,17 @@
 """The techniques by name. Adding one = one new file + one line of this dict; its place in the dict is its place in a chain."""
 
-from keyword import iskeyword
-
 from compress.distillation import Distillation
+from compress.lora import LoRA
 from compress.lowrank import LowRank
 from compress.pruning import Pruning
 from compress.quantization import Quantization
 from compress.technique import Chain, Technique
-from data import BadInput
+from data import BadInput, keyword
 
 TECHNIQUES = {
     "base": Technique,
     "distillation": Distillation,
+    "lora": LoRA,
     "lowrank": LowRank,
     "pruning": Pruning,
     "quantization": Quantization,
@@ -33,6 +33,8 @@ def check_order(parts):
     places = [list(TECHNIQUES).index(name) for name in parts]
     if len(parts) > 1 and "base" in parts:
         raise BadInput(f"{'+'.join(parts)}: base is no technique at all and cannot be chained")
+    if clash := "lora" in parts and {"lowrank", "pruning"}.intersection(parts):
+        raise BadInput(f"{'+'.join(parts)}: lora freezes the weights that {clash.pop()} would change; merge first, then --start from that run")
     if sorted(set(places)) != places:
         order = " < ".join(list(TECHNIQUES)[1:])
         raise BadInput(f"{'+'.join(parts)}: a chain takes each technique once, in this order: {order}")
@@ -46,12 +48,6 @@ def build(parts, options, **supplied):
         keywords = {keyword(flag): options[keyword(flag)] for flag in technique.OPTIONS if keyword(flag) in options}
         chain.append(technique(**{**keywords, **{need: supplied[need] for need in technique.NEEDS}}))
     return Chain(chain)
-
-
-def keyword(flag):
-    """'--student-layers' -> 'student_layers', '--global' -> 'global_': the constructor's keyword for a flag."""
-    name = flag.lstrip("-").replace("-", "_")
-    return f"{name}_" if iskeyword(name) else name
 
 
 def rebuild(model, compression):

@@ -20,7 +20,7 @@ from data import BadInput, number
 
 
 def kd_loss(student_logits, teacher_logits, temperature):
-    """T^2 * KL(teacher || student) at temperature T; logits (B, C) -> scalar, the mean over B."""
+    """T^2 * KL(teacher || student) at temperature T; logits (B, C) -> scalar, the mean over B (notes, or labelled tokens)."""
     student = F.log_softmax(student_logits / temperature, dim=-1)
     teacher = F.log_softmax(teacher_logits / temperature, dim=-1)
     return temperature**2 * F.kl_div(student, teacher, log_target=True, reduction="batchmean")
@@ -60,10 +60,10 @@ def keep_layers(model, kept):
     try:
         config = type(model.config).from_dict(model.config.to_dict())
         with torch.device("meta"):
-            expected = {key: value.shape for key, value in type(model)(config).state_dict().items()}
+            expected = {key: value.shape for key, value in type(model)(config).base_model.state_dict().items()}
     except (ValueError, TypeError, AssertionError, LookupError, AttributeError):
         expected = None
-    if expected != {key: value.shape for key, value in model.state_dict().items()}:
+    if expected != {key: value.shape for key, value in model.base_model.state_dict().items()}:
         raise BadInput(f"distillation cannot drop layers of {type(model).__name__}; give a smaller model with --student")
     return model
 
@@ -116,11 +116,11 @@ class Distillation(Technique):
 
     def loss(self, model, batch, outputs):
         """alpha * task loss + (1 - alpha) * kd_loss, plus the hidden-state term."""
-        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
         with torch.no_grad():
-            taught = self.teacher(**inputs, output_hidden_states=bool(self.hidden_weight))
-        loss = self.alpha * self.task_loss(outputs.logits, batch["labels"])
-        loss = loss + (1 - self.alpha) * kd_loss(outputs.logits, taught.logits, self.temperature)
+            taught = self.task.forward(self.teacher, batch, output_hidden_states=bool(self.hidden_weight))
+        student_rows, teacher_rows = (self.task.categorical(o.logits, batch) for o in (outputs, taught))
+        loss = self.alpha * self.task.loss(model, batch, outputs)
+        loss = loss + (1 - self.alpha) * kd_loss(student_rows, teacher_rows, self.temperature)
         if self.hidden_weight:
             pairs = zip(outputs.hidden_states[1:], (taught.hidden_states[i + 1] for i in self.matched))
             terms = [hidden_loss(model.distillation_projection(s), t, batch["attention_mask"]) for s, t in pairs]

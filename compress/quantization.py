@@ -39,11 +39,18 @@ def without_deprecations():
         yield
 
 
+def split_linears(model):
+    """(names of the nn.Linear to quantize, names of those that share their weight with an embedding and so stay fp32)."""
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    linears = {name: id(module.weight) in tables for name, module in model.named_modules() if type(module) is nn.Linear}
+    return [name for name, tied in linears.items() if not tied], [name for name, tied in linears.items() if tied]
+
+
 @without_deprecations()
 def quantize_linears(model):
-    """Every nn.Linear -> dynamic int8 with a scale per output channel, in place, by this CPU's fastest engine."""
+    """Every nn.Linear that shares no weight -> dynamic int8, a scale per output channel, in place, by this CPU's fastest engine."""
     torch.backends.quantized.engine = fastest_engine()
-    spec = {nn.Linear: torch.ao.quantization.per_channel_dynamic_qconfig}
+    spec = {name: torch.ao.quantization.per_channel_dynamic_qconfig for name in split_linears(model)[0]}
     return torch.ao.quantization.quantize_dynamic(model, spec, dtype=torch.qint8, inplace=True)
 
 
@@ -55,10 +62,16 @@ def is_int8(module):
 def plain_state(model):
     """A state_dict of plain tensors; an int8 layer gives weight int8 (out, in), weight_scale fp32 (out,) and bias.
 
-    The weights are symmetric, so their zero points are all 0 and are not stored.
+    The weights are symmetric, so their zero points are all 0 and are not stored. A tensor that several names share, such as
+    the word embeddings of a masked-language-model head, stands under the first.
     """
     int8 = {name: module for name, module in model.named_modules() if is_int8(module)}
-    state = {key: value for key, value in model.state_dict().items() if not any(key.startswith(f"{name}.") for name in int8)}
+    state, seen = {}, set()
+    for key, value in model.state_dict().items():
+        place = (value.data_ptr(), value.shape) if torch.is_tensor(value) and value.numel() else key
+        if place not in seen and not any(key.startswith(f"{name}.") for name in int8):
+            state[key] = value
+        seen.add(place)
     for name, module in int8.items():
         state[f"{name}.weight"] = module.weight().int_repr()
         state[f"{name}.weight_scale"] = module.weight().q_per_channel_scales().float()
@@ -94,15 +107,15 @@ class Quantization(Technique):
 
     def finish(self, model):
         """Move to the CPU and quantize."""
-        linears = [name for name, module in model.named_modules() if type(module) is nn.Linear]
+        linears, tied = split_linears(model)
         weights = sum(model.get_submodule(name).weight.numel() for name in linears)
         total = sum(parameter.numel() for parameter in model.parameters())
         model = quantize_linears(model.cpu().eval())
         done = sum(is_int8(module) for module in model.modules())
         print(
-            f"quantization: {done}/{len(linears)} Linear to int8 (engine {fastest_engine()}), {millions(weights)} of "
+            f"quantization: {done}/{len(linears) + len(tied)} Linear to int8 (engine {fastest_engine()}), {millions(weights)} of "
             f"{millions(total)} parameters; {4 * total / 1e6:.1f} MB -> {(4 * total - 3 * weights) / 1e6:.1f} MB, "
-            "embeddings and norms stay fp32"
+            f"embeddings and norms stay fp32{''.join(f', {name} too, which shares a weight with the embeddings' for name in tied)}"
         )
         return model
 

@@ -8,7 +8,8 @@ from data import BadInput
 class Technique:
     """One way to make a model cheaper. The loop calls the hooks in this order; the base technique does nothing.
 
-    OPTIONS are its flags; the constructor takes the same names as keywords. `task_loss` is set by train.py.
+    OPTIONS are its flags; the constructor takes the same names as keywords. train.py sets `task`, which has forward(model,
+    batch), loss(model, batch, outputs) and categorical(logits, batch).
     """
 
     name = "base"
@@ -16,7 +17,7 @@ class Technique:
     NEEDS = ()  # keywords whose value train.py loads: a teacher
     learning_rate = 3e-5  # the paper's, per technique
     trains = True  # False: applied to a finished run, no epochs of its own
-    task_loss = None
+    task = None
 
     def prepare(self, model):
         """Before training: mask, factor, shrink. Returns the model to train."""
@@ -24,7 +25,7 @@ class Technique:
 
     def loss(self, model, batch, outputs):
         """The step's loss, a scalar tensor. batch: input_ids, attention_mask (B, T), labels; outputs: the model's."""
-        return self.task_loss(outputs.logits, batch["labels"])
+        return self.task.loss(model, batch, outputs)
 
     def after_step(self, model, progress):
         """After optimizer.step(); progress in (0, 1]."""
@@ -40,6 +41,10 @@ class Technique:
     def describe(self):
         """JSON facts from which `rebuild` makes the same structure again; None if the config alone is enough."""
         return None
+
+    def files(self):
+        """What else to write into the run directory: {path: JSON value, or {name: tensor}}."""
+        return {}
 
     @staticmethod
     def rebuild(model, facts):
@@ -57,14 +62,14 @@ class Chain(Technique):
         self.trains = any(part.trains for part in parts)
 
     @property
-    def task_loss(self):
-        """The task's loss, shared by every part."""
-        return self.parts[0].task_loss
+    def task(self):
+        """The task, shared by every part."""
+        return self.parts[0].task
 
-    @task_loss.setter
-    def task_loss(self, loss):
+    @task.setter
+    def task(self, task):
         for part in self.parts:
-            part.task_loss = loss
+            part.task = task
 
     def prepare(self, model):
         """Prepare by each part in turn."""
@@ -95,6 +100,10 @@ class Chain(Technique):
     def describe(self):
         """The parts' facts, in order, as a list."""
         return [{"technique": part.name, **facts} for part in self.parts if (facts := part.describe()) is not None]
+
+    def files(self):
+        """All parts' files."""
+        return {path: content for part in self.parts for path, content in part.files().items()}
 
 
 def encoder_linears(model):

@@ -17,6 +17,7 @@ from compress.pruning import Pruning, cubic, global_masks, magnitude_mask
 from compress.quantization import Quantization, fastest_engine, is_int8, load_plain_state, plain_state
 from compress.technique import encoder_linears
 from data import BadInput
+from tasks.task import Task
 
 CONFIG = BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=64, num_labels=3)
 
@@ -42,7 +43,7 @@ def logits(model, batch):
 
 def steps(technique, model, batch, count=6):
     """A few optimizer steps as train.py takes them."""
-    technique.task_loss = nn.functional.cross_entropy
+    technique.task = Task()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     for step in range(count):
         outputs = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
@@ -168,7 +169,7 @@ def test_layers_are_spaced_as_distilbert_spaces_them():
 
 def test_student_is_smaller_and_its_loss_is_the_weighted_sum(model, batch, capsys):
     technique = Distillation(teacher=model, alpha=0.3, temperature=2.0)
-    technique.task_loss = nn.functional.cross_entropy
+    technique.task = Task()
     student = technique.prepare(copy_of(model)).eval()
     assert student.config.num_hidden_layers == len(student.bert.encoder.layer) == 2 and len(model.bert.encoder.layer) == 4
     assert student.bert.encoder.layer[1].output.dense.weight.equal(model.bert.encoder.layer[3].output.dense.weight)
@@ -283,9 +284,9 @@ def test_other_encoders_go_through_the_whole_chain(kind, batch):
 @pytest.mark.parametrize(
     "names, message",
     [
-        ("shrink", "no technique 'shrink'; there are base, distillation, lowrank, pruning, quantization"),
+        ("shrink", "no technique 'shrink'; there are base, distillation, lora, lowrank, pruning, quantization"),
         ("base+pruning", "base is no technique"),
-        ("quantization+pruning", "in this order: distillation < lowrank < pruning < quantization"),
+        ("quantization+pruning", "in this order: distillation < lora < lowrank < pruning < quantization"),
         ("pruning+pruning", "each technique once"),
     ],
 )

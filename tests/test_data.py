@@ -17,6 +17,9 @@ from tasks.symptoms import LEXICON, SYMPTOMS, Symptoms, first_match
 WORDS = ["no", "edema", "edematous", "pain", "painless", "cough", "fever", "bleeding", "non-bleeding", "chest", "pain,", "Fever."]
 
 
+SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}
+
+
 def rows_of(path):
     return [row for _, row in Table(path, progress=False)]
 
@@ -126,7 +129,7 @@ def test_no_subject_and_no_text_on_two_sides_and_labels_in_proportion(seed):
              for i in range(1000)]  # fmt: skip
     notes, folded = fold_duplicates(notes)
     assert folded == 1000 - len(notes) and len({note.text for note in notes}) == len(notes)
-    splits = split_by_subject(notes, 0.1, 0.2, seed)
+    splits = split_by_subject(notes, SHARES, seed)
     assert sum(map(len, splits.values())) == len(notes)
     for what in ("subject", "text", "row_id"):
         sides = [{getattr(note, what) for note in splits[split]} for split in SPLITS]
@@ -134,7 +137,7 @@ def test_no_subject_and_no_text_on_two_sides_and_labels_in_proportion(seed):
     totals = np.bincount([note.label for note in notes])
     for split, share in zip(SPLITS, (0.7, 0.1, 0.2)):
         assert np.allclose(np.bincount([n.label for n in splits[split]], minlength=4) / totals, share, atol=0.06)
-    assert fingerprint(splits) == fingerprint(split_by_subject(notes, 0.1, 0.2, seed)) != fingerprint(split_by_subject(notes, 0.1, 0.2, seed + 9))
+    assert fingerprint(splits) == fingerprint(split_by_subject(notes, SHARES, seed)) != fingerprint(split_by_subject(notes, SHARES, seed + 9))
 
 
 def test_sample_is_the_share_asked_for_and_the_same_every_time():

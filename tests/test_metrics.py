@@ -39,7 +39,7 @@ def test_scores_equal_scikit_learn(seed):
 def test_undefined_is_none_with_a_warning_never_zero():
     labels = np.array([0, 0, 1, 1])
     probabilities = np.eye(4)[[0, 1, 1, 1]]  # c and d: no rows and no calls
-    with pytest.warns(UserWarning, match="Precision of 'c' is undefined"):
+    with pytest.warns(UserWarning, match="Precision is undefined for 'c', 'd'"):
         scores = metrics.single_label(labels, probabilities, NAMES)
     assert scores.per_label["c"] == {"Precision": None, "Recall": None, "F1": None, "AUROC": None}
     assert scores.overall["Accuracy"] == 0.75 and scores.overall["F1"] is None and scores.overall["AUROC"] is None

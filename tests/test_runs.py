@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ import predict
 import report
 import train
 from compress.quantization import is_int8
-from data import SPLITS, encode, fingerprint
+from data import SPLITS, fingerprint
 from metrics import OVERALL
 from tasks.symptoms import SYMPTOMS, Symptoms
 
@@ -36,9 +37,7 @@ def scored_again(run, small):
     facts = run.facts["arguments"]
     splits, _ = run.task.load(str(small[0]), facts["fraction"], facts["validation"], facts["test"], facts["split_seed"])
     assert fingerprint(splits) == run.facts["data"]["split"]
-    encoded = encode([note.text for note in splits["test"]], run.tokenizer, facts["max_length"], progress=False)
-    logits = predict.predict_logits(run.model, encoded, run.tokenizer.pad_token_id, facts["batch_size"])
-    return [note.row_id for note in splits["test"]], logits.softmax(-1).numpy()
+    return [note.row_id for note in splits["test"]], np.stack(predict.predict_examples(run, splits["test"], facts["batch_size"]))
 
 
 @pytest.mark.parametrize("technique", TECHNIQUES)
@@ -141,8 +140,8 @@ def test_predict_resumes_where_it_was_cut_off(runs, small, tmp_path, monkeypatch
             raise KeyboardInterrupt
         return original(*args)
 
-    original = predict.predict_texts
-    monkeypatch.setattr(predict, "predict_texts", breaks)
+    original = predict.predict_examples
+    monkeypatch.setattr(predict, "predict_examples", breaks)
     with pytest.raises(KeyboardInterrupt):
         predict.predict_file(run, small[0], tmp_path / "q.csv", chunk=64)
     assert not (tmp_path / "q.csv").exists()
@@ -256,7 +255,7 @@ def test_demonstration_says_so_first_and_data_flow_is_printed(tmp_path, monkeypa
     import demo
 
     make = demo.make
-    monkeypatch.setattr(demo, "make", lambda directory: make(directory, notes=300, hidden=32, layers=2))
+    monkeypatch.setattr(demo, "make", lambda directory, task: make(directory, task, notes=300, hidden=32, layers=2))
     train.main(["--epochs", "1", "--out", str(tmp_path)])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == demo.BANNER and "not comparable" in lines[0]
@@ -304,8 +303,9 @@ def test_class_weights_reach_the_loss(small):
     task = Symptoms(class_weights=True)
     task.load(str(small[0]), 1.0, 0.2, 0.2, 42)
     logits, labels = torch.randn(9, 5), torch.arange(9) % 5
-    assert task.loss(logits, labels).equal(torch.nn.functional.cross_entropy(logits, labels, weight=task.weights))
-    assert not torch.allclose(task.loss(logits, labels), torch.nn.functional.cross_entropy(logits, labels))
+    loss = task.loss(None, {"labels": labels}, SimpleNamespace(logits=logits))
+    assert loss.equal(torch.nn.functional.cross_entropy(logits, labels, weight=task.weights))
+    assert not torch.allclose(loss, torch.nn.functional.cross_entropy(logits, labels))
 
 
 def test_run_all_trains_reports_and_keeps_what_is_finished(arguments, tmp_path):
