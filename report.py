@@ -114,7 +114,7 @@ def as_markdown(task, rows, facts, timings):
         "",
     ]
     lines += [task.published, ""] if task.published else []
-    header = ["technique", *(task.headline.get(score, score) for score in task.overall), "differs from base"]
+    header = ["technique", *(task.headline.get(score, {"Precision": "precision", "Recall": "recall"}.get(score, score)) for score in task.overall), "differs from base"]
     lines += markdown_table(
         header + ["paper: accuracy / F1 / AUROC"] * paper,
         [
@@ -177,7 +177,7 @@ def differing(facts):
     first = next(iter(facts.values()))["arguments"]
     lines = []
     for name, run in facts.items():
-        other = [f"{key} {value}" for key, value in run["arguments"].items() if key in first and value != first[key]]
+        other = [f"{key} {shown(str(value))}" for key, value in run["arguments"].items() if key in first and value != first[key]]
         if other:
             lines += ["", f"**{name} was trained with another {', '.join(other)}.**"]
     return lines

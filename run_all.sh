@@ -23,7 +23,9 @@ here=$(cd "$(dirname "$0")" && pwd)
 [ "$here" = "$PWD" ] || { echo "error: run it from its own folder: cd $here" >&2; exit 2; }
 [ -n "$data" ] || echo "DEMONSTRATION: no --data, so synthetic notes; scores are not comparable to the paper's."
 source ./env.sh
-for technique in ${TECHNIQUES:-base pruning lowrank distillation quantization}; do
+usual="base pruning lowrank distillation quantization"
+[ "$task" != mlm ] || usual="base lora"
+for technique in ${TECHNIQUES:-$usual}; do
   $python train.py --technique "$technique" ${call[@]+"${call[@]}"}
 done
 $python benchmark.py "$out"

@@ -259,7 +259,7 @@ def run(args):
         settle_progress(progress_file, {**settings(args), "split": facts["split"]})
         history, trained = train(model, technique, task, notes, splits["validation"], pad_id, args, rate, device, progress_file)
     if technique.trains:
-        task.fit_head(model, splits["train"], notes["train"], pad_id, args.batch_size)
+        trained["head"] = task.fit_head(model, splits["train"], notes["train"], pad_id, args.batch_size)
     model = technique.finish(model).eval()
     scores = {"validation": evaluate(model, task, splits["validation"], notes["validation"], pad_id, args.batch_size)}
     task.calibrate(splits["validation"], scores["validation"][1])

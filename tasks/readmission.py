@@ -252,7 +252,7 @@ class Readmission(Task):
         Vectors are standardised, C is the one of the best mean AUROC in 5-fold cross-validation grouped by patient.
         """
         if not self.logistic:
-            return
+            return {}
         from sklearn.linear_model import LogisticRegression  # imported here: it takes a second, and nothing else needs it
         from sklearn.model_selection import GroupKFold
 
@@ -274,6 +274,7 @@ class Readmission(Task):
             head.weight.copy_(torch.from_numpy(np.stack([np.zeros_like(slope), slope])))
             head.bias.copy_(torch.tensor([0.0, float(fit.intercept_[0] - slope @ mean)]))
         print(f"logistic: {len(y)} [CLS] vectors of {len(set(patients))} patients, C {best:.4g} of {len(C_GRID)}, cross-validated AUROC {max(quality):.4f}")
+        return {"C": float(best), "cross-validated AUROC": float(max(quality))}
 
     # --- scores
 
