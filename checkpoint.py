@@ -86,6 +86,16 @@ def from_pretrained(source, task, flag="--model"):
     return task.attach_head(model), tokenizer, fresh
 
 
+def with_head(model, task):
+    """A fresh model of this task with all tensors of another that fit it: its encoder, and its head if it is the same."""
+    fresh = task.attach_head(task.auto_class.from_config(model.config, dtype=torch.float32))
+    theirs, ours = model.state_dict(), fresh.state_dict()
+    taken = {name: tensor for name, tensor in theirs.items() if name in ours and tensor.shape == ours[name].shape}
+    fresh.load_state_dict(taken, strict=False)
+    print(f"another head: {len(taken)}/{len(ours)} tensors taken over, new: {', '.join(sorted(ours.keys() - taken)) or 'none'}")
+    return fresh
+
+
 def load_tokenizer(source, config):
     """The tokenizer beside a model. Raises BadInput if it knows far fewer words than the model, as when its files are missing."""
     tokenizer = AutoTokenizer.from_pretrained(source)

@@ -126,6 +126,39 @@ def writable_directory(path):
     return path
 
 
+def open_text(path):
+    """(binary file, text stream) of a plain or gzip file in UTF-8. Raises BadInput if it cannot be opened."""
+    path = str(path)
+    try:
+        file = open(path, "rb")
+        start = file.read(2)
+        file.seek(0)
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise BadInput(f"{path}: is a directory; name the file in it") from None
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror})") from None
+    zipped = start == b"\x1f\x8b"
+    if path.endswith(".gz") and not zipped:
+        raise BadInput(f"{path}: is named .gz but is not gzip; rename it or compress it again")
+    return file, io.TextIOWrapper(gzip.open(file) if zipped else file, encoding="utf-8-sig", newline="")
+
+
+def text_lines(path, stream):
+    """The lines of a stream. Raises BadInput that names the line where it is not UTF-8, holds a NUL or is damaged."""
+    count = 0
+    try:
+        for count, line in enumerate(stream, 1):
+            if "\0" in line:
+                raise BadInput(f"{path}, line {count}: a NUL byte; mend or drop that row")
+            yield line
+    except UnicodeDecodeError:
+        raise BadInput(f"{path}, near line {count + 1}: not UTF-8; convert the file to UTF-8") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        raise BadInput(f"{path}, near line {count + 1}: the gzip data are damaged or cut short") from None
+
+
 class Table:
     """A CSV or CSV.gz file, read as a stream.
 
@@ -135,7 +168,7 @@ class Table:
 
     def __init__(self, path, progress=True):
         self.path, self.progress = str(path), progress
-        self._stream = self._open()
+        self._file, self._stream = open_text(self.path)
         self._rows = self._parse()
         _, self.columns = next(self._rows, (0, None))
         if self.columns is None:
@@ -167,25 +200,9 @@ class Table:
                 yield line, row
         self._file.close()
 
-    def _open(self):
-        try:
-            self._file = open(self.path, "rb")
-            start = self._file.read(2)
-            self._file.seek(0)
-        except FileNotFoundError:
-            raise BadInput(f"{self.path}: no such file") from None
-        except IsADirectoryError:
-            raise BadInput(f"{self.path}: is a directory; name the CSV file in it") from None
-        except OSError as error:
-            raise BadInput(f"{self.path}: cannot be read ({error.strerror})") from None
-        zipped = start == b"\x1f\x8b"
-        if self.path.endswith(".gz") and not zipped:
-            raise BadInput(f"{self.path}: is named .gz but is not gzip; rename it or compress it again")
-        return io.TextIOWrapper(gzip.open(self._file) if zipped else self._file, encoding="utf-8-sig", newline="")
-
     def _parse(self):
         csv.field_size_limit(2**31 - 1)
-        reader = csv.reader(self._without_nul(), strict=True)
+        reader = csv.reader(text_lines(self.path, self._stream), strict=True)
         line = 1
         try:
             for row in reader:
@@ -195,17 +212,6 @@ class Table:
         except csv.Error:
             where = f"{self.path}, line {line}"
             raise BadInput(f"{where}: a quote in the row that starts here is not balanced; mend that row") from None
-        except UnicodeDecodeError:
-            raise BadInput(f"{self.path}, near line {line}: not UTF-8; convert the file to UTF-8") from None
-        except (EOFError, zlib.error, gzip.BadGzipFile):
-            raise BadInput(f"{self.path}, near line {line}: the gzip data are damaged or cut short") from None
-
-    def _without_nul(self):
-        for number_, line in enumerate(self._stream, 1):
-            if "\0" in line:
-                raise BadInput(f"{self.path}, line {number_}: a NUL byte; mend or drop that row")
-            yield line
-
 
 # --- notes -------------------------------------------------------------------------------------------------------
 

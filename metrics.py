@@ -89,7 +89,7 @@ def single_label(labels, probabilities, names, intervals=False):
 # --- two classes -------------------------------------------------------------------------------------------------
 
 
-def _ranked(positive, score):
+def ranked(positive, score):
     """(true positives, positives called) at each distinct threshold, from the highest score down; both (thresholds,)."""
     order = np.argsort(-score, kind="stable")
     last = np.append(np.flatnonzero(np.diff(score[order])), len(score) - 1)  # of each run of ties
@@ -101,13 +101,13 @@ def average_precision(positive, score):
 
     positive (N,) bool, score (N,); None without positives.
     """
-    hits, called = _ranked(positive, score)
+    hits, called = ranked(positive, score)
     return float(np.sum(np.diff(hits, prepend=0) * hits / called) / hits[-1]) if hits[-1] else None
 
 
 def recall_at_precision(positive, score, precision=0.8):
     """The largest recall of any threshold whose precision is at least this; 0 if no threshold reaches it, None without positives."""
-    hits, called = _ranked(positive, score)
+    hits, called = ranked(positive, score)
     return float(max(hits[hits >= precision * called], default=0) / hits[-1]) if hits[-1] else None
 
 
@@ -203,7 +203,7 @@ def multi_label(truth, called, names, intervals=False):
         shape = (-1, len(names), 3)
         found = {
             "MicroF1": bootstrap_sums(counts, lambda sums: _counts_f1(sums.reshape(shape).sum(1))),
-            "MacroF1": bootstrap_sums(counts, lambda sums: np.nanmean(_counts_f1(sums.reshape(shape)), -1)),
+            "MacroF1": bootstrap_sums(counts, lambda sums: np.nan_to_num(_counts_f1(sums.reshape(shape))).mean(-1)),
         }
     return Scores(overall, table, None, found)
 

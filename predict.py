@@ -125,6 +125,7 @@ def main(argv=None):
     parser.add_argument("notes", help="CSV or CSV.gz of notes; - reads one note from standard input")
     parser.add_argument("--out", default=None, help="file to write (predictions.csv, or .jsonl for spans)")
     parser.add_argument("--text-columns", "--text-column", default=None, help="column of the note (as the run was trained)")
+    parser.add_argument("--row-column", default=None, help="column of the row id (as the run was trained)")
     parser.add_argument("--batch-size", type=number(int, 1, 10**5), default=16, help="notes a batch (16)")
     parser.add_argument("--show-text", action="store_true", help="with -, print the words of each span beside its offsets")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="int8 runs are always on cpu")
@@ -133,8 +134,9 @@ def main(argv=None):
     run = checkpoint.load(args.run)
     if not any(facts["technique"] == "quantization" for facts in run.compression):
         run.model.to(pick_device(args.device))
-    if args.text_columns:
-        run.task.options.text_columns = args.text_columns
+    options = run.task.options
+    options.text_columns, options.row_column = args.text_columns or options.text_columns, args.row_column or options.row_column
+    options.subject_column = None  # only a split needs it
     if args.notes == "-":
         try:
             text = sys.stdin.buffer.read().decode("utf-8")

@@ -36,10 +36,10 @@ def collect(out):
     """(task, rows of the report, {run: run.json}, {run: timings}): scores, intervals, the test against base, sizes, the paper's figures."""
     directories = sorted(find_runs([out]), key=lambda p: (ORDER.index(p.name) if p.name in ORDER else len(ORDER), p.name))
     facts = {path.name: checkpoint.read_json(path / "run.json") for path in directories}
-    if len({(run["task"]["task"], *run["task"]["labels"]) for run in facts.values()}) > 1:
+    tasks = [TASKS[run["task"]["task"]].from_facts(run["task"]) for run in facts.values()]
+    if len({(task.name, *task.labels, *task.overall) for task in tasks}) > 1:
         raise BadInput(f"{out}: its runs have different tasks or labels; report them from separate results directories")
-    first = next(iter(facts.values()))
-    task = TASKS[first["task"]["task"]].from_facts(first["task"])
+    task = tasks[0]
     paper = {row["technique"]: row for row in read_table(REFERENCE / "table1.csv") if task.name == "symptoms"}
     timings = {row["technique"]: row for row in read_table(Path(out) / "benchmark.csv")}
     for name in [name for name, row in timings.items() if name in facts and row.get("finished") != facts[name]["finished"]]:
@@ -108,7 +108,7 @@ def as_markdown(task, rows, facts, timings):
         "",
         "## Scores on the test split" + (", the paper's beside them" if paper else ""),
         "",
-        f"Brackets: 95% interval, bootstrap over the {total} test {task.unit}. Differs from base: {task.unit} that only base, only this run "
+        f"Brackets: 95% interval, bootstrap over {task.resampled or f'the {total} test {task.unit}'}. Differs from base: {task.unit} that only base, only this run "
         "gets right, and the exact McNemar p-value."
         + (" The paper's figures are of other notes (MIMIC-III, 435 test notes)." if paper else ""),
         "",

@@ -27,7 +27,7 @@ from tasks import TASKS
 PLACES = ("out", "name", "overwrite", "technique", "parts", "device", "save_minutes", "data_path", "model_path")
 # arguments in which a run may differ from the base run that it starts from or learns from
 OPTIMISATION = ("start", "epochs", "batch_size", "accumulate", "lr", "warmup", "weight_decay", "clip", "precision", "seed",
-                "eval_steps", "patience")  # fmt: skip
+                "eval_steps", "patience", "combine", "scaling_factor", "threshold")  # fmt: skip
 
 
 def build_parser():
@@ -87,7 +87,8 @@ def parse(argv=None):
     args.max_length = getattr(args, task.length_flag)
     if Path(args.name).name != args.name or args.name.startswith("."):
         raise BadInput(f"--name {args.name}: give a plain name, without / and not beginning with a dot")
-    if not args.epochs and not task.can_fit_head(options_of(task, args)):
+    trains = any(compress.TECHNIQUES[part].trains for part in args.parts)
+    if trains and not args.epochs and not task.can_fit_head(options_of(task, args)):
         raise BadInput("--epochs 0: nothing would be learnt; only --task readmission --head logistic can do without epochs")
     return args
 
@@ -292,7 +293,7 @@ def starting_point(args, task, facts, start, teacher, device):
     """(model to prepare, tokenizer, compression facts it already has, {what techniques need from outside})."""
     taught = started_from(teacher, "--teacher", task, facts, args.data) if teacher else None
     thin = {fact["technique"] for fact in taught.compression} if taught else set()
-    if "quantization" in thin or ("lowrank" in thin and not args.student):
+    if "quantization" in thin or (thin & {"lowrank", "lora"} and not args.student):
         raise BadInput(f"--teacher {teacher}: is {taught.facts['technique']}, its layers make no plain student; give another")
     earlier, source, fresh = [], None, []
     if start:
@@ -303,6 +304,10 @@ def starting_point(args, task, facts, start, teacher, device):
         if any(compress.TECHNIQUES[part].trains for part in args.parts):
             earlier = [fact for fact in earlier if fact["technique"] != "pruning"]  # training fills its zeros again
         compress.check_order([fact["technique"] for fact in earlier] + [part for part in args.parts if part != "base"])
+        if origin.task.head() != task.head():
+            if earlier:
+                raise BadInput(f"--start {start}: has another head and layers of {earlier[0]['technique']}; start from one whose layers are plain")
+            model = checkpoint.with_head(model, task)
         source = None if earlier else str(start)
     elif taught and not args.student:
         model, tokenizer = copy_of(taught.model), taught.tokenizer
@@ -342,8 +347,10 @@ def uses_demo_model(args, start, teacher):
 def started_from(directory, flag, task, facts, data):
     """Load a run to start from or to learn from. Raises BadInput if it answers other labels or saw our test notes."""
     origin = checkpoint.load(directory)
-    if origin.task.labels != task.labels:
+    if (origin.task.name, origin.task.labels) != (task.name, task.labels):
         raise BadInput(f"{flag} {directory}: answers {', '.join(origin.task.labels)}; this run has {', '.join(task.labels)}")
+    if flag == "--teacher" and origin.task.head() != task.head():
+        raise BadInput(f"{flag} {directory}: its head is another one than this run's; train a base run with the same head")
     if origin.facts["data"]["split"] != facts["split"]:
         if origin.facts["arguments"]["data"] == data or origin.facts["data"]["rows"] == facts["rows"]:
             raise BadInput(f"{flag} {directory}: was trained on another split of these notes, so it saw test notes of this one")

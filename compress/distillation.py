@@ -23,7 +23,7 @@ def kd_loss(student_logits, teacher_logits, temperature):
     """T^2 * KL(teacher || student) at temperature T; logits (B, C) -> scalar, the mean over B (notes, or labelled tokens)."""
     student = F.log_softmax(student_logits / temperature, dim=-1)
     teacher = F.log_softmax(teacher_logits / temperature, dim=-1)
-    return temperature**2 * F.kl_div(student, teacher, log_target=True, reduction="batchmean")
+    return temperature**2 * F.kl_div(student, teacher, log_target=True, reduction="sum") / max(1, len(student))
 
 
 def hidden_loss(student, teacher, mask):

@@ -23,7 +23,7 @@ class LoRALinear(nn.Module):
 
     def __init__(self, base, rank, alpha, dropout=0.0):
         super().__init__()
-        self.base = base.requires_grad_(False)
+        self.base = base
         self.lora_A = nn.Linear(base.in_features, rank, bias=False)
         self.lora_B = nn.Linear(rank, base.out_features, bias=False)
         self.dropout, self.scaling = nn.Dropout(dropout), alpha / rank
@@ -39,7 +39,7 @@ class LoRALinear(nn.Module):
     def merged(self):
         """The dense layer of weight W + scaling * B A."""
         self.base.weight += self.scaling * self.lora_B.weight @ self.lora_A.weight
-        return self.base.requires_grad_(True)
+        return self.base
 
 
 def head_modules(model):
@@ -85,10 +85,10 @@ class LoRA(Technique):
         for target in self.targets or [""]:
             if target not in last.values():
                 raise BadInput(f"--lora-targets {target}: no such layer; the encoder has {', '.join(dict.fromkeys(last.values()))}")
-        self.names = [name for name in linears if last[name] in self.targets]
         self.trained = head_modules(model)
         body = f"{model.base_model_prefix}."
         self.trained += list(dict.fromkeys(name.rpartition(".")[0] for name in self.fresh if name.startswith(body)))
+        self.names = [name for name in linears if last[name] in self.targets and name not in self.trained]
         total = parameter_count(model)
         model.requires_grad_(False)
         for name in self.names:
@@ -122,7 +122,7 @@ class LoRA(Technique):
             return {}
         config = {
             "peft_type": "LORA", "task_type": None, "base_model_name_or_path": self.source, "r": self.rank, "lora_alpha": self.alpha,
-            "lora_dropout": self.dropout, "target_modules": self.targets, "modules_to_save": self.trained or None, "bias": "none",
+            "lora_dropout": self.dropout, "target_modules": self.names, "modules_to_save": self.trained or None, "bias": "none",
             "fan_in_fan_out": False, "inference_mode": True,
         }  # fmt: skip
         return {"adapter/adapter_config.json": config, "adapter/adapter_model.safetensors": self.adapter}

@@ -6,6 +6,7 @@ tag sequence (Viterbi) among those that BIO allows: no I-X but after B-X or I-X.
 another are learnt too: p(y|x) = exp(sum_t e_t(y_t) + s(y_t-1, y_t)) / Z, a linear-chain CRF (Lafferty et al., 2001).
 """
 
+import itertools
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -18,10 +19,11 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForTokenClassification
 
 import metrics
-from data import IGNORE, BadInput, digest, frame, pack, tokenise, windows
+from data import IGNORE, BadInput, digest, frame, open_text, pack, text_lines, tokenise, windows
 from tasks.task import COLUMNS, Task
 
 TAG = re.compile(r"O|[BI]-\S+")
+DOCUMENT = re.compile(r"#\s*(new)?doc\b", re.I)
 WORD = re.compile(r"\w+|[^\w\s]")
 CRF_SCALE = 100  # Adam moves each weight by about lr a step; transitions are stored at 1/100 so that they learn 100 times faster
 
@@ -36,6 +38,11 @@ class Sentence:
     label: list | None = None  # of tags, then of their indices
     offsets: list | None = None
 
+    @property
+    def text(self):
+        """The words, to compare sentences by."""
+        return " ".join(self.words)
+
 
 # --- BIO ---------------------------------------------------------------------------------------------------------
 
@@ -43,29 +50,23 @@ class Sentence:
 def read_bio(path):
     """Yield (line number, document or None, [words], [tags]) for each sentence of a CoNLL/BIO file.
 
-    First column the word, last the tag, separated by tabs or else white space; blank lines between sentences; a line that
-    begins with -DOCSTART- or # begins a document. Raises BadInput that names the line.
+    First column the word, last the tag, separated by tabs or else white space; blank lines between sentences. -DOCSTART-,
+    # doc and # newdoc begin a document, other # lines are comments. Raises BadInput that names the line.
     """
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            lines = file.read().split("\n")
-    except FileNotFoundError:
-        raise BadInput(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise BadInput(f"{path}: is a directory; name the BIO file in it") from None
-    except UnicodeDecodeError:
-        raise BadInput(f"{path}: not UTF-8 text; convert the file to UTF-8") from None
+    raw, stream = open_text(path)
     document, documents, words, tags, columns, begin = None, 0, [], [], None, 0
-    for number, line in enumerate([*lines, ""], 1):
-        fields = line.rstrip("\r").split("\t") if "\t" in line else line.split()
+    for number, line in enumerate(itertools.chain(text_lines(path, stream), [""]), 1):
+        line = line.rstrip("\r\n")
+        fields = line.split("\t") if "\t" in line else line.split()
         comment = line.startswith("#") and not (len(fields) == (columns or 2) and TAG.fullmatch(fields[-1]))
-        if not line.strip() or comment or line.startswith("-DOCSTART-"):
+        opens = line.startswith("-DOCSTART-") or (comment and DOCUMENT.match(line))
+        if not line.strip() or comment or opens:
             if words:
                 yield begin, document, words, tags
             words, tags = [], []
-            if line.strip():
+            if opens:
                 documents += 1
-                document = line.strip() if comment else f"document {documents}"
+                document = line if comment else f"document {documents}"
             continue
         columns = columns or len(fields)
         if len(fields) != columns or columns < 2:
@@ -75,6 +76,7 @@ def read_bio(path):
         begin = begin if words else number
         words.append(fields[0])
         tags.append(fields[-1])
+    raw.close()
 
 
 def repair(tags):
@@ -132,12 +134,16 @@ class CRF(nn.Module):
         """(start (K,), transitions (K, K) [before, after])."""
         return self.start * CRF_SCALE + self.forbidden_start, self.transitions * CRF_SCALE + self.forbidden
 
-    def log_likelihood(self, emissions, tags, mask):
-        """log p of each tag sequence, (B,). emissions (B, T, K), tags (B, T), mask (B, T) bool, true from the left."""
+    def log_likelihood(self, emissions, tags, mask, begins=None):
+        """log p of each tag sequence, (B,). emissions (B, T, K), tags (B, T), mask (B, T) bool, true from the left.
+
+        begins (B,) bool: whether a row begins its sentence (all of them if None); another may begin with any tag, I- too.
+        """
         start, transitions = self.scores()
+        start = start.expand(len(tags), -1) if begins is None else torch.where(begins[:, None], start, 0.0)  # (B, K)
         emissions, lengths = emissions.float(), mask.sum(1)
         chosen = emissions.gather(2, tags[..., None])[..., 0]  # (B, T)
-        path = (chosen * mask).sum(1) + start[tags[:, 0]] + (transitions[tags[:, :-1], tags[:, 1:]] * mask[:, 1:]).sum(1)
+        path = (chosen * mask).sum(1) + start.gather(1, tags[:, :1])[:, 0] + (transitions[tags[:, :-1], tags[:, 1:]] * mask[:, 1:]).sum(1)
         score = start + emissions[:, 0]  # (B, K)
         for t in range(1, int(lengths.max())):
             further = torch.logsumexp(score[:, :, None] + transitions, dim=1) + emissions[:, t]
@@ -156,7 +162,7 @@ class Ner(Task):
     overall, per_label, label_column = metrics.SPANS, (*metrics.SPANS, "Support"), "Type"
     per_label_csv = "per_type_{}_metrics.csv"
     headline = {"F1": "F1", "Precision": "precision", "Recall": "recall"}
-    json_lines = True
+    json_lines, folds, resampled = True, False, "documents, or sentences where there are none"
     published = "Reference (other, synthetic data; menstrual and IVF conversations, five types): precision 0.72, recall 0.68, F1 0.70."
     OPTIONS = {
         "--entity-types": dict(default=None, help="types to find, comma-separated; others count as O (all in the data)"),
@@ -198,7 +204,7 @@ class Ner(Task):
     def settle_labels(self, examples, counts, path, seed):
         """Tags of all types in the data, or of those asked for; the others become O."""
         found = Counter(tag[2:] for sentence in examples for tag in sentence.label if tag[0] == "B")
-        wanted = [name.strip() for name in self.options.entity_types.split(",")] if self.options.entity_types else sorted(found)
+        wanted = list(dict.fromkeys(name.strip() for name in self.options.entity_types.split(","))) if self.options.entity_types else sorted(found)
         for name in wanted:
             if name not in found:
                 raise BadInput(f"--entity-types {name}: no such entity in {path}; there are {', '.join(sorted(found)) or 'none'}")
@@ -210,6 +216,10 @@ class Ner(Task):
             sentence.label = [index.get(tag, 0) for tag in sentence.label]
         return examples
 
+    def head(self):
+        """With a CRF or without."""
+        return [*super().head(), self.options.crf]
+
     def strata(self, example):
         """The entity types of a sentence, or O."""
         return tuple({self.labels[tag][2:] for tag in example.label if tag} or {"O"})
@@ -219,11 +229,11 @@ class Ner(Task):
         counts = Counter(tag for sentence in examples for tag in sentence.label)
         return {name: counts[self.labels.index(f"B-{name}")] for name in self.types}
 
-    def check(self, path, per_split):
+    def check(self, files, per_split):
         """Some entity in every split; types that train lacks are named."""
         for split, counts in per_split.items():
             if not any(counts.values()):
-                raise BadInput(f"{path}: no entity in {split}; give more data, or other --entity-types")
+                raise BadInput(f"{files[split]}: no entity in {split}; give more data, or other --entity-types")
         if unseen := [name for name in self.types if not per_split["train"][name]]:
             print(f"warning: {len(unseen)} entity types do not occur in train, so they cannot be found: {', '.join(unseen)}")
 
@@ -237,7 +247,9 @@ class Ner(Task):
         before, after = frame(tokenizer)
         room = max_length - len(before) - len(after)
         rows, owner, labels, at = [], [], [], -1
-        words = [example.words for example in examples]
+        # byte-level tokenizers tell a word from a word's end by the blank before it
+        blank = " " if "ByteLevel" in repr(tokenizer.backend_tokenizer.pre_tokenizer) else ""
+        words = [[blank + word for word in example.words] for example in examples]
         for batch in tokenise(words, tokenizer, progress, is_split_into_words=True, add_special_tokens=False):
             for i, ids in enumerate(batch["input_ids"]):
                 at += 1
@@ -266,11 +278,12 @@ class Ner(Task):
         words = (labels != IGNORE).sum().clamp(min=1)
         if not self.options.crf:
             return F.cross_entropy(outputs.logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="sum") / words
-        marked = [row != IGNORE for row in labels]
-        emissions = pad_sequence([logits[m] for logits, m in zip(outputs.logits, marked) if m.any()], batch_first=True)
-        tags = pad_sequence([row[m] for row, m in zip(labels, marked) if m.any()], batch_first=True)
-        mask = pad_sequence([m[m] for m in marked if m.any()], batch_first=True)
-        return -model.crf.log_likelihood(emissions, tags, mask).sum() / words
+        rows = [(logits[m], row[m], m[m]) for logits, row in zip(outputs.logits, labels) if (m := row != IGNORE).any()]
+        if not rows:
+            return outputs.logits.sum() * 0
+        emissions, tags, mask = (pad_sequence(part, batch_first=True) for part in zip(*rows))
+        begins = labels[(labels != IGNORE).any(1), 1] != IGNORE  # only a sentence's first window answers its own first word
+        return -model.crf.log_likelihood(emissions, tags, mask, begins).sum() / words
 
     def categorical(self, logits, batch):
         """The logits of words, (words, K)."""

@@ -17,12 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 import metrics
-from data import BadInput, Note, Table, collate, frame, make_batches, number, pack, tokenise, windows
+from data import BadInput, Note, Table, collate, digest, frame, make_batches, number, pack, tokenise, windows
 from tasks.task import CLASS_WEIGHTS, COLUMNS, Task
 
 C_GRID = np.logspace(-4, 2, 20)  # the reference searches 20 values from 0.0001 to 100
@@ -71,14 +70,14 @@ def read_admissions(path, days):
                 times[name] = datetime.fromisoformat(row[at[name]].strip())
             except ValueError:
                 raise BadInput(f"{path}, line {line}: column {name} is no date and time such as 2164-10-23 21:09:00") from None
-        admission = row[at["HADM_ID"]].strip()
+        admission = row[at["HADM_ID"]].strip().removesuffix(".0")  # of tables that went through pandas
         if admission in lines:
             raise BadInput(f"{path}, line {line}: the HADM_ID of line {lines[admission]} again; each admission must stand once")
         if times["DISCHTIME"] < times["ADMITTIME"]:
             counts["discharged before admitted, left out"] += 1
             continue
         lines[admission] = line
-        died = any(at[name] is not None and row[at[name]].strip() not in ("", "0") for name in names[5:])
+        died = any(at[name] is not None and row[at[name]].strip() not in ("", "0", "0.0", "NaT", "nan") for name in names[5:])
         stay = {"id": admission, "begin": times["ADMITTIME"], "end": times["DISCHTIME"], "kind": row[at["ADMISSION_TYPE"]].strip().upper(), "died": died}
         by_subject.setdefault(row[at["SUBJECT_ID"]].strip(), []).append(stay)
     if not lines:
@@ -100,7 +99,7 @@ class Readmission(Task):
     per_label_csv = "per_class_{}_metrics.csv"
     headline = {"AUROC": "AUROC", "AUPRC": "AUPRC", "Accuracy": "accuracy", "Majority": "accuracy of the majority class",
                 "RecallAtP80": "recall at 80% precision", "Brier": "Brier score", "ECE": "calibration error"}  # fmt: skip
-    selection = "AUROC"
+    selection, folds = "AUROC", False
     published = "Reference (MIMIC, 3 days): accuracy 0.67, without class balance or AUROC."
     OPTIONS = {
         "--admissions": dict(default=None, help="ADMISSIONS.csv or .gz (the one beside --data; unless --data has --label-column)"),
@@ -148,7 +147,10 @@ class Readmission(Task):
         for line, row_id, subject, text, row in self.rows(table, counts, keep):
             if row[label_at].strip() not in ("0", "1"):
                 raise BadInput(f"{path}, line {line}: column {table.columns[label_at]!r} is neither 0 nor 1")
-            notes.append(Note(row_id, subject or f"row {row_id}", self.prepare_text(text), int(row[label_at])))
+            text = self.prepare_text(text)
+            notes.append(Note(row_id, subject or f"text {digest(text):016x}", text, int(row[label_at])))
+        if not self.by_subject:
+            print(f"warning: {path} has no SUBJECT_ID, so the split is by text, not by patient; name the patient with --subject-column")
         return notes
 
     def _joined(self, path, table, admissions, keep, counts):
@@ -159,7 +161,7 @@ class Readmission(Task):
         error_at = table.column("ISERROR", None, required=False)
         texts = {}
         for _, _, _, text, row in self.rows(table, counts):
-            admission = row[at].strip().removesuffix(".0")  # MIMIC tables that went through pandas
+            admission = row[at].strip().removesuffix(".0")
             if category_at is not None and row[category_at].strip().casefold() != self.options.category.casefold():
                 counts["of another category"] += 1
             elif error_at is not None and row[error_at].strip() == "1":
@@ -177,16 +179,15 @@ class Readmission(Task):
 
     def fold(self, examples, counts):
         """Admissions are never one and the same, whatever their notes say; the split is by patient."""
-        alike = len(examples) - len({note.text for note in examples})
-        counts["with the text of another admission, kept"] = alike
+        counts["with the text of another admission, kept"] += len(examples) - len({note.text for note in examples})
         return examples
 
-    def check(self, path, per_split):
+    def check(self, files, per_split):
         """Both classes in every split."""
         for split, counts in per_split.items():
             for name, count in counts.items():
                 if not count:
-                    raise BadInput(f"{path}: {split} has no admission {name!r}; give more data, or more --days")
+                    raise BadInput(f"{files[split]}: {split} has no admission {name!r}; give more data, or more --days")
 
     # --- tensors
 
@@ -207,21 +208,16 @@ class Readmission(Task):
         encoded.labels = None if targets is None else targets[encoded.owner]
         return encoded
 
-    def _answers(self, logits):
-        return logits[:, 0] if self.logistic else logits  # (B, T, 2) -> (B, 2)
-
-    def loss(self, model, batch, outputs):
-        """Cross-entropy of chunks."""
-        weights = None if self.weights is None else self.weights.to(outputs.logits)
-        return F.cross_entropy(self._answers(outputs.logits), batch["labels"], weight=weights)
-
-    def categorical(self, logits, batch):
-        """(B, 2)."""
-        return self._answers(logits)
+    def forward(self, model, batch, **keywords):
+        """Logits of chunks, (B, 2): with --head logistic those of [CLS]."""
+        outputs = super().forward(model, batch, **keywords)
+        if self.logistic:
+            outputs.logits = outputs.logits[:, 0]  # (B, T, 2) -> (B, 2)
+        return outputs
 
     def read_out(self, model, batch, outputs):
         """Probability of a return, a number each."""
-        return self._answers(outputs.logits).float().softmax(-1)[:, 1].cpu().numpy()
+        return outputs.logits.float().softmax(-1)[:, 1].cpu().numpy()
 
     def combine(self, examples, encoded, results):
         """The chunks' probabilities of each admission as one."""
@@ -284,8 +280,8 @@ class Readmission(Task):
 
     def record(self, prediction):
         """[class, its probability and the other's]."""
-        return [self.labels[int(prediction >= 0.5)], f"{1 - prediction:.6f}", f"{prediction:.6f}"]
+        return [self.labels[int(prediction > 0.5)], f"{1 - prediction:.6f}", f"{prediction:.6f}"]
 
     def answer(self, example, prediction):
         """Class and probability."""
-        return {"predicted": self.labels[int(prediction >= 0.5)], "probability": round(float(prediction), 6)}
+        return {"predicted": self.labels[int(prediction > 0.5)], "probability": round(float(prediction), 6)}

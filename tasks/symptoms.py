@@ -98,9 +98,9 @@ class Symptoms(Task):
                     "drop it from --symptoms or use more rows"
                 )
 
-    def check(self, path, per_split):
+    def check(self, files, per_split):
         """Every class in every split."""
         for split, per_class in per_split.items():
             for name, count in per_class.items():
                 if not count:
-                    raise BadInput(f"{path}: class {name!r} is too small to split, {split} got none; drop it or add notes")
+                    raise BadInput(f"{files[split]}: class {name!r} is too small to split, {split} got none; drop it or add notes")

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from transformers import AutoModelForSequenceClassification
 
 import metrics
-from data import SPLITS, BadInput, Note, encode, fold_duplicates, keyword, sampled, split_by_subject
+from data import SPLITS, BadInput, Note, digest, encode, fold_duplicates, keyword, sampled, split_by_subject
 
 COLUMNS = {
     "--text-columns": dict(default=None, help="column of the note, or several to join, comma-separated, in any case (the task's usual)",
@@ -35,6 +35,8 @@ class Task:
     overall_csv, per_label_csv, label_column = "{}_metrics.csv", "per_label_{}_metrics.csv", "Label"
     headline = {"Accuracy": "accuracy", "F1": "macro-F1", "AUROC": "AUROC"}  # scores to print and report, and their names there
     selection, lower_is_better = "F1", False  # the validation score by which the best epoch is chosen
+    folds = True  # whether texts that are the same to the letter are one example
+    resampled = None  # what the bootstrap draws, if not examples
     json_lines = False  # predict.py writes answers as JSON lines, not as rows of a CSV
     usual_text, usual_row, usual_subject = (("TEXT",),), ("ROW_ID",), ("SUBJECT_ID",)
     published = None  # a line on the reference's figures, for the report
@@ -93,8 +95,9 @@ class Task:
         return Note(row_id, "", self.prepare_text(text))
 
     def fold(self, examples, counts):
-        """Fold what is the same to the letter, so that no text stands on two sides of the split."""
-        examples, counts["exact duplicates"] = fold_duplicates(examples)
+        """Fold what is the same to the letter in one file, so that no text stands on two sides of the split."""
+        examples, folded = fold_duplicates(examples)
+        counts["exact duplicates"] += folded
         return examples
 
     def settle_labels(self, examples, counts, path, seed):
@@ -109,8 +112,8 @@ class Task:
         """{label: how many of the examples have it}."""
         return {name: sum(e.label == i for e in examples) for i, name in enumerate(self.labels)}
 
-    def check(self, path, per_split):
-        """Raises BadInput if a split lacks what is needed to learn and to score; per_split: {split: tally}."""
+    def check(self, files, per_split):
+        """Raises BadInput if a split lacks what is needed to learn and to score; files {split: path}, per_split {split: tally}."""
 
     def load(self, path, fraction, validation, test, seed):
         """Read, fold, label and split. validation, test: a share of the file, or a file of its own.
@@ -120,20 +123,23 @@ class Task:
         counts = Counter({"rows": 0})
         given = {split: file for split, file in (("test", test), ("validation", validation)) if isinstance(file, str)}
         home, examples = {}, []
-        for split, file in {**given, "train": path}.items():  # of duplicates the first is kept: the one in the test file
-            for example in self.read(file, lambda row_id: sampled(row_id, fraction, seed), counts):
-                home[id(example)] = split
-                examples.append(example)
-        examples = self.settle_labels(self.fold(examples, counts), counts, path, seed)
+        for split, file in {**given, "train": path}.items():
+            mine = self.fold(self.read(file, lambda row_id: sampled(row_id, fraction, seed), counts), counts)
+            home.update((id(example), split) for example in mine)
+            examples += mine
+        if given and self.folds:  # the first is kept, which is that of the test file
+            examples, counts["also in the test or validation file, left out"] = fold_duplicates(examples)
+        examples = self.settle_labels(examples, counts, path, seed)
         shares = {split: share for split, share in (("validation", validation), ("test", test)) if split not in given}
         mine = {split: [e for e in examples if home[id(e)] == split] for split in ("train", *given)}
         dealt = split_by_subject(mine.pop("train"), {"train": 1 - sum(shares.values()), **shares}, seed, self.strata)
         splits = {split: {**mine, **dealt}[split] for split in SPLITS}
+        files = {split: given.get(split, path) for split in SPLITS}
         for split, members in splits.items():
             if not members:
-                raise BadInput(f"{given.get(split, path)}: {len(examples)} usable {self.unit}, none left for {split}; give more")
+                raise BadInput(f"{files[split]}: {len(examples)} usable {self.unit}, none left for {split}; give more")
         per_split = {split: self.tally(members) for split, members in splits.items()}
-        self.check(path, per_split)
+        self.check(files, per_split)
         for name in self.labels:
             if not per_split["train"].get(name, 1):
                 print(f"warning: label {name!r} does not occur in train, so it cannot be learnt")
@@ -141,8 +147,10 @@ class Task:
             sizes = torch.tensor([max(1, per_split["train"][name]) for name in self.labels], dtype=torch.float)
             self.weights = sizes.sum() / (len(sizes) * sizes)
         subjects = {split: {example.subject for example in members} for split, members in splits.items()}
-        if self.by_subject and (shared := len(subjects["train"] & (subjects["validation"] | subjects["test"]))):
-            print(f"warning: {shared} subjects of the training file stand in the validation or test file, too")
+        texts = {split: {digest(example.text) for example in members} for split, members in splits.items() if given}
+        for what, sets in {"subjects": subjects if self.by_subject else {}, "texts": texts}.items():
+            if sets and (shared := len(sets["train"] & (sets["validation"] | sets["test"]))):
+                print(f"warning: {shared} {what} of train stand in validation or test, too; scores may be too good")
         return splits, {
             "rows": dict(counts), "unit": self.unit, "notes": len(examples),
             "subjects": len(set.union(*subjects.values())) if self.by_subject else None,
@@ -154,6 +162,10 @@ class Task:
     def attach_head(self, model):
         """Add what the task's head has beyond the transformers class; before any technique, and before loading."""
         return model
+
+    def head(self):
+        """What must be the same for one run's head to serve another's; a model class and its labels by default."""
+        return [self.auto_class.__name__, *self.labels]
 
     def encode(self, examples, tokenizer, max_length, progress=True):
         """Encoded rows of the examples, with labels if they have them."""
@@ -201,7 +213,7 @@ class Task:
     def better(self, scores, best):
         """Whether a validation's scores beat the best so far (None = there is none)."""
         sign = -1 if self.lower_is_better else 1
-        return best is None or sign * (scores[self.selection] or 0.0) > sign * (best[self.selection] or 0.0)
+        return best is None or sign * scores[self.selection] > sign * best[self.selection]
 
     def calibrate(self, examples, predictions):
         """Choose what is chosen on validation after training, such as thresholds."""

@@ -12,23 +12,13 @@ import numpy as np
 import torch.nn.functional as F
 
 import metrics
-from data import BadInput, Note, Table, fold_duplicates
+from data import BadInput, Note, Table, fold_duplicates, number
 from tasks.task import CLASS_WEIGHTS, COLUMNS, Task
 
 
 def threshold_or_auto(text):
     """An argparse type: a probability in (0, 1), or 'auto'."""
-    import argparse
-
-    if text == "auto":
-        return text
-    try:
-        value = float(text)
-    except ValueError:
-        value = None
-    if value is None or not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a probability in (0, 1) nor auto")
-    return value
+    return text if text == "auto" else number(float, 0, 1, True, True)(text)
 
 
 def best_thresholds(truth, probabilities):
@@ -38,10 +28,9 @@ def best_thresholds(truth, probabilities):
     """
     found = []
     for true, said in zip(truth.T, probabilities.T):
-        candidates = np.unique(said)[::-1]
-        calls = said[:, None] >= candidates
-        f1 = 2 * (calls & true[:, None]).sum(0) / (calls.sum(0) + true.sum())
-        found.append(float(candidates[f1.argmax()]) if true.any() else 0.5)
+        hits, called = metrics.ranked(true, said)
+        f1 = 2 * hits / (called + true.sum())
+        found.append(float(np.unique(said)[::-1][f1.argmax()]) if true.any() else 0.5)
     return found
 
 
@@ -82,6 +71,8 @@ class Trials(Task):
         """Texts with their labels, as names for now."""
         table, notes = Table(path), []
         label_at = [table.column(name, "--label-column") for name in self.columns_of_labels]
+        if set(label_at) & set(self.columns(table)[0]):
+            raise BadInput(f"{path}: --label-column names a column of the text; a label must stand in a column of its own")
         counts.update({"without text": 0, "without label": 0})
         for line, row_id, subject, text, row in self.rows(table, counts, keep):
             if len(label_at) > 1:
@@ -108,14 +99,17 @@ class Trials(Task):
             if self.sets:
                 kept.label = tuple(dict.fromkeys(kept.label + other.label))
 
-        examples, counts["exact duplicates"] = fold_duplicates(examples, merge)
+        examples, folded = fold_duplicates(examples, merge)
+        counts["exact duplicates"] += folded
         return examples
 
     def settle_labels(self, examples, counts, path, seed):
         """All names found, in alphabetical order (0/1 columns in theirs); labels become indices."""
         found = {name for note in examples for name in note.label}
         self.labels = self.columns_of_labels if len(self.columns_of_labels) > 1 else sorted(found)
-        if strange := [name for name in self.labels if not re.fullmatch(r"[\w .,:;/&()+'-]{1,80}", name)]:
+        if len(self.labels) > max(2, len(examples) / 3):  # labels are printed and stored, so text must not pass for them
+            raise BadInput(f"{path}: {len(self.labels)} distinct labels among {len(examples)} texts; is --label-column right?")
+        if strange := [name for name in self.labels if not re.fullmatch(r"[\w .,:;/&()+'-]{1,60}", name) or len(re.findall(r"\w+", name)) > 6]:
             raise BadInput(f"{path}: {len(strange)} of {len(self.labels)} labels look like text, not like names; is --label-column right?")
         if len(self.labels) < 2 or len(self.labels) > 500:
             raise BadInput(f"{path}: {len(self.labels)} distinct labels among {len(examples)} texts; needs 2 to 500")
@@ -125,6 +119,10 @@ class Trials(Task):
             note.label = indices if self.sets else indices[0]
         return examples
 
+    def head(self):
+        """Label sets and classes are not learnt alike."""
+        return [*super().head(), self.sets]
+
     def strata(self, example):
         """The labels of a set, or none."""
         return (example.label if example.label else (None,)) if self.sets else (example.label,)
@@ -133,11 +131,11 @@ class Trials(Task):
         """{label: how many have it}."""
         return {name: sum(i in e.label for e in examples) for i, name in enumerate(self.labels)} if self.sets else super().tally(examples)
 
-    def check(self, path, per_split):
+    def check(self, files, per_split):
         """Something to learn and to score in every split; rare labels are named, not refused."""
         for split, counts in per_split.items():
             if sum(count > 0 for count in counts.values()) < (1 if self.sets else 2):
-                raise BadInput(f"{path}: {split} has {'no label' if self.sets else 'fewer than two classes'}; give more rows")
+                raise BadInput(f"{files[split]}: {split} has {'no label' if self.sets else 'fewer than two classes'}; give more rows")
         for split in ("validation", "test"):
             if missing := [name for name, count in per_split[split].items() if not count]:
                 print(f"warning: {split} has no text of {', '.join(missing)}; too few rows have it")
@@ -188,7 +186,9 @@ class Trials(Task):
         if self.sets:
             return metrics.multi_label(self._sets(examples), self.called(probabilities), self.labels, intervals)
         scores = super().score(examples, predictions, intervals)
-        return scores._replace(per_label=metrics.classification_report(self._sets(examples), self.called(probabilities), self.labels))
+        report = metrics.classification_report(self._sets(examples), self.called(probabilities), self.labels)
+        macro = {name: report["macro avg"][name] for name in ("Precision", "Recall", "F1")}  # defined even where a class is rare
+        return scores._replace(overall={**scores.overall, **macro}, per_label=report)
 
     def table(self, scores):
         """The classification report as text."""

@@ -160,6 +160,7 @@ def test_kd_loss_is_its_closed_form():
         (gradient,) = torch.autograd.grad(loss, student)
         assert torch.allclose(gradient, t * (q - p).detach() / 5, atol=1e-6)  # d/dz = T (q - p) / B
     assert kd_loss(teacher, teacher, 4.0).abs() < 1e-6
+    assert kd_loss(teacher[:0], teacher[:0], 4.0) == 0
 
 
 def test_layers_are_spaced_as_distilbert_spaces_them():

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from transformers import AutoModelForSequenceClassification
 
 import benchmark
 import checkpoint
+import demo
 import predict
 import report
 import train
@@ -218,6 +220,16 @@ def test_start_continues_a_compressed_run(runs, arguments, tmp_path, refuses):
     assert "another split of these notes" in line
 
 
+def test_lora_on_symptoms_merges_into_a_plain_model(arguments, tmp_path, capsys):
+    train.main([*arguments, "--technique", "lora", "--epochs", "1", "--out", str(tmp_path)])
+    assert "trainable" in capsys.readouterr().out
+    ours = checkpoint.load(tmp_path / "lora")
+    theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "lora").eval()
+    ids = torch.arange(5, 25).view(2, 10)
+    assert ours.compression == [] and theirs(ids).logits.equal(ours.model(ids).logits)
+    assert (tmp_path / "lora/adapter/adapter_model.safetensors").stat().st_size < (tmp_path / "lora/model.safetensors").stat().st_size / 10
+
+
 def test_benchmark_and_report(runs, capsys):
     benchmark.main([str(runs), "--rounds", "2", "--length", "32", "--batch-size", "4"])
     rows = {row["technique"]: row for row in read_csv(runs / "benchmark.csv")}
@@ -252,8 +264,6 @@ def test_the_demonstration_teaches_something(tmp_path):
 
 
 def test_demonstration_says_so_first_and_data_flow_is_printed(tmp_path, monkeypatch, capsys):
-    import demo
-
     make = demo.make
     monkeypatch.setattr(demo, "make", lambda directory, task: make(directory, task, notes=300, hidden=32, layers=2))
     train.main(["--epochs", "1", "--out", str(tmp_path)])
@@ -320,6 +330,20 @@ def test_run_all_trains_reports_and_keeps_what_is_finished(arguments, tmp_path):
 
 
 # --- refused input: one line, exit code 2, nothing left behind
+
+
+def test_run_trials_stands_plain_and_adapted_side_by_side(tmp_path):
+    data, model = demo.make(tmp_path / "demo", "trials", notes=300, hidden=32, layers=2)
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "TEXT": str(data.parent / "trials.csv"),
+                   "MLM": "--epochs 1 --block-size 32"}  # fmt: skip
+    call = ["bash", "run_trials.sh", "--data", data, f"--model={model}", "--epochs", "1", "--max-length", "32", "--out", tmp_path / "out"]
+    done = subprocess.run(call, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "out/results.md").read_text()
+    assert "| base |" in text and "| adapted |" in text and "adapted was trained with another model" in text
+    assert checkpoint.read_json(tmp_path / "out/mlm/lora/run.json")["arguments"]["data"] == str(data.parent / "trials.csv")
+    refused = subprocess.run([*call, "--task", "ner"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert refused.returncode == 2 and "sets --task itself" in refused.stderr
 
 
 def few(path, counts):
@@ -457,13 +481,13 @@ def test_commands_exist_as_the_readme_writes_them():
     readme = (ROOT / "README.md").read_text()
     blocks = "\n".join(re.findall(r"```(?:bash|sh)\n(.*?)```", readme, re.S)).replace("\\\n", " ")
     scripts = re.findall(r"^(?:\w+=\S+ )*(python|bash) ([\w./]+)(.*)$", blocks, re.M)
-    assert {"train.py", "predict.py", "benchmark.py", "report.py", "run_all.sh", "run_tests.sh"} <= {script for _, script, _ in scripts}
+    assert {"train.py", "predict.py", "benchmark.py", "report.py", "run_all.sh", "run_trials.sh", "run_tests.sh"} <= {script for _, script, _ in scripts}
     for runner, script, rest in scripts:
         assert (ROOT / script).exists(), script
-        if script in ("train.py", "run_all.sh"):
+        if script in ("train.py", "run_all.sh", "run_trials.sh"):
             rest = re.sub(r"[|<>#].*", "", rest)
-            train.parse([word for word in rest.split()])
-    for script in ("run_all.sh", "run_tests.sh", "env.sh", ".ci/run"):
+            train.parse(shlex.split(rest))
+    for script in ("run_all.sh", "run_trials.sh", "run_tests.sh", "env.sh", ".ci/run"):
         subprocess.run(["bash", "-n", script], cwd=ROOT, check=True)
     assert "run_tests.sh" in (ROOT / ".ci/run").read_text()
     assert all("==" in line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and not line.startswith("#"))

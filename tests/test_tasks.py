@@ -1,12 +1,14 @@
 """The other tasks: their maths against references, their readers, and whole runs of each with several techniques."""
 
 import functools
+import gzip
 import io
 import itertools
 import json
 import sys
 from collections import Counter
 from datetime import datetime, timedelta
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -181,6 +183,35 @@ def test_crf_and_viterbi_and_marginals_equal_enumeration(seed):
             assert float(ours.detach()) == pytest.approx(likelihood[paths.index(path)], abs=1e-3)
 
 
+def test_crf_windows_that_begin_inside_an_entity_cost_no_fortune(demos):
+    task = Ner(crf=True)
+    task.labels = ["O", "B-x", "I-x"]
+    tokenizer = AutoTokenizer.from_pretrained(demos["ner"][1])
+    sentence = task.example("1", "irregular periods " * 20)
+    sentence.label = [1] + [2] * 39
+    encoded = task.encode([sentence, task.example("2", "low")], tokenizer, 24, progress=False)
+    assert len(encoded.lengths) > 2
+    batch = collate(encoded, np.arange(len(encoded.lengths)), tokenizer.pad_token_id)
+    model = task.attach_head(torch.nn.Module())
+    logits = torch.zeros(*batch["labels"].shape, 3)
+    loss = task.loss(model, batch, SimpleNamespace(logits=logits))
+    assert 0 < float(loss.detach()) < np.log(3) + 1e-6
+    assert float(task.loss(model, {"labels": torch.full((2, 5), IGNORE)}, SimpleNamespace(logits=torch.zeros(2, 5, 3, requires_grad=True)))) == 0
+
+
+def test_words_of_byte_level_tokenizers_keep_the_blank_before_them(tmp_path):
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import RobertaTokenizerFast
+
+    trainer = ByteLevelBPETokenizer()
+    trainer.train_from_iterator(["low estrogen and low iron"] * 9, vocab_size=300, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
+    trainer.save_model(str(tmp_path))
+    tokenizer = RobertaTokenizerFast(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
+    task = Ner()
+    encoded = task.encode([task.example("1", "and low iron")], tokenizer, 32, progress=False)
+    assert encoded.ids.tolist() == tokenizer(" and low iron")["input_ids"]
+
+
 def test_decoding_never_emits_an_impossible_transition():
     generator, labels = np.random.default_rng(0), ["O", "B-x", "I-x", "B-y", "I-y"]
     start, after = (np.where(ok, 0.0, -1e4) for ok in allowed(labels))
@@ -206,7 +237,16 @@ def test_bio_files_of_all_sorts_are_read(tmp_path, capsys):
     task = Ner()
     splits, facts = task.load(str(path), 1.0, 0.2, 0.2, 1)
     assert facts["rows"]["IOB1 tags read as BIO"] == 13 and facts["subjects"] == 13 and task.labels == ["O", "B-x", "I-x", "B-y", "I-y"]
-    task = Ner(entity_types="x")
+    path.write_text("# newdoc id = 1\n# sent_id = 1\n# text = w v\nw\tO\nv\tB-x\n\n# sent_id = 2\nw\tO\n\n# newdoc id = 2\n# sent_id = 3\nz\tB-x\n")
+    assert [document for _, document, _, _ in read_bio(path)] == ["# newdoc id = 1", "# newdoc id = 1", "# newdoc id = 2"]
+    zipped = tmp_path / "a.tsv.gz"
+    zipped.write_bytes(gzip.compress(lines.encode()))
+    path.write_text(lines)
+    assert list(read_bio(zipped)) == list(read_bio(path))
+    capsys.readouterr()
+    Ner().load(str(path), 1.0, 0.2, str(zipped), 1)
+    assert "texts of train stand in validation or test, too" in capsys.readouterr().out
+    task = Ner(entity_types="x,x")
     splits, facts = task.load(str(path), 1.0, 0.2, 0.2, 1)
     assert task.labels == ["O", "B-x", "I-x"] and sum(map(sum, (s["splits"].values() for s in [{"splits": t} for t in facts["splits"].values()]))) == 12
 
@@ -367,6 +407,16 @@ def test_label_sets_come_from_columns_separators_or_folded_texts(tmp_path):
     assert {(int(n.text.split()[1]) % 2, n.label) for n in sum(splits.values(), [])} == {(0, (0, 1)), (1, (2,))}
     splits, facts = Trials().load(folded, 1.0, 0.2, 0.2, 1)
     assert facts["rows"]["contradicting duplicates"] == 20
+
+
+def test_a_class_too_rare_for_validation_does_not_decide_the_epoch(tmp_path):
+    rows = [(f"text {i}", "ab"[i % 2]) for i in range(60)] + [("rare", "c")]
+    task = Trials()
+    splits, _ = task.load(table(tmp_path / "rare.csv", ("context", "label"), rows), 1.0, 0.2, 0.2, 1)
+    examples = [note for note in splits["validation"] if note.label < 2]
+    right = np.eye(3)[[note.label for note in examples]]
+    good, bad = task.score(examples, list(right)).overall, task.score(examples, list(np.roll(right, 1, 1))).overall
+    assert good["F1"] == pytest.approx(2 / 3) and task.better(good, bad) and not task.better(bad, good)
 
 
 def test_thresholds_are_the_best_of_all_on_validation_and_never_see_the_test():
@@ -542,10 +592,11 @@ def demo_types():
 
 
 def test_the_adapted_encoder_starts_another_task(trained, demos, tmp_path, refuses, capsys):
-    train.main(call(demos, "trials", tmp_path, "--model", trained["mlm"] / "lora", "--name", "adapted", "--epochs", 1))
-    printed = capsys.readouterr().out
-    assert "new: bert.pooler.dense.bias, bert.pooler.dense.weight, classifier.bias, classifier.weight" in printed
-    assert (tmp_path / "adapted" / "run.json").exists() and (tmp_path / "classification_report_adapted.csv").exists()
+    for task, fresh in (("trials", "bert.pooler.dense.bias, bert.pooler.dense.weight, classifier.bias, classifier.weight"),
+                        ("readmission", "bert.pooler.dense.bias"), ("ner", "classifier.bias, classifier.weight")):  # fmt: skip
+        train.main(call(demos, task, tmp_path, "--model", trained["mlm"] / "lora", "--name", f"adapted-{task}", "--epochs", 1))
+        assert f"new: {fresh}" in capsys.readouterr().out and (tmp_path / f"adapted-{task}" / "run.json").exists()
+    assert (tmp_path / "classification_report_adapted-trials.csv").exists()
     line = refuses(train.main, call(demos, "trials", tmp_path / "x", "--model", trained["mlm"] / "lowrank"))
     assert "its layers are those of lowrank, not plain" in line
     line = refuses(train.main, call(demos, "mlm", tmp_path / "x", "--model", trained["mlm"] / "lora"))
@@ -578,12 +629,41 @@ def test_evaluation_by_steps_stops_by_patience_and_resumes_to_the_same_weights(d
     assert all(ours[name].equal(theirs[name]) for name in ours)
 
 
+def test_another_head_starts_from_a_run_or_is_refused(trained, demos, tmp_path, refuses, capsys):
+    train.main(call(demos, "readmission", tmp_path, "--start", trained["readmission"] / "base", "--head", "logistic", "--epochs", 0))
+    assert "another head: " in capsys.readouterr().out
+    ours, base = checkpoint.load(tmp_path / "base").model, checkpoint.load(trained["readmission"] / "base").model
+    assert ours.bert.encoder.layer[1].output.dense.weight.equal(base.bert.encoder.layer[1].output.dense.weight)
+    train.main(call(demos, "ner", tmp_path / "crf", "--start", trained["ner"] / "base", "--crf", "--epochs", 1))
+    assert "new: crf.start, crf.transitions" in capsys.readouterr().out
+    line = refuses(train.main, call(demos, "ner", tmp_path / "x", "--teacher", trained["ner"] / "base", "--crf", "--technique", "distillation"))
+    assert "its head is another one" in line
+    line = refuses(train.main, call(demos, "readmission", tmp_path / "x", "--start", trained["readmission"] / "lowrank", "--head", "logistic"))
+    assert "has another head and layers of lowrank" in line
+    train.main(call(demos, "trials", tmp_path / "kept", "--technique", "lora", "--lora-keep", "--epochs", 1))
+    line = refuses(train.main, call(demos, "trials", tmp_path / "x", "--technique", "distillation", "--teacher", tmp_path / "kept" / "lora"))
+    assert "is lora, its layers make no plain student" in line
+    train.main(call(demos, "trials", tmp_path / "on", "--start", tmp_path / "kept" / "lora", "--epochs", 1))
+    kept, went_on = (checkpoint.load(tmp_path / d).model.bert.encoder.layer[0].attention.self.query.base.weight for d in ("kept/lora", "on/base"))
+    assert not kept.equal(went_on)
+    train.main(call(demos, "trials", tmp_path / "kept", "--multi-label", "--epochs", 1))
+    assert "different tasks or labels" in refuses(report.main, [tmp_path / "kept"])
+
+
+def test_ready_files_without_patients_split_by_text(tmp_path, capsys):
+    rows = [(f"text {i % 50}", i % 50 % 2) for i in range(150)]
+    splits, _ = Readmission().load(table(tmp_path / "ready.csv", ("TEXT", "Label"), rows), 1.0, 0.2, 0.2, 1)
+    texts = [{note.text for note in splits[split]} for split in SPLITS]
+    assert not (texts[0] & texts[1] or texts[0] & texts[2] or texts[1] & texts[2])
+    assert "the split is by text, not by patient" in capsys.readouterr().out
+
+
 def test_separate_files_and_texts_on_both_sides(demos, tmp_path):
     rows = [(f"text {i}", "ab"[i % 2]) for i in range(30)]
     paths = [table(tmp_path / f"{split}.csv", ("context", "label"), part) for split, part in
              zip(("train", "validation", "test"), (rows[:20] + rows[24:26], rows[20:24], rows[24:]))]  # fmt: skip
     splits, facts = Trials().load(paths[0], 1.0, paths[1], paths[2], 42)
-    assert facts["sizes"] == {"train": 20, "validation": 4, "test": 6} and facts["rows"]["exact duplicates"] == 2
+    assert facts["sizes"] == {"train": 20, "validation": 4, "test": 6} and facts["rows"]["also in the test or validation file, left out"] == 2
     splits, facts = Trials().load(paths[0], 1.0, 0.25, paths[2], 42)
     assert facts["sizes"]["test"] == 6 and facts["sizes"]["validation"] in (5, 6)
 
@@ -626,10 +706,13 @@ def test_two_processes_split_alike_wherever_the_files_lie(demos, tmp_path):
         ("trials", "--data text.csv", "labels look like text, not like names"),
         ("trials", "--data sets.csv --label-column a,b", "sets.csv, line 3: column 'b' is neither 0 nor 1"),
         ("trials", "--data onelabel.csv", "1 distinct labels among"),
-        ("trials", "--threshold 2", "'2' is neither a probability in (0, 1) nor auto"),
+        ("trials", "--threshold 2", "--threshold: 2 is outside (0, 1)"),
         ("trials", "--label-column a,b --label-separator ;", "not with several 0/1 columns"),
         ("trials", "--technique lora --lora-targets nose", "--lora-targets nose: no such layer; the encoder has query, key, value"),
         ("trials", "--technique lora+pruning", "lora freezes the weights that pruning would change"),
+        ("trials", "--data free.csv", "20 distinct labels among 20 texts; is --label-column right?"),
+        ("trials", "--label-column context", "--label-column names a column of the text"),
+        ("ner", "--data /dev/null/x", "cannot be read"),
         ("trials", "--name a/b", "--name a/b: give a plain name"),
         ("mlm", "--block-size 999", "--block-size 999: the model reads at most 256 tokens"),
         ("mlm", "--text-columns summary", "no column 'summary'; found nct_id"),
@@ -647,6 +730,7 @@ def test_bad_input_of_the_tasks_is_one_line(task, words, message, demos, refuses
         "text.csv": "context,label\nx,the secret {patient} says\ny,b\n", "sets.csv": "context,a,b\nx,0,1\ny,1,secret\n",
         "onelabel.csv": "context,label\n" + "".join(f"x{i},b\n" for i in range(30)),
     }  # fmt: skip
+    files["free.csv"] = "context,label\n" + "".join(f"x{i},secret {i}\n" for i in range(20))
     for name, content in files.items():
         (tmp_path / name).write_text(content)
     (tmp_path / "alone").mkdir()
