@@ -247,7 +247,7 @@ def plot_calibration(out, names, path):
         positive = np.array([column == f"p_{row['label']}" for row in rows])
         said, seen, count = zip(*calibration(positive, np.array([float(row[column]) for row in rows])))
         axes.plot(said, seen, marker="o^sDvP*X"[index % 8], alpha=0.7, label=name)
-        below.step(said, count, where="mid", alpha=0.7)
+        below.plot(said, count, marker="o^sDvP*X"[index % 8], linestyle=":", alpha=0.7)
     axes.set(ylabel="share of positives among them", title="Calibration on the test split")
     below.set(xlabel="mean probability in the bin", ylabel="test rows", yscale="log", xlim=(0, 1))
     axes.legend()
