@@ -78,6 +78,12 @@ def from_pretrained(source, task, flag="--model"):
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise BadInput(f"{flag} {source}: {what} ({reason[:200]})") from None
     fresh = [name for name in info["missing_keys"]] + [entry[0] for entry in info["mismatched_keys"]]
+    if is_finished(directory):  # a head of another task is not this task's, even if it has the same shape
+        again = task.auto_class.from_config(model.config, dtype=torch.float32)
+        inside = f"{model.base_model_prefix}."
+        fresh += [name for name in again.state_dict() if not name.startswith(inside) and name not in fresh]
+        again.base_model.load_state_dict(model.base_model.state_dict())
+        model = again
     body = {f"{model.base_model_prefix}.{name}" for name in model.base_model.state_dict()}
     unloaded = [name for name in fresh if name in body]
     if len(unloaded) > len(body) / 2:
@@ -87,13 +93,15 @@ def from_pretrained(source, task, flag="--model"):
 
 
 def with_head(model, task):
-    """A fresh model of this task with all tensors of another that fit it: its encoder, and its head if it is the same."""
-    fresh = task.attach_head(task.auto_class.from_config(model.config, dtype=torch.float32))
-    theirs, ours = model.state_dict(), fresh.state_dict()
-    taken = {name: tensor for name, tensor in theirs.items() if name in ours and tensor.shape == ours[name].shape}
-    fresh.load_state_dict(taken, strict=False)
-    print(f"another head: {len(taken)}/{len(ours)} tensors taken over, new: {', '.join(sorted(ours.keys() - taken)) or 'none'}")
-    return fresh
+    """(fresh model of this task with another's encoder, names of fresh tensors); the head is taken over if it is of the same class."""
+    ours = task.attach_head(task.auto_class.from_config(model.config, dtype=torch.float32))
+    names, inside = ours.state_dict(), f"{ours.base_model_prefix}."
+    taken = {name: tensor for name, tensor in model.state_dict().items() if name in names and tensor.shape == names[name].shape
+             and (type(model) is type(ours) or name.startswith(inside))}  # fmt: skip
+    ours.load_state_dict(taken, strict=False)
+    fresh = sorted(names.keys() - taken)
+    print(f"another head: {len(taken)}/{len(names)} tensors taken over, new: {', '.join(fresh) or 'none'}")
+    return ours, fresh
 
 
 def load_tokenizer(source, config):

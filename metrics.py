@@ -279,11 +279,11 @@ def accuracy_of(counts):
     return np.trace(counts, axis1=-2, axis2=-1) / counts.sum((-2, -1))
 
 
-def macro_f1_of(counts):
-    """Macro-F1 of confusion matrices (..., C, C) -> (...), over the classes that occur in each."""
+def macro_f1_of(counts, absent=np.nan):
+    """Macro-F1 of confusion matrices (..., C, C) -> (...), over the classes that occur in each; or the others count as `absent`."""
     bottom = (counts.sum(-1) + counts.sum(-2)).astype(float)
     hits = 2.0 * np.diagonal(counts, axis1=-2, axis2=-1)
-    return np.nanmean(np.divide(hits, bottom, out=np.full_like(bottom, np.nan), where=bottom > 0), axis=-1)
+    return np.nanmean(np.divide(hits, bottom, out=np.full_like(bottom, absent), where=bottom > 0), axis=-1)
 
 
 def bootstrap_interval(confusion, score, level=0.95, resamples=5000, seed=0):

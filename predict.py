@@ -61,7 +61,7 @@ def predict_file(run, path, out, batch_size=16, chunk=2048):
     """
     task, table, counts = run.task, Table(path), Counter()
     stat = os.stat(path)
-    call = (run.facts["finished"], path, stat.st_size, stat.st_mtime_ns, task.options.text_columns, batch_size, chunk)
+    call = (run.facts["finished"], path, stat.st_size, stat.st_mtime_ns, task.options.text_columns, task.options.row_column, batch_size, chunk)
     partial = Path(f"{out}.{digest(*map(str, call)):016x}.partial")
     header = b"" if task.json_lines else _csv_bytes([["row_id", *task.header()]])
     done = _finished_rows(partial, chunk, bool(header))
@@ -144,7 +144,6 @@ def main(argv=None):
             raise BadInput("standard input: not UTF-8; convert the note to UTF-8") from None
         if not text.strip():
             raise BadInput("standard input: no text; pipe a note in, as in python predict.py RUN_DIR - < note.txt")
-        text = text.strip()
         example = run.task.example("-", text)
         answer = run.task.answer(example, predict_examples(run, [example])[0])
         for span in answer.get("spans", []) if args.show_text else []:

@@ -49,7 +49,7 @@ def build_parser():
     add("--validation", type=share_or_file, default=0.1, help="share of the notes for validation, or a file of them (0.1)")
     add("--test", type=share_or_file, default=0.2, help="share of the notes for the one final test, or a file of them (0.2)")
     add("--split-seed", type=number(int, 0, 2**63 - 1), default=42, help="seed of sampling, balancing and splitting (42)")
-    add("--max-length", type=number(int, 4, 10**6), default=256, help="tokens a note, special ones included (256)")
+    add("--max-length", type=number(int, 4, 10**6), default=None, help="tokens a row, special ones included (256; mlm has --block-size)")
     # optimisation
     add("--epochs", type=number(int, 0, 10**4), default=5, help="passes over the training notes (5; 0 = only fit --head logistic)")
     add("--eval-steps", type=number(int, 0, 10**9), default=0, help="steps between validations (0 = once an epoch)")
@@ -84,7 +84,9 @@ def parse(argv=None):
     args.parts = compress.parse(args.technique)
     task = TASKS[args.task]
     args.out, args.name = args.out or f"results/{args.task}", args.name or args.technique
-    args.max_length = getattr(args, task.length_flag)
+    if args.max_length and task.length_flag != "max_length":
+        raise BadInput(f"--max-length: --task {args.task} has --{task.length_flag.replace('_', '-')} instead")
+    args.max_length = getattr(args, task.length_flag) or 256
     if Path(args.name).name != args.name or args.name.startswith("."):
         raise BadInput(f"--name {args.name}: give a plain name, without / and not beginning with a dot")
     trains = any(compress.TECHNIQUES[part].trains for part in args.parts)
@@ -307,7 +309,7 @@ def starting_point(args, task, facts, start, teacher, device):
         if origin.task.head() != task.head():
             if earlier:
                 raise BadInput(f"--start {start}: has another head and layers of {earlier[0]['technique']}; start from one whose layers are plain")
-            model = checkpoint.with_head(model, task)
+            model, fresh = checkpoint.with_head(model, task)
         source = None if earlier else str(start)
     elif taught and not args.student:
         model, tokenizer = copy_of(taught.model), taught.tokenizer

@@ -2,8 +2,9 @@
 
 A starts as any nn.Linear does and B at zero, so training starts from the model itself (Hu et al., 2022). Afterwards the
 product is added to W and the layer is an ordinary one again, or, with --lora-keep, both stay apart. The task's head, and
-what the checkpoint did not have, is trained in full; what shares a weight with the embeddings is not. The run directory
-gets adapter/, which peft loads.
+modules of the encoder that the checkpoint did not have, are trained in full; the output layer of a masked-language model,
+which shares the embeddings' weight, stays as it is, bias and all. The run directory gets adapter/, which peft loads (onto a
+model that has the same head: a CRF is none that transformers knows).
 
 What it does not save: inference. A merged model has the size and the speed it had, a kept adapter makes it slower. LoRA
 saves memory in training (no gradients nor Adam moments for frozen weights) and bytes per adapted model: those of adapter/.

@@ -75,7 +75,7 @@ class Mlm(Task):
 
     def encode(self, examples, tokenizer, max_length, progress=True):
         """Masked blocks; of unlabelled examples the text itself, whose [MASK] tokens are to be filled."""
-        self.words, self.mask_id = tokenizer.convert_ids_to_tokens, tokenizer.mask_token_id
+        self.words, self.mask, self.mask_id = tokenizer.convert_ids_to_tokens, tokenizer.mask_token, tokenizer.mask_token_id
         if self.mask_id is None:
             raise BadInput("--model: its tokenizer has no mask token, so it is no masked-language model")
         texts = [example.text for example in examples]
@@ -89,7 +89,10 @@ class Mlm(Task):
         encoded = pack(blocks, None, [np.full(len(block), IGNORE) for block in blocks])
         self.special = np.array(tokenizer.all_special_ids)
         self.vocabulary = np.setdiff1d(np.arange(len(tokenizer)), self.special)
-        return self.fresh(encoded, [FIXED])
+        encoded = self.fresh(encoded, [FIXED])
+        if (encoded.token_labels == IGNORE).all():
+            raise BadInput(f"a split of {len(stream)} tokens is too small for a masked one; give more documents")
+        return encoded
 
     def fresh(self, encoded, seed):
         """Other masks for another epoch."""
@@ -129,4 +132,6 @@ class Mlm(Task):
     def answer(self, example, prediction):
         """The five likeliest word pieces at each [MASK], with their probabilities."""
         places = prediction if isinstance(prediction, list) else []  # an array of zeros if the whole batch had no [MASK]
-        return {"masks": [{w: round(float(p), 4) for w, p in zip(self.words(ids.tolist()), ps)} for ids, ps in places]}
+        masks = [{w: round(float(p), 4) for w, p in zip(self.words(ids.tolist()), ps)} for ids, ps in places]
+        beyond = example.text.count(self.mask) - len(masks)
+        return {"masks": masks, **({"masks beyond the block": beyond} if beyond else {})}

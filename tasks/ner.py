@@ -23,7 +23,7 @@ from data import IGNORE, BadInput, digest, frame, open_text, pack, text_lines, t
 from tasks.task import COLUMNS, Task
 
 TAG = re.compile(r"O|[BI]-\S+")
-DOCUMENT = re.compile(r"#\s*(new)?doc\b", re.I)
+DOCUMENT = re.compile(r"-DOCSTART-|#\s*(?:new)?doc\b(?:\W*id\b)?\W*(.*)", re.I)
 WORD = re.compile(r"\w+|[^\w\s]")
 CRF_SCALE = 100  # Adam moves each weight by about lr a step; transitions are stored at 1/100 so that they learn 100 times faster
 
@@ -59,14 +59,14 @@ def read_bio(path):
         line = line.rstrip("\r\n")
         fields = line.split("\t") if "\t" in line else line.split()
         comment = line.startswith("#") and not (len(fields) == (columns or 2) and TAG.fullmatch(fields[-1]))
-        opens = line.startswith("-DOCSTART-") or (comment and DOCUMENT.match(line))
+        opens = DOCUMENT.match(line) if comment or line.startswith("-DOCSTART-") else None
         if not line.strip() or comment or opens:
             if words:
                 yield begin, document, words, tags
             words, tags = [], []
             if opens:
                 documents += 1
-                document = line if comment else f"document {documents}"
+                document = opens[1].strip() if comment and opens[1] else f"document {documents}"
             continue
         columns = columns or len(fields)
         if len(fields) != columns or columns < 2:
@@ -186,8 +186,8 @@ class Ner(Task):
             tags, changed = repair(tags)
             repairs, begins = repairs + changed, begins + sum(tag[0] == "B" for tag in tags)
             if document != last:
-                last, opening = document, digest(*words)  # numbered documents of two files are not the same
-            subject = (document if document.startswith("#") else f"{document} {opening}") if document else f"{digest(*words):016x}"
+                last, opening = document, digest(*words)  # two files may number their documents alike
+            subject = f"{document} {opening:016x}" if document else f"{digest(*words):016x}"
             self.by_subject |= document is not None
             sentences.append(Sentence(str(line), subject, words, tags))
         if not sentences:

@@ -24,6 +24,7 @@ import metrics
 from data import BadInput, Note, Table, collate, digest, frame, make_batches, number, pack, tokenise, windows
 from tasks.task import CLASS_WEIGHTS, COLUMNS, Task
 
+NOTHING = ("", "0", "0.0", "na", "nat", "nan", "null", "none")  # how tables write that nobody died
 C_GRID = np.logspace(-4, 2, 20)  # the reference searches 20 values from 0.0001 to 100
 
 
@@ -67,7 +68,7 @@ def read_admissions(path, days):
         times = {}
         for name in ("ADMITTIME", "DISCHTIME"):
             try:
-                times[name] = datetime.fromisoformat(row[at[name]].strip())
+                times[name] = datetime.fromisoformat(row[at[name]].strip()).replace(tzinfo=None)
             except ValueError:
                 raise BadInput(f"{path}, line {line}: column {name} is no date and time such as 2164-10-23 21:09:00") from None
         admission = row[at["HADM_ID"]].strip().removesuffix(".0")  # of tables that went through pandas
@@ -77,7 +78,7 @@ def read_admissions(path, days):
             counts["discharged before admitted, left out"] += 1
             continue
         lines[admission] = line
-        died = any(at[name] is not None and row[at[name]].strip() not in ("", "0", "0.0", "NaT", "nan") for name in names[5:])
+        died = any(at[name] is not None and row[at[name]].strip().casefold() not in NOTHING for name in names[5:])
         stay = {"id": admission, "begin": times["ADMITTIME"], "end": times["DISCHTIME"], "kind": row[at["ADMISSION_TYPE"]].strip().upper(), "died": died}
         by_subject.setdefault(row[at["SUBJECT_ID"]].strip(), []).append(stay)
     if not lines:
@@ -245,7 +246,7 @@ class Readmission(Task):
     def fit_head(self, model, examples, encoded, pad_id, batch_size):
         """With --head logistic, put a logistic regression on the chunks' [CLS] vectors into the model's classifier.
 
-        Vectors are standardised, C is the one of the best mean AUROC in 5-fold cross-validation grouped by patient.
+        A frozen encoder whose vectors hardly vary gets large weights, which int8 does not carry well. Vectors are standardised, C is the one of the best mean AUROC in 5-fold cross-validation grouped by patient.
         """
         if not self.logistic:
             return {}

@@ -137,7 +137,8 @@ class Task:
         files = {split: given.get(split, path) for split in SPLITS}
         for split, members in splits.items():
             if not members:
-                raise BadInput(f"{files[split]}: {len(examples)} usable {self.unit}, none left for {split}; give more")
+                left_out = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+                raise BadInput(f"{files[split]}: {len(examples)} usable {self.unit} ({left_out}), none left for {split}; give more")
         per_split = {split: self.tally(members) for split, members in splits.items()}
         self.check(files, per_split)
         for name in self.labels:

@@ -62,8 +62,8 @@ class Trials(Task):
             self.overall = metrics.MULTI_LABEL
             self.headline = {"MicroF1": "micro-F1", "MacroF1": "macro-F1", "Accuracy": "subset accuracy"}
             self.selection = "MicroF1"
-        if not self.columns_of_labels:
-            raise BadInput("--label-column: names no column")
+        if not self.columns_of_labels or len(set(self.columns_of_labels)) < len(self.columns_of_labels):
+            raise BadInput("--label-column: must name a column, or several, each of them once")
         if self.options.label_separator and len(self.columns_of_labels) > 1:
             raise BadInput("--label-separator: goes with one --label-column, not with several 0/1 columns")
 
@@ -85,7 +85,7 @@ class Trials(Task):
                 cell = row[label_at[0]]
                 label = [part.strip() for part in (cell.split(self.options.label_separator) if self.options.label_separator else [cell])]
             label = tuple(dict.fromkeys(name for name in label if name))
-            counts["without label"] += not label
+            counts["with an empty set of labels" if self.sets and not self.options.multi_label else "without label"] += not label
             if label or (self.sets and not self.options.multi_label):  # an empty set is an answer, an empty class is none
                 notes.append(Note(row_id, subject or f"row {row_id}", text, label))
         return notes
@@ -188,6 +188,8 @@ class Trials(Task):
         scores = super().score(examples, predictions, intervals)
         report = metrics.classification_report(self._sets(examples), self.called(probabilities), self.labels)
         macro = {name: report["macro avg"][name] for name in ("Precision", "Recall", "F1")}  # defined even where a class is rare
+        if intervals:
+            scores.intervals["F1"] = metrics.bootstrap_interval(scores.confusion, lambda counts: metrics.macro_f1_of(counts, absent=0.0))
         return scores._replace(overall={**scores.overall, **macro}, per_label=report)
 
     def table(self, scores):

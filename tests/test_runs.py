@@ -480,7 +480,7 @@ def test_a_damaged_run_directory_is_refused(runs, tmp_path, refuses):
 def test_commands_exist_as_the_readme_writes_them():
     readme = (ROOT / "README.md").read_text()
     blocks = "\n".join(re.findall(r"```(?:bash|sh)\n(.*?)```", readme, re.S)).replace("\\\n", " ")
-    scripts = re.findall(r"^(?:\w+=\S+ )*(python|bash) ([\w./]+)(.*)$", blocks, re.M)
+    scripts = re.findall(r'^(?:\w+=(?:"[^"]*"|\S+) )*(python|bash) ([\w./]+)(.*)$', blocks, re.M)
     assert {"train.py", "predict.py", "benchmark.py", "report.py", "run_all.sh", "run_trials.sh", "run_tests.sh"} <= {script for _, script, _ in scripts}
     for runner, script, rest in scripts:
         assert (ROOT / script).exists(), script

@@ -56,7 +56,7 @@ def demos(tmp_path_factory):
 def call(demos, task, out, *words):
     data, model = demos[task]
     return ["--task", task, "--data", str(data), "--model", str(model), "--out", str(out), "--lr", "2e-3", "--epochs", "2",
-            "--max-length", "64", "--block-size", "32", "--rank", "4", *map(str, words)]  # fmt: skip
+            *(["--block-size", "32"] if task == "mlm" else ["--max-length", "64"]), "--rank", "4", *map(str, words)]  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -238,7 +238,9 @@ def test_bio_files_of_all_sorts_are_read(tmp_path, capsys):
     splits, facts = task.load(str(path), 1.0, 0.2, 0.2, 1)
     assert facts["rows"]["IOB1 tags read as BIO"] == 13 and facts["subjects"] == 13 and task.labels == ["O", "B-x", "I-x", "B-y", "I-y"]
     path.write_text("# newdoc id = 1\n# sent_id = 1\n# text = w v\nw\tO\nv\tB-x\n\n# sent_id = 2\nw\tO\n\n# newdoc id = 2\n# sent_id = 3\nz\tB-x\n")
-    assert [document for _, document, _, _ in read_bio(path)] == ["# newdoc id = 1", "# newdoc id = 1", "# newdoc id = 2"]
+    assert [document for _, document, _, _ in read_bio(path)] == ["1", "1", "2"]
+    path.write_text("# doc\na\tO\n\nb\tO\n\n# doc\nc\tB-x\n")
+    assert [document for _, document, _, _ in read_bio(path)] == ["document 1", "document 1", "document 2"]
     zipped = tmp_path / "a.tsv.gz"
     zipped.write_bytes(gzip.compress(lines.encode()))
     path.write_text(lines)
@@ -395,7 +397,7 @@ def test_label_sets_come_from_columns_separators_or_folded_texts(tmp_path):
     separated = table(tmp_path / "separated.csv", ("context", "label"), [(f"text {i}", ";".join(sets[i % 4])) for i in range(40)])
     for path, task in ((columns, Trials(label_column="a,b,c")), (separated, Trials(label_separator=";"))):
         splits, facts = task.load(path, 1.0, 0.2, 0.2, 1)
-        assert task.labels == ["a", "b", "c"] and facts["rows"]["without label"] == 10 and facts["notes"] == 40
+        assert task.labels == ["a", "b", "c"] and facts["rows"]["with an empty set of labels"] == 10 and facts["notes"] == 40
         for note in sum(splits.values(), []):
             assert tuple(task.labels[i] for i in note.label) == sets[int(note.text.split()[1]) % 4]
         targets = task.targets(splits["test"])
@@ -415,6 +417,7 @@ def test_a_class_too_rare_for_validation_does_not_decide_the_epoch(tmp_path):
     splits, _ = task.load(table(tmp_path / "rare.csv", ("context", "label"), rows), 1.0, 0.2, 0.2, 1)
     examples = [note for note in splits["validation"] if note.label < 2]
     right = np.eye(3)[[note.label for note in examples]]
+    assert task.score(examples, list(right), intervals=True).intervals["F1"][1] == pytest.approx(2 / 3)
     good, bad = task.score(examples, list(right)).overall, task.score(examples, list(np.roll(right, 1, 1))).overall
     assert good["F1"] == pytest.approx(2 / 3) and task.better(good, bad) and not task.better(bad, good)
 
@@ -564,7 +567,7 @@ def ask(run, text, monkeypatch, capsys, *words):
 
 
 def test_predict_answers_in_each_tasks_own_form(trained, demos, tmp_path, monkeypatch, capsys):
-    text = "Patient reports irregular periods and low estrogen."
+    text = "\n  Patient reports irregular periods and low estrogen."
     answer = ask(trained["ner"] / "base", text, monkeypatch, capsys, "--show-text")
     assert answer["spans"] and all(span["text"] == text[span["start"] : span["end"]] for span in answer["spans"])
     assert all(0 < span["confidence"] <= 1 and span["type"] in demo_types() for span in answer["spans"])
@@ -575,6 +578,7 @@ def test_predict_answers_in_each_tasks_own_form(trained, demos, tmp_path, monkey
     answer = ask(trained["mlm"] / "lora", "patients with [MASK] and a [MASK] of it", monkeypatch, capsys)
     assert len(answer["masks"]) == 2 and all(len(places) == 5 for places in answer["masks"])
     assert ask(trained["mlm"] / "lora", "no mask", monkeypatch, capsys) == {"masks": []}
+    assert ask(trained["mlm"] / "lora", "a b " * 30 + "[MASK]", monkeypatch, capsys) == {"masks": [], "masks beyond the block": 1}
     answer = ask(trained["trials"] / "base", "Slow accrual", monkeypatch, capsys)
     assert answer["predicted"] == max(answer["probabilities"], key=answer["probabilities"].get)
     notes = tmp_path / "notes.csv"
@@ -593,7 +597,7 @@ def demo_types():
 
 def test_the_adapted_encoder_starts_another_task(trained, demos, tmp_path, refuses, capsys):
     for task, fresh in (("trials", "bert.pooler.dense.bias, bert.pooler.dense.weight, classifier.bias, classifier.weight"),
-                        ("readmission", "bert.pooler.dense.bias"), ("ner", "classifier.bias, classifier.weight")):  # fmt: skip
+                        ("readmission", "bert.pooler.dense.bias, bert.pooler.dense.weight, classifier.bias"), ("ner", "classifier.bias, classifier.weight")):  # fmt: skip
         train.main(call(demos, task, tmp_path, "--model", trained["mlm"] / "lora", "--name", f"adapted-{task}", "--epochs", 1))
         assert f"new: {fresh}" in capsys.readouterr().out and (tmp_path / f"adapted-{task}" / "run.json").exists()
     assert (tmp_path / "classification_report_adapted-trials.csv").exists()
@@ -631,7 +635,7 @@ def test_evaluation_by_steps_stops_by_patience_and_resumes_to_the_same_weights(d
 
 def test_another_head_starts_from_a_run_or_is_refused(trained, demos, tmp_path, refuses, capsys):
     train.main(call(demos, "readmission", tmp_path, "--start", trained["readmission"] / "base", "--head", "logistic", "--epochs", 0))
-    assert "another head: " in capsys.readouterr().out
+    assert "new: classifier.bias, classifier.weight" in capsys.readouterr().out
     ours, base = checkpoint.load(tmp_path / "base").model, checkpoint.load(trained["readmission"] / "base").model
     assert ours.bert.encoder.layer[1].output.dense.weight.equal(base.bert.encoder.layer[1].output.dense.weight)
     train.main(call(demos, "ner", tmp_path / "crf", "--start", trained["ner"] / "base", "--crf", "--epochs", 1))
@@ -714,6 +718,10 @@ def test_two_processes_split_alike_wherever_the_files_lie(demos, tmp_path):
         ("trials", "--label-column context", "--label-column names a column of the text"),
         ("ner", "--data /dev/null/x", "cannot be read"),
         ("trials", "--name a/b", "--name a/b: give a plain name"),
+        ("mlm", "--max-length 64", "--max-length: --task mlm has --block-size instead"),
+        ("mlm", "--data few.csv", "is too small for a masked one"),
+        ("trials", "--label-column a,a", "or several, each of them once"),
+        ("readmission", "--category nothing", "726 of another category, "),
         ("mlm", "--block-size 999", "--block-size 999: the model reads at most 256 tokens"),
         ("mlm", "--text-columns summary", "no column 'summary'; found nct_id"),
     ],
@@ -730,6 +738,7 @@ def test_bad_input_of_the_tasks_is_one_line(task, words, message, demos, refuses
         "text.csv": "context,label\nx,the secret {patient} says\ny,b\n", "sets.csv": "context,a,b\nx,0,1\ny,1,secret\n",
         "onelabel.csv": "context,label\n" + "".join(f"x{i},b\n" for i in range(30)),
     }  # fmt: skip
+    files["few.csv"] = "TEXT\n" + "\n".join("abcde") + "\n"
     files["free.csv"] = "context,label\n" + "".join(f"x{i},secret {i}\n" for i in range(20))
     for name, content in files.items():
         (tmp_path / name).write_text(content)
