@@ -1,10 +1,10 @@
 """A run directory: written whole, rebuilt for any technique, resumed if interrupted. Safetensors and JSON, never a pickle.
 
-    config.json model.safetensors tokenizer files   what transformers needs; base, pruning and distillation load with it alone
-    compression.json                                [facts per technique], from which the structure is rebuilt before loading
-    run.json                                        arguments, versions, machine, times, splits, scores, sizes
-    predictions.csv                                 test rows: row id, label, predicted, probabilities; no text
-    adapter/                                        of a LoRA run, in the PEFT layout
+config.json model.safetensors tokenizer files   what transformers needs; base, pruning and distillation load with it alone
+compression.json                                [facts per technique], from which the structure is rebuilt before loading
+run.json                                        arguments, versions, machine, times, splits, scores, sizes
+predictions.csv                                 test rows: row id, label, predicted, probabilities; no text
+adapter/                                        of a LoRA run, in the PEFT layout
 """
 
 import contextlib
@@ -60,7 +60,9 @@ def from_pretrained(source, task, flag="--model"):
         changed = [facts["technique"] for facts in read_json(directory / "compression.json")]
         changed = [name for name in changed if compress.TECHNIQUES[name].rebuild is not compress.Technique.rebuild]
         if changed:
-            raise BadInput(f"{flag} {source}: its layers are those of {changed[0]}, not plain; give a base, distillation or merged lora run")
+            raise BadInput(
+                f"{flag} {source}: its layers are those of {changed[0]}, not plain; give a base, distillation or merged lora run"
+            )
     if not directory.is_dir() and (directory.exists() or str(source).count("/") > 1 or str(source)[0] in "/."):
         raise BadInput(f"{flag} {source}: no such directory; give a checkpoint directory or a hub name such as owner/model")
     if not directory.is_dir():

@@ -213,6 +213,7 @@ class Table:
             where = f"{self.path}, line {line}"
             raise BadInput(f"{where}: a quote in the row that starts here is not balanced; mend that row") from None
 
+
 # --- notes -------------------------------------------------------------------------------------------------------
 
 

@@ -174,7 +174,11 @@ def classification_report(truth, called, names):
         (each[0], each[2]), (each[0], each[1]), (2.0 * each[0], each[1] + each[2]))]  # fmt: skip
     total = int(truly.sum())
     averages = {
-        "micro avg": [_ratio(hits.sum(), calls.sum()) or 0.0, _ratio(hits.sum(), total) or 0.0, _ratio(2 * hits.sum(), total + calls.sum()) or 0.0],
+        "micro avg": [
+            _ratio(hits.sum(), calls.sum()) or 0.0,
+            _ratio(hits.sum(), total) or 0.0,
+            _ratio(2 * hits.sum(), total + calls.sum()) or 0.0,
+        ],
         "macro avg": table.mean(0),
         "weighted avg": (table * truly[:, None]).sum(0) / max(total, 1),
         "samples avg": samples,

@@ -61,7 +61,16 @@ def predict_file(run, path, out, batch_size=16, chunk=2048):
     """
     task, table, counts = run.task, Table(path), Counter()
     stat = os.stat(path)
-    call = (run.facts["finished"], path, stat.st_size, stat.st_mtime_ns, task.options.text_columns, task.options.row_column, batch_size, chunk)
+    call = (
+        run.facts["finished"],
+        path,
+        stat.st_size,
+        stat.st_mtime_ns,
+        task.options.text_columns,
+        task.options.row_column,
+        batch_size,
+        chunk,
+    )
     partial = Path(f"{out}.{digest(*map(str, call)):016x}.partial")
     header = b"" if task.json_lines else _csv_bytes([["row_id", *task.header()]])
     done = _finished_rows(partial, chunk, bool(header))

@@ -108,13 +108,18 @@ def as_markdown(task, rows, facts, timings):
         "",
         "## Scores on the test split" + (", the paper's beside them" if paper else ""),
         "",
-        f"Brackets: 95% interval, bootstrap over {task.resampled or f'the {total} test {task.unit}'}. Differs from base: {task.unit} that only base, only this run "
+        f"Brackets: 95% interval, bootstrap over {task.resampled or f'the {total} test {task.unit}'}. "
+        f"Differs from base: {task.unit} that only base, only this run "
         "gets right, and the exact McNemar p-value."
         + (" The paper's figures are of other notes (MIMIC-III, 435 test notes)." if paper else ""),
         "",
     ]
     lines += [task.published, ""] if task.published else []
-    header = ["technique", *(task.headline.get(score, {"Precision": "precision", "Recall": "recall"}.get(score, score)) for score in task.overall), "differs from base"]
+    header = [
+        "technique",
+        *(task.headline.get(score, {"Precision": "precision", "Recall": "recall"}.get(score, score)) for score in task.overall),
+        "differs from base",
+    ]
     lines += markdown_table(
         header + ["paper: accuracy / F1 / AUROC"] * paper,
         [
@@ -168,7 +173,11 @@ def as_markdown(task, rows, facts, timings):
                 for label, row in next(iter(per_label.values())).items()
             ],
         )  # fmt: skip
-    lines += ["", f"Trained on {machine['cpu']}, {machine['threads']} threads, GPU {machine['gpu'] or 'none'}; commit {machine['commit']}.", ""]
+    lines += [
+        "",
+        f"Trained on {machine['cpu']}, {machine['threads']} threads, GPU {machine['gpu'] or 'none'}; commit {machine['commit']}.",
+        "",
+    ]
     return "\n".join(lines)
 
 

@@ -1,8 +1,8 @@
 """One run, top to bottom: a task x a technique (or a chain of them) -> a run directory and its scores.
 
-    python train.py                                   the demonstration, base
-    python train.py --technique lowrank --rank 16
-    python train.py --technique distillation+pruning --data NOTEEVENTS.csv.gz --model emilyalsentzer/Bio_ClinicalBERT
+python train.py                                   the demonstration, base
+python train.py --technique lowrank --rank 16
+python train.py --technique distillation+pruning --data NOTEEVENTS.csv.gz --model emilyalsentzer/Bio_ClinicalBERT
 """
 
 import copy
@@ -38,8 +38,11 @@ def build_parser():
     add("--task", default="symptoms", help=f"one of: {', '.join(TASKS)} (symptoms)")
     add("--technique", default="base", help=f"one of: {', '.join(compress.TECHNIQUES)}, or a chain a+b (base)")
     add("--data", default="demo", help="the task's file, plain or .gz; demo = synthetic notes made on the spot (demo)")
-    add("--model", default="demo", help="checkpoint directory, hub name, or finished run of another task; "
-        "demo = a tiny BERT of random weights (demo)")
+    add(
+        "--model",
+        default="demo",
+        help="checkpoint directory, hub name, or finished run of another task; demo = a tiny BERT of random weights (demo)",
+    )
     add("--start", default=None, help="start from this finished run instead of --model")
     add("--out", default=None, help="results directory (results/TASK)")
     add("--name", default=None, help="name of the run directory in it, and of its score files (the technique)")
@@ -56,8 +59,12 @@ def build_parser():
     add("--patience", type=number(int, 0, 10**6), default=0, help="stop after so many validations without a better one (0 = never)")
     add("--batch-size", type=number(int, 1, 10**5), default=16, help="notes a batch (16)")
     add("--accumulate", type=number(int, 1, 10**5), default=1, help="batches a step (1)")
-    add("--lr", type=number(float, 0, 1, low_open=True), default=None,
-        help=f"peak learning rate (the paper's for each technique: 2e-5 to 5e-5; {demo.LEARNING_RATE} for the demo model)")
+    add(
+        "--lr",
+        type=number(float, 0, 1, low_open=True),
+        default=None,
+        help=f"peak learning rate (the paper's for each technique: 2e-5 to 5e-5; {demo.LEARNING_RATE} for the demo model)",
+    )
     add("--warmup", type=number(float, 0, 1), default=0.0, help="share of the steps with a rising rate, then cosine to 0 (0)")
     add("--weight-decay", type=number(float, 0, 1), default=0.01, help="AdamW's weight decay (0.01)")
     add("--clip", type=number(float, 0, 10**6, low_open=True), default=1.0, help="largest norm of the gradient (1)")
@@ -158,7 +165,9 @@ def train(model, technique, task, notes, examples, pad_id, args, rate, device, p
                     best = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
                 since = len(at["history"]) - 1 - at["history"].index(at["best"]) if at["best"] else 0
                 at["stopped"] = bool(args.patience) and since >= args.patience
-                print(f"{technique.name}: epoch {row['Epoch']:g}/{args.epochs}, {spelled(row, {**task.headline, 'Loss': 'loss'})}", flush=True)
+                print(
+                    f"{technique.name}: epoch {row['Epoch']:g}/{args.epochs}, {spelled(row, {**task.headline, 'Loss': 'loss'})}", flush=True
+                )
             if time.perf_counter() - saved > 60 * args.save_minutes:
                 saved = time.perf_counter()
                 checkpoint.save_progress(progress_file, {**at, "seconds": saved - start}, model, best, optimizer)
@@ -278,7 +287,8 @@ def run(args):
             write_csv(path / "predictions.csv", ["row_id", "label", *header], rows)
 
     record = {
-        "technique": args.technique, "name": args.name, "demonstration": demonstration, "demo_model": tiny, "arguments": settings(args), "start": start and str(start),
+        "technique": args.technique, "name": args.name, "demonstration": demonstration, "demo_model": tiny,
+        "arguments": settings(args), "start": start and str(start),
         "teacher": teacher and str(teacher), "learning_rate": rate, "device": str(next(model.parameters()).device), "task": task.describe(),
         "data": facts, **trained, "run_seconds": round(time.perf_counter() - began, 1), "history": history,
         "validation": scores["validation"]._asdict(), "test": scores["test"]._asdict(), "machine": checkpoint.machine(),
@@ -308,7 +318,9 @@ def starting_point(args, task, facts, start, teacher, device):
         compress.check_order([fact["technique"] for fact in earlier] + [part for part in args.parts if part != "base"])
         if origin.task.head() != task.head():
             if earlier:
-                raise BadInput(f"--start {start}: has another head and layers of {earlier[0]['technique']}; start from one whose layers are plain")
+                raise BadInput(
+                    f"--start {start}: has another head and layers of {earlier[0]['technique']}; start from one whose layers are plain"
+                )
             model, fresh = checkpoint.with_head(model, task)
         source = None if earlier else str(start)
     elif taught and not args.student:
@@ -383,7 +395,9 @@ def write_score_files(out, task, record):
     write_csv(out / task.overall_csv.format(name), header, [[row.get(column) for column in header] for row in rows])
     if per_label := record["test"]["per_label"].items():
         header = ["Epoch", task.label_column, *task.per_label, "Split"]
-        write_csv(out / task.per_label_csv.format(name), header, [[epoch, label, *map(v.get, task.per_label), "test"] for label, v in per_label])
+        write_csv(
+            out / task.per_label_csv.format(name), header, [[epoch, label, *map(v.get, task.per_label), "test"] for label, v in per_label]
+        )
 
 
 def main(argv=None):

@@ -34,7 +34,9 @@ def check_order(parts):
     if len(parts) > 1 and "base" in parts:
         raise BadInput(f"{'+'.join(parts)}: base is no technique at all and cannot be chained")
     if clash := "lora" in parts and {"lowrank", "pruning"}.intersection(parts):
-        raise BadInput(f"{'+'.join(parts)}: lora freezes the weights that {clash.pop()} would change; merge first, then --start from that run")
+        raise BadInput(
+            f"{'+'.join(parts)}: lora freezes the weights that {clash.pop()} would change; merge first, then --start from that run"
+        )
     if sorted(set(places)) != places:
         order = " < ".join(list(TECHNIQUES)[1:])
         raise BadInput(f"{'+'.join(parts)}: a chain takes each technique once, in this order: {order}")

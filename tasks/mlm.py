@@ -80,7 +80,9 @@ class Mlm(Task):
             raise BadInput("--model: its tokenizer has no mask token, so it is no masked-language model")
         texts = [example.text for example in examples]
         if examples[0].label is None:
-            rows = [ids for batch in tokenise(texts, tokenizer, progress, truncation=True, max_length=max_length) for ids in batch["input_ids"]]
+            rows = [
+                ids for batch in tokenise(texts, tokenizer, progress, truncation=True, max_length=max_length) for ids in batch["input_ids"]
+            ]
             return pack(rows, None, [[i if i == self.mask_id else IGNORE for i in ids] for ids in rows])
         before, after = frame(tokenizer)
         documents = [ids for batch in tokenise(texts, tokenizer, progress, add_special_tokens=False) for ids in batch["input_ids"]]

@@ -70,7 +70,9 @@ def read_bio(path):
             continue
         columns = columns or len(fields)
         if len(fields) != columns or columns < 2:
-            raise BadInput(f"{path}, line {number}: {len(fields)} columns where there should be {max(columns, 2)}, a word first and its tag last")
+            raise BadInput(
+                f"{path}, line {number}: {len(fields)} columns where there should be {max(columns, 2)}, a word first and its tag last"
+            )
         if not TAG.fullmatch(fields[-1]):
             raise BadInput(f"{path}, line {number}: the last column is no BIO tag; it must be O, B-TYPE or I-TYPE")
         begin = begin if words else number
@@ -204,7 +206,11 @@ class Ner(Task):
     def settle_labels(self, examples, counts, path, seed):
         """Tags of all types in the data, or of those asked for; the others become O."""
         found = Counter(tag[2:] for sentence in examples for tag in sentence.label if tag[0] == "B")
-        wanted = list(dict.fromkeys(name.strip() for name in self.options.entity_types.split(","))) if self.options.entity_types else sorted(found)
+        wanted = (
+            list(dict.fromkeys(name.strip() for name in self.options.entity_types.split(",")))
+            if self.options.entity_types
+            else sorted(found)
+        )
         for name in wanted:
             if name not in found:
                 raise BadInput(f"--entity-types {name}: no such entity in {path}; there are {', '.join(sorted(found)) or 'none'}")

@@ -79,7 +79,13 @@ def read_admissions(path, days):
             continue
         lines[admission] = line
         died = any(at[name] is not None and row[at[name]].strip().casefold() not in NOTHING for name in names[5:])
-        stay = {"id": admission, "begin": times["ADMITTIME"], "end": times["DISCHTIME"], "kind": row[at["ADMISSION_TYPE"]].strip().upper(), "died": died}
+        stay = {
+            "id": admission,
+            "begin": times["ADMITTIME"],
+            "end": times["DISCHTIME"],
+            "kind": row[at["ADMISSION_TYPE"]].strip().upper(),
+            "died": died,
+        }
         by_subject.setdefault(row[at["SUBJECT_ID"]].strip(), []).append(stay)
     if not lines:
         raise BadInput(f"{path}: no admission in it")
@@ -110,7 +116,7 @@ class Readmission(Task):
         "--combine": dict(choices=("mean", "max", "huang"), default="mean", help="how chunk probabilities make the admission's (mean)"),
         "--scaling-factor": dict(type=number(float, 0, 10**6, low_open=True), default=2.0, help="c of the huang rule (2)"),
         "--chunk-overlap": dict(type=number(float, 0, 0.9), default=0.1, help="share of a chunk that the next one repeats (0.1)"),
-        "--head": dict(choices=("linear", "logistic"), default="linear", help="logistic: fitted on [CLS] after training, or with --epochs 0 at once"),
+        "--head": dict(choices=("linear", "logistic"), default="linear", help="logistic: fitted on [CLS] after training; at once with --epochs 0"),
         **COLUMNS, **CLASS_WEIGHTS,
     }  # fmt: skip
 
@@ -140,7 +146,9 @@ class Readmission(Task):
             beside = [Path(path).with_name(name) for name in ("ADMISSIONS.csv", "ADMISSIONS.csv.gz")]
             admissions = next((str(file) for file in beside if file.exists()), None)
             if not admissions:
-                raise BadInput(f"{path}: no column {self.options.label_column!r} and no ADMISSIONS.csv beside it; name one with --admissions")
+                raise BadInput(
+                    f"{path}: no column {self.options.label_column!r} and no ADMISSIONS.csv beside it; name one with --admissions"
+                )
         return self._joined(path, table, admissions, keep, counts)
 
     def _ready(self, path, table, label_at, keep, counts):
@@ -246,7 +254,8 @@ class Readmission(Task):
     def fit_head(self, model, examples, encoded, pad_id, batch_size):
         """With --head logistic, put a logistic regression on the chunks' [CLS] vectors into the model's classifier.
 
-        A frozen encoder whose vectors hardly vary gets large weights, which int8 does not carry well. Vectors are standardised, C is the one of the best mean AUROC in 5-fold cross-validation grouped by patient.
+        Vectors are standardised; C is the one of the best mean AUROC in 5-fold cross-validation grouped by patient. A frozen
+        encoder whose vectors hardly vary gets large weights, which int8 does not carry well.
         """
         if not self.logistic:
             return {}
@@ -260,7 +269,9 @@ class Readmission(Task):
         folds = list(GroupKFold(n_splits=min(5, len(set(patients)))).split(x, y, patients))
         quality = []
         for c in tqdm(C_GRID, desc="choosing C", leave=False, disable=None):
-            fits = [(LogisticRegression(C=c, max_iter=1000, class_weight=weight).fit(x[a], y[a]), b) for a, b in folds if len(set(y[a])) == 2]
+            fits = [
+                (LogisticRegression(C=c, max_iter=1000, class_weight=weight).fit(x[a], y[a]), b) for a, b in folds if len(set(y[a])) == 2
+            ]
             scores = [metrics.auroc(y[b] == 1, fit.decision_function(x[b])) for fit, b in fits]
             quality.append(np.mean([score for score in scores if score is not None] or [0.0]))
         best = C_GRID[int(np.argmax(quality))]
@@ -270,7 +281,9 @@ class Readmission(Task):
         with torch.no_grad():
             head.weight.copy_(torch.from_numpy(np.stack([np.zeros_like(slope), slope])))
             head.bias.copy_(torch.tensor([0.0, float(fit.intercept_[0] - slope @ mean)]))
-        print(f"logistic: {len(y)} [CLS] vectors of {len(set(patients))} patients, C {best:.4g} of {len(C_GRID)}, cross-validated AUROC {max(quality):.4f}")
+        print(
+            f"logistic: {len(y)} [CLS] vectors of {len(set(patients))} patients, C {best:.4g} of {len(C_GRID)}, cross-validated AUROC {max(quality):.4f}"
+        )
         return {"C": float(best), "cross-validated AUROC": float(max(quality))}
 
     # --- scores

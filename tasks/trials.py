@@ -49,7 +49,7 @@ class Trials(Task):
         "--label-column": dict(default="label", also=("--label-columns",), help="column of the class, or several 0/1 columns, a,b (label)"),
         "--label-separator": dict(default=None, help="what separates several labels in the column, such as ';'; makes label sets"),
         "--multi-label": dict(action="store_true", help="label sets although there is one column of one label; same texts unite theirs"),
-        "--threshold": dict(type=threshold_or_auto, default=0.3, help="probability from which a label is called; auto = per label, on validation"),
+        "--threshold": dict(type=threshold_or_auto, default=0.3, help="probability that calls a label; auto = per label, on validation"),
         **COLUMNS, **CLASS_WEIGHTS,
     }  # fmt: skip
 
@@ -109,7 +109,9 @@ class Trials(Task):
         self.labels = self.columns_of_labels if len(self.columns_of_labels) > 1 else sorted(found)
         if len(self.labels) > max(2, len(examples) / 3):  # labels are printed and stored, so text must not pass for them
             raise BadInput(f"{path}: {len(self.labels)} distinct labels among {len(examples)} texts; is --label-column right?")
-        if strange := [name for name in self.labels if not re.fullmatch(r"[\w .,:;/&()+'-]{1,60}", name) or len(re.findall(r"\w+", name)) > 6]:
+        if strange := [
+            name for name in self.labels if not re.fullmatch(r"[\w .,:;/&()+'-]{1,60}", name) or len(re.findall(r"\w+", name)) > 6
+        ]:
             raise BadInput(f"{path}: {len(strange)} of {len(self.labels)} labels look like text, not like names; is --label-column right?")
         if len(self.labels) < 2 or len(self.labels) > 500:
             raise BadInput(f"{path}: {len(self.labels)} distinct labels among {len(examples)} texts; needs 2 to 500")
@@ -215,7 +217,10 @@ class Trials(Task):
     def answer(self, example, prediction):
         """The label or the labels called, and all probabilities."""
         called = [name for name, yes in zip(self.labels, self.called(prediction)) if yes]
-        return {"predicted": called if self.sets else called[0], "probabilities": {n: round(float(p), 6) for n, p in zip(self.labels, prediction)}}
+        return {
+            "predicted": called if self.sets else called[0],
+            "probabilities": {n: round(float(p), 6) for n, p in zip(self.labels, prediction)},
+        }
 
     def describe(self):
         """With the thresholds, if they were chosen."""

@@ -33,7 +33,11 @@ def batch():
     generator = torch.Generator().manual_seed(0)
     mask = torch.ones(6, 9, dtype=torch.long)
     mask[3:, 5:] = 0
-    return {"input_ids": torch.randint(0, 50, (6, 9), generator=generator), "attention_mask": mask, "labels": torch.tensor([0, 1, 2, 0, 1, 2])}
+    return {
+        "input_ids": torch.randint(0, 50, (6, 9), generator=generator),
+        "attention_mask": mask,
+        "labels": torch.tensor([0, 1, 2, 0, 1, 2]),
+    }
 
 
 def logits(model, batch):

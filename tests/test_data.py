@@ -42,8 +42,8 @@ def test_reader_takes_what_the_csv_module_writes(tmp_path):
     "content, message",
     [
         (b"", "the file is empty"),
-        (b"id,text\n1,ok\n2,\"open\n3,secret\n", "line 3: a quote in the row that starts here"),
-        (b"id,text\n1,\"a\nb\"\n2,\"open\n3,\"secret\"\n", "line 4: a quote in the row that starts here"),
+        (b'id,text\n1,ok\n2,"open\n3,secret\n', "line 3: a quote in the row that starts here"),
+        (b'id,text\n1,"a\nb"\n2,"open\n3,"secret"\n', "line 4: a quote in the row that starts here"),
         (b"id,text\n1,ok\n2,se\0cret\n", "line 3: a NUL byte"),
         (b"id,text\n1,ok\n2,secret,more\n", "line 3: 3 fields where the header has 2"),
         (b"id,text\n1,se\xffcret\n", "not UTF-8"),
@@ -137,13 +137,15 @@ def test_no_subject_and_no_text_on_two_sides_and_labels_in_proportion(seed):
     totals = np.bincount([note.label for note in notes])
     for split, share in zip(SPLITS, (0.7, 0.1, 0.2)):
         assert np.allclose(np.bincount([n.label for n in splits[split]], minlength=4) / totals, share, atol=0.06)
-    assert fingerprint(splits) == fingerprint(split_by_subject(notes, SHARES, seed)) != fingerprint(split_by_subject(notes, SHARES, seed + 9))
+    assert (
+        fingerprint(splits) == fingerprint(split_by_subject(notes, SHARES, seed)) != fingerprint(split_by_subject(notes, SHARES, seed + 9))
+    )
 
 
 def test_sample_is_the_share_asked_for_and_the_same_every_time():
     kept = [row for row in map(str, range(20000)) if sampled(row, 0.1, 42)]
     assert 1800 < len(kept) < 2200 and kept == [row for row in map(str, range(20000)) if sampled(row, 0.1, 42)]
-    assert digest("a", "b") == 0xf84c4d669fe0d410  # on every machine, whatever PYTHONHASHSEED
+    assert digest("a", "b") == 0xF84C4D669FE0D410  # on every machine, whatever PYTHONHASHSEED
 
 
 def test_encoding_and_batches(small):

@@ -165,7 +165,11 @@ def test_predict_reads_one_note_from_standard_input(runs, monkeypatch, capsys):
 
 def test_an_interrupted_run_resumes_to_the_same_weights(runs, arguments, tmp_path, monkeypatch, capsys):
     train.main([*arguments, "--technique", "pruning", "--schedule", "cubic", "--out", str(tmp_path / "cubic")])
-    for technique, options, whole in (("lowrank", [], runs), ("pruning", [], runs), ("pruning", ["--schedule", "cubic"], tmp_path / "cubic")):
+    for technique, options, whole in (
+        ("lowrank", [], runs),
+        ("pruning", [], runs),
+        ("pruning", ["--schedule", "cubic"], tmp_path / "cubic"),
+    ):
         calls = []
         original = train.collate
 
@@ -243,7 +247,13 @@ def test_benchmark_and_report(runs, capsys):
         assert 0 < float(row["p50_ms"]) <= float(row["p95_ms"]) and float(row["notes_per_s"]) > 0 and row["cpu"] and row["threads"]
     report.main([str(runs)])
     written = {path.name for path in runs.iterdir()}
-    assert {"results.csv", "results.md", "accuracy_latency.png", "learning_curves.png", *(f"confusion_{t}.png" for t in TECHNIQUES)} <= written
+    assert {
+        "results.csv",
+        "results.md",
+        "accuracy_latency.png",
+        "learning_curves.png",
+        *(f"confusion_{t}.png" for t in TECHNIQUES),
+    } <= written
     results = {row["technique"]: row for row in read_csv(runs / "results.csv")}
     assert results["lowrank"]["paper_accuracy"] == "0.921800" and results[CHAIN].get("paper_accuracy") == ""
     for technique, row in results.items():
@@ -322,7 +332,9 @@ def test_run_all_trains_reports_and_keeps_what_is_finished(arguments, tmp_path):
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "TECHNIQUES": "base pruning"}
     call = ["bash", "run_all.sh", *arguments, "--epochs", "1", "--out", str(tmp_path / "out")]
     first = subprocess.run(call, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert first.returncode == 0 and (tmp_path / "out/results.md").exists() and (tmp_path / "out/accuracy_latency.png").exists(), first.stderr
+    assert first.returncode == 0 and (tmp_path / "out/results.md").exists() and (tmp_path / "out/accuracy_latency.png").exists(), (
+        first.stderr
+    )
     again = subprocess.run(call, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert again.stdout.count("finished already") == 2
     refused = subprocess.run([*call, "--technique", "base"], cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -481,7 +493,9 @@ def test_commands_exist_as_the_readme_writes_them():
     readme = (ROOT / "README.md").read_text()
     blocks = "\n".join(re.findall(r"```(?:bash|sh)\n(.*?)```", readme, re.S)).replace("\\\n", " ")
     scripts = re.findall(r'^(?:\w+=(?:"[^"]*"|\S+) )*(python|bash) ([\w./]+)(.*)$', blocks, re.M)
-    assert {"train.py", "predict.py", "benchmark.py", "report.py", "run_all.sh", "run_trials.sh", "run_tests.sh"} <= {script for _, script, _ in scripts}
+    assert {"train.py", "predict.py", "benchmark.py", "report.py", "run_all.sh", "run_trials.sh", "run_tests.sh"} <= {
+        script for _, script, _ in scripts
+    }
     for runner, script, rest in scripts:
         assert (ROOT / script).exists(), script
         if script in ("train.py", "run_all.sh", "run_trials.sh"):

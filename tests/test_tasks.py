@@ -135,7 +135,9 @@ def test_spans_and_their_scores_equal_seqeval_in_both_modes(seed):
         assert metrics.spans(tags, strict=True) == strict
     for strict in (False, True):
         reference = functools.partial(v1.precision_recall_fscore_support, scheme=IOB2) if strict else precision_recall_fscore_support
-        ours = metrics.span_scores([metrics.spans(t, strict) for t in truth], [metrics.spans(t, strict) for t in called], ["x", "y"], range(40), True)
+        ours = metrics.span_scores(
+            [metrics.spans(t, strict) for t in truth], [metrics.spans(t, strict) for t in called], ["x", "y"], range(40), True
+        )
         theirs = reference(truth, called, average="micro", zero_division=0)
         assert [ours.overall[name] for name in metrics.SPANS] == pytest.approx(list(theirs[:3]))
         per_type = np.array(reference(truth, called, average=None, zero_division=0))
@@ -196,7 +198,10 @@ def test_crf_windows_that_begin_inside_an_entity_cost_no_fortune(demos):
     logits = torch.zeros(*batch["labels"].shape, 3)
     loss = task.loss(model, batch, SimpleNamespace(logits=logits))
     assert 0 < float(loss.detach()) < np.log(3) + 1e-6
-    assert float(task.loss(model, {"labels": torch.full((2, 5), IGNORE)}, SimpleNamespace(logits=torch.zeros(2, 5, 3, requires_grad=True)))) == 0
+    assert (
+        float(task.loss(model, {"labels": torch.full((2, 5), IGNORE)}, SimpleNamespace(logits=torch.zeros(2, 5, 3, requires_grad=True))))
+        == 0
+    )
 
 
 def test_words_of_byte_level_tokenizers_keep_the_blank_before_them(tmp_path):
@@ -204,7 +209,9 @@ def test_words_of_byte_level_tokenizers_keep_the_blank_before_them(tmp_path):
     from transformers import RobertaTokenizerFast
 
     trainer = ByteLevelBPETokenizer()
-    trainer.train_from_iterator(["low estrogen and low iron"] * 9, vocab_size=300, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
+    trainer.train_from_iterator(
+        ["low estrogen and low iron"] * 9, vocab_size=300, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    )
     trainer.save_model(str(tmp_path))
     tokenizer = RobertaTokenizerFast(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
     task = Ner()
@@ -226,7 +233,9 @@ def test_decoding_never_emits_an_impossible_transition():
 
 def test_bio_files_of_all_sorts_are_read(tmp_path, capsys):
     path = tmp_path / "a.tsv"
-    path.write_text("-DOCSTART- -X- O O\n\nEU NNP O B-ORG\nrejects VB O O\r\n\n\nPeter NNP O I-PER\nBlackburn NNP O I-PER\n# NN O O\n\n-DOCSTART- -X- O O\n\nx NN O I-ORG\n")
+    path.write_text(
+        "-DOCSTART- -X- O O\n\nEU NNP O B-ORG\nrejects VB O O\r\n\n\nPeter NNP O I-PER\nBlackburn NNP O I-PER\n# NN O O\n\n-DOCSTART- -X- O O\n\nx NN O I-ORG\n"
+    )
     read = list(read_bio(path))
     assert [(line, document, words) for line, document, words, _ in read] == [
         (3, "document 1", ["EU", "rejects"]), (7, "document 1", ["Peter", "Blackburn", "#"]), (13, "document 2", ["x"])]  # fmt: skip
@@ -237,7 +246,9 @@ def test_bio_files_of_all_sorts_are_read(tmp_path, capsys):
     task = Ner()
     splits, facts = task.load(str(path), 1.0, 0.2, 0.2, 1)
     assert facts["rows"]["IOB1 tags read as BIO"] == 13 and facts["subjects"] == 13 and task.labels == ["O", "B-x", "I-x", "B-y", "I-y"]
-    path.write_text("# newdoc id = 1\n# sent_id = 1\n# text = w v\nw\tO\nv\tB-x\n\n# sent_id = 2\nw\tO\n\n# newdoc id = 2\n# sent_id = 3\nz\tB-x\n")
+    path.write_text(
+        "# newdoc id = 1\n# sent_id = 1\n# text = w v\nw\tO\nv\tB-x\n\n# sent_id = 2\nw\tO\n\n# newdoc id = 2\n# sent_id = 3\nz\tB-x\n"
+    )
     assert [document for _, document, _, _ in read_bio(path)] == ["1", "1", "2"]
     path.write_text("# doc\na\tO\n\nb\tO\n\n# doc\nc\tB-x\n")
     assert [document for _, document, _, _ in read_bio(path)] == ["document 1", "document 1", "document 2"]
@@ -250,7 +261,10 @@ def test_bio_files_of_all_sorts_are_read(tmp_path, capsys):
     assert "texts of train stand in validation or test, too" in capsys.readouterr().out
     task = Ner(entity_types="x,x")
     splits, facts = task.load(str(path), 1.0, 0.2, 0.2, 1)
-    assert task.labels == ["O", "B-x", "I-x"] and sum(map(sum, (s["splits"].values() for s in [{"splits": t} for t in facts["splits"].values()]))) == 12
+    assert (
+        task.labels == ["O", "B-x", "I-x"]
+        and sum(map(sum, (s["splits"].values() for s in [{"splits": t} for t in facts["splits"].values()]))) == 12
+    )
 
 
 def test_windows_cover_and_every_word_is_answered_once(demos):
@@ -297,12 +311,20 @@ def test_readmission_labels_follow_the_literature():
 
 
 def test_mimic_tables_are_joined_and_every_row_is_accounted_for(tmp_path):
-    rows = [f"{i},{10 + i // 3},{100 + i},2150-0{1 + i % 3}-0{1 + i % 7} 10:00:00,2150-0{1 + i % 3}-0{2 + i % 7} 10:00:00,,EMERGENCY,0" for i in range(60)]
+    rows = [
+        f"{i},{10 + i // 3},{100 + i},2150-0{1 + i % 3}-0{1 + i % 7} 10:00:00,2150-0{1 + i % 3}-0{2 + i % 7} 10:00:00,,EMERGENCY,0"
+        for i in range(60)
+    ]
     rows[1] = rows[1].replace("2150-02-0", "2150-01-0")  # back soon after the first
     header = "row_id,subject_id,hadm_id,admittime,dischtime,deathtime,admission_type,hospital_expire_flag\n"
     (tmp_path / "ADMISSIONS.csv").write_text(header + "\n".join(rows) + "\n")
     notes = ["ROW_ID,SUBJECT_ID,HADM_ID,CATEGORY,TEXT"] + [f"{i},{10 + i // 3},{100 + i},Discharge summary,note {i}" for i in range(59)]
-    notes += ["90,10,100.0,discharge summary,ADDENDUM", "91,10,100,Nursing,x", "92,10,,Discharge summary,y", "93,10,100,Discharge summary,  "]
+    notes += [
+        "90,10,100.0,discharge summary,ADDENDUM",
+        "91,10,100,Nursing,x",
+        "92,10,,Discharge summary,y",
+        "93,10,100,Discharge summary,  ",
+    ]
     (tmp_path / "NOTEEVENTS.csv").write_text("\n".join(notes) + "\n")
     task, counts = Readmission(), Counter()
     found = task.read(str(tmp_path / "NOTEEVENTS.csv"), lambda row: True, counts)
@@ -379,7 +401,9 @@ def test_only_masked_places_go_through_the_head(demos):
     assert torch.allclose(task.loss(model, batch, outputs), loss)
     with torch.no_grad():
         counts = task.read_out(model, batch, task.forward(model, batch))
-    assert sum(c[1] for c in counts) == chosen.sum() and sum(c[2] for c in counts) / chosen.sum() == pytest.approx(float(loss.detach()), rel=1e-5)
+    assert sum(c[1] for c in counts) == chosen.sum() and sum(c[2] for c in counts) / chosen.sum() == pytest.approx(
+        float(loss.detach()), rel=1e-5
+    )
     assert sum(c[0] for c in counts) == (whole.argmax(-1)[chosen] == batch["labels"][chosen]).sum()
 
 
@@ -393,7 +417,9 @@ def table(path, header, rows):
 
 def test_label_sets_come_from_columns_separators_or_folded_texts(tmp_path):
     sets = [("a",), ("a", "b"), (), ("c",)]
-    columns = table(tmp_path / "columns.csv", ("context", "a", "b", "c"), [(f"text {i}", *(int(n in sets[i % 4]) for n in "abc")) for i in range(40)])
+    columns = table(
+        tmp_path / "columns.csv", ("context", "a", "b", "c"), [(f"text {i}", *(int(n in sets[i % 4]) for n in "abc")) for i in range(40)]
+    )
     separated = table(tmp_path / "separated.csv", ("context", "label"), [(f"text {i}", ";".join(sets[i % 4])) for i in range(40)])
     for path, task in ((columns, Trials(label_column="a,b,c")), (separated, Trials(label_separator=";"))):
         splits, facts = task.load(path, 1.0, 0.2, 0.2, 1)
@@ -402,7 +428,9 @@ def test_label_sets_come_from_columns_separators_or_folded_texts(tmp_path):
             assert tuple(task.labels[i] for i in note.label) == sets[int(note.text.split()[1]) % 4]
         targets = task.targets(splits["test"])
         assert targets.shape == (len(splits["test"]), 3) and targets.dtype == np.float32
-    folded = table(tmp_path / "folded.csv", ("context", "label"), [(f"text {i // 2}", "ab"[i % 2] if i % 4 < 2 else "c") for i in range(80)])
+    folded = table(
+        tmp_path / "folded.csv", ("context", "label"), [(f"text {i // 2}", "ab"[i % 2] if i % 4 < 2 else "c") for i in range(80)]
+    )
     task = Trials(multi_label=True)
     splits, facts = task.load(folded, 1.0, 0.2, 0.2, 1)
     assert facts["notes"] == 40 and facts["rows"]["duplicates with other labels, united"] == 20
@@ -454,7 +482,9 @@ def test_lora_outputs_and_gradients_equal_peft(rank, alpha):
         copy.load_state_dict(original.state_dict())
     technique = LoRA(lora_rank=rank, lora_alpha=alpha, lora_targets="query,value", source="x")
     ours = technique.prepare(ours).eval()
-    theirs = get_peft_model(theirs, LoraConfig(r=rank, lora_alpha=alpha, target_modules=["query", "value"], modules_to_save=["classifier"])).eval()
+    theirs = get_peft_model(
+        theirs, LoraConfig(r=rank, lora_alpha=alpha, target_modules=["query", "value"], modules_to_save=["classifier"])
+    ).eval()
     assert torch.equal(ours(ids).logits, original(ids).logits)  # B = 0: training starts from the model itself
     for name, module in ours.named_modules():
         if isinstance(module, LoRALinear):
@@ -489,7 +519,9 @@ def test_adapters_load_in_peft_and_give_the_same_logits(trained, demos, tmp_path
     train.main(call(demos, "trials", tmp_path, "--technique", "lora", "--lora-keep", "--lora-rank", 2, "--epochs", 1))
     kept = checkpoint.load(tmp_path / "lora")
     assert sum(isinstance(m, LoRALinear) for m in kept.model.modules()) == 4
-    base = AutoModelForSequenceClassification.from_pretrained(demos["trials"][1], num_labels=len(kept.task.labels), ignore_mismatched_sizes=True)
+    base = AutoModelForSequenceClassification.from_pretrained(
+        demos["trials"][1], num_labels=len(kept.task.labels), ignore_mismatched_sizes=True
+    )
     theirs = PeftModel.from_pretrained(base, tmp_path / "lora" / "adapter").eval()
     assert torch.allclose(theirs(ids).logits, kept.model(ids).logits, atol=1e-5)
     config = json.loads((tmp_path / "lora" / "adapter" / "adapter_config.json").read_text())
@@ -640,15 +672,23 @@ def test_another_head_starts_from_a_run_or_is_refused(trained, demos, tmp_path, 
     assert ours.bert.encoder.layer[1].output.dense.weight.equal(base.bert.encoder.layer[1].output.dense.weight)
     train.main(call(demos, "ner", tmp_path / "crf", "--start", trained["ner"] / "base", "--crf", "--epochs", 1))
     assert "new: crf.start, crf.transitions" in capsys.readouterr().out
-    line = refuses(train.main, call(demos, "ner", tmp_path / "x", "--teacher", trained["ner"] / "base", "--crf", "--technique", "distillation"))
+    line = refuses(
+        train.main, call(demos, "ner", tmp_path / "x", "--teacher", trained["ner"] / "base", "--crf", "--technique", "distillation")
+    )
     assert "its head is another one" in line
-    line = refuses(train.main, call(demos, "readmission", tmp_path / "x", "--start", trained["readmission"] / "lowrank", "--head", "logistic"))
+    line = refuses(
+        train.main, call(demos, "readmission", tmp_path / "x", "--start", trained["readmission"] / "lowrank", "--head", "logistic")
+    )
     assert "has another head and layers of lowrank" in line
     train.main(call(demos, "trials", tmp_path / "kept", "--technique", "lora", "--lora-keep", "--epochs", 1))
-    line = refuses(train.main, call(demos, "trials", tmp_path / "x", "--technique", "distillation", "--teacher", tmp_path / "kept" / "lora"))
+    line = refuses(
+        train.main, call(demos, "trials", tmp_path / "x", "--technique", "distillation", "--teacher", tmp_path / "kept" / "lora")
+    )
     assert "is lora, its layers make no plain student" in line
     train.main(call(demos, "trials", tmp_path / "on", "--start", tmp_path / "kept" / "lora", "--epochs", 1))
-    kept, went_on = (checkpoint.load(tmp_path / d).model.bert.encoder.layer[0].attention.self.query.base.weight for d in ("kept/lora", "on/base"))
+    kept, went_on = (
+        checkpoint.load(tmp_path / d).model.bert.encoder.layer[0].attention.self.query.base.weight for d in ("kept/lora", "on/base")
+    )
     assert not kept.equal(went_on)
     train.main(call(demos, "trials", tmp_path / "kept", "--multi-label", "--epochs", 1))
     assert "different tasks or labels" in refuses(report.main, [tmp_path / "kept"])
@@ -667,7 +707,9 @@ def test_separate_files_and_texts_on_both_sides(demos, tmp_path):
     paths = [table(tmp_path / f"{split}.csv", ("context", "label"), part) for split, part in
              zip(("train", "validation", "test"), (rows[:20] + rows[24:26], rows[20:24], rows[24:]))]  # fmt: skip
     splits, facts = Trials().load(paths[0], 1.0, paths[1], paths[2], 42)
-    assert facts["sizes"] == {"train": 20, "validation": 4, "test": 6} and facts["rows"]["also in the test or validation file, left out"] == 2
+    assert (
+        facts["sizes"] == {"train": 20, "validation": 4, "test": 6} and facts["rows"]["also in the test or validation file, left out"] == 2
+    )
     splits, facts = Trials().load(paths[0], 1.0, 0.25, paths[2], 42)
     assert facts["sizes"]["test"] == 6 and facts["sizes"]["validation"] in (5, 6)
 
