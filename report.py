@@ -95,7 +95,7 @@ def as_markdown(task, rows, facts, timings):
     """The report as text: scores beside the paper's, cost beside base's, per label."""
     first = next(iter(facts.values()))
     test, total, machine = first["data"]["splits"]["test"], first["data"]["sizes"]["test"], first["machine"]
-    lines = [f"# {task.name}: {len(rows)} runs on {total} test {task.unit}", ""]
+    lines = [f"# {task.name}: {len(rows)} run{'s' * (len(rows) != 1)} on {total} test {task.unit}", ""]
     if any(run["demonstration"] for run in facts.values()):
         lines += [f"**{demo.BANNER}**", ""]
     if len({run["data"]["split"] for run in facts.values()}) > 1:
