@@ -46,10 +46,10 @@ class Run(NamedTuple):
 # --- a model from outside ----------------------------------------------------------------------------------------
 
 
-def from_pretrained(source, task, flag="--model"):
+def from_pretrained(source, task, flag="--model", fresh_pooler=False):
     """(model with a fresh head, tokenizer, names of fresh tensors) from a directory or a hub name; safetensors weights only.
 
-    A finished run of another task gives its encoder. Raises BadInput, naming the flag, if the source is neither, has no
+    A finished run of another task gives its encoder. fresh_pooler: forget the checkpoint's pooler. Raises BadInput, naming the flag, if the source is neither, has no
     safetensors, is a finished run of this task, or one whose layers are not plain.
     """
     directory = Path(source)
@@ -80,11 +80,13 @@ def from_pretrained(source, task, flag="--model"):
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise BadInput(f"{flag} {source}: {what} ({reason[:200]})") from None
     fresh = [name for name in info["missing_keys"]] + [entry[0] for entry in info["mismatched_keys"]]
-    if is_finished(directory):  # a head of another task is not this task's, even if it has the same shape
-        again = task.auto_class.from_config(model.config, dtype=torch.float32)
-        inside = f"{model.base_model_prefix}."
+    pooler = [name for name in model.base_model.state_dict() if fresh_pooler and name.startswith("pooler.")]
+    if is_finished(directory) or pooler:  # a head of another task is not this task's, even if it has the same shape
+        again, inside = task.auto_class.from_config(model.config, dtype=torch.float32), f"{model.base_model_prefix}."
         fresh += [name for name in again.state_dict() if not name.startswith(inside) and name not in fresh]
-        again.base_model.load_state_dict(model.base_model.state_dict())
+        fresh += [inside + name for name in pooler if inside + name not in fresh]
+        kept = {name: tensor for name, tensor in model.base_model.state_dict().items() if name not in pooler}
+        again.base_model.load_state_dict(kept, strict=False)
         model = again
     body = {f"{model.base_model_prefix}.{name}" for name in model.base_model.state_dict()}
     unloaded = [name for name in fresh if name in body]

@@ -43,6 +43,7 @@ def build_parser():
         default="demo",
         help="checkpoint directory, hub name, or finished run of another task; demo = a tiny BERT of random weights (demo)",
     )
+    add("--fresh-pooler", action="store_true", help="forget the pooler of --model, as a run of mlm has none: for a fair comparison with one")
     add("--start", default=None, help="start from this finished run instead of --model")
     add("--out", default=None, help="results directory (results/TASK)")
     add("--name", default=None, help="name of the run directory in it, and of its score files (the technique)")
@@ -327,7 +328,9 @@ def starting_point(args, task, facts, start, teacher, device):
         model, tokenizer = copy_of(taught.model), taught.tokenizer
     else:
         source = str(args.student if taught else args.model_path)
-        model, tokenizer, fresh = checkpoint.from_pretrained(source, task, "--student" if taught else "--model")
+        model, tokenizer, fresh = checkpoint.from_pretrained(
+            source, task, "--student" if taught else "--model", args.fresh_pooler
+        )
         source = None if taught else source
         adapted = checkpoint.is_finished(args.model_path) and checkpoint.read_json(Path(args.model_path) / "run.json")["arguments"]["data"]
         if adapted == args.data != "demo":

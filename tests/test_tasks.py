@@ -633,6 +633,13 @@ def test_the_adapted_encoder_starts_another_task(trained, demos, tmp_path, refus
         train.main(call(demos, task, tmp_path, "--model", trained["mlm"] / "lora", "--name", f"adapted-{task}", "--epochs", 1))
         assert f"new: {fresh}" in capsys.readouterr().out and (tmp_path / f"adapted-{task}" / "run.json").exists()
     assert (tmp_path / "classification_report_adapted-trials.csv").exists()
+    task = Trials()
+    task.labels = ["a", "b", "c"]
+    plain, _, fresh = checkpoint.from_pretrained(demos["trials"][1], task)
+    other, _, forgotten = checkpoint.from_pretrained(demos["trials"][1], task, fresh_pooler=True)
+    assert set(forgotten) - set(fresh) == {"bert.pooler.dense.weight", "bert.pooler.dense.bias"}
+    same = {name: plain.state_dict()[name].equal(tensor) for name, tensor in other.state_dict().items() if name.startswith("bert.")}
+    assert not same.pop("bert.pooler.dense.weight") and all(same.values())
     line = refuses(train.main, call(demos, "trials", tmp_path / "x", "--model", trained["mlm"] / "lowrank"))
     assert "its layers are those of lowrank, not plain" in line
     line = refuses(train.main, call(demos, "mlm", tmp_path / "x", "--model", trained["mlm"] / "lora"))
