@@ -57,9 +57,7 @@ def from_pretrained(source, task, flag="--model", fresh_pooler=False):
         if read_json(directory / "run.json")["task"]["task"] == task.name:
             # its head is trained already, and it may have seen notes that are test notes now: --start checks that
             raise BadInput(f"{flag} {source}: is a finished run; continue it with --start {source}")
-        changed = [facts["technique"] for facts in read_json(directory / "compression.json")]
-        changed = [name for name in changed if compress.TECHNIQUES[name].rebuild is not compress.Technique.rebuild]
-        if changed:
+        if changed := compress.changed(read_json(directory / "compression.json")):
             raise BadInput(
                 f"{flag} {source}: its layers are those of {changed[0]}, not plain; give a base, distillation or merged lora run"
             )

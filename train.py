@@ -11,6 +11,7 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -43,7 +44,9 @@ def build_parser():
         default="demo",
         help="checkpoint directory, hub name, or finished run of another task; demo = a tiny BERT of random weights (demo)",
     )
-    add("--fresh-pooler", action="store_true", help="forget the pooler of --model, as a run of mlm has none: for a fair comparison with one")
+    add(
+        "--fresh-pooler", action="store_true", help="forget the pooler of --model, as a run of mlm has none: for a fair comparison with one"
+    )
     add("--start", default=None, help="start from this finished run instead of --model")
     add("--out", default=None, help="results directory (results/TASK)")
     add("--name", default=None, help="name of the run directory in it, and of its score files (the technique)")
@@ -238,7 +241,8 @@ def run(args):
         args.model_path = demo_model if args.model == "demo" else args.model
     if distils and not teacher:
         teacher = base_run(args)
-    if not trains and not start:
+    takes_out = "pruning" in args.parts and (args.structured or args.keep_layers)  # of a model that has learnt the task
+    if (not trains or (takes_out and not distils)) and not start:
         start = base_run(args)
 
     # rows -> labelled notes, split
@@ -256,11 +260,17 @@ def run(args):
     torch.manual_seed(args.seed)
     device = pick_device(args.device)
     model, tokenizer, earlier, supplied = starting_point(args, task, facts, start, teacher, device)
-    technique = compress.build(args.parts, vars(args), **supplied)
-    technique.task = task
-    rate = args.lr or (demo.LEARNING_RATE if tiny else technique.learning_rate)
     notes = {split: task.encode(splits[split], tokenizer, args.max_length) for split in SPLITS}
     pad_id = tokenizer.pad_token_id
+
+    def calibration(count):
+        rows = np.random.default_rng(args.seed).permutation(len(notes["train"].lengths))[:count]
+        rows = rows[np.argsort(notes["train"].lengths[rows], kind="stable")]
+        return [collate(notes["train"], rows[i : i + args.batch_size], pad_id, device) for i in range(0, len(rows), args.batch_size)]
+
+    technique = compress.build(args.parts, vars(args), calibration=calibration, **supplied)
+    technique.task = task
+    rate = args.lr or (demo.LEARNING_RATE if tiny else technique.learning_rate)
 
     # prepare -> loop -> finish -> score; the test split only now, and once
     began = time.perf_counter()
@@ -305,8 +315,8 @@ def run(args):
 def starting_point(args, task, facts, start, teacher, device):
     """(model to prepare, tokenizer, compression facts it already has, {what techniques need from outside})."""
     taught = started_from(teacher, "--teacher", task, facts, args.data) if teacher else None
-    thin = {fact["technique"] for fact in taught.compression} if taught else set()
-    if "quantization" in thin or (thin & {"lowrank", "lora"} and not args.student):
+    thin = compress.changed(taught.compression) if taught else []
+    if "quantization" in thin or (thin and not args.student):
         raise BadInput(f"--teacher {teacher}: is {taught.facts['technique']}, its layers make no plain student; give another")
     earlier, source, fresh = [], None, []
     if start:
@@ -315,7 +325,7 @@ def starting_point(args, task, facts, start, teacher, device):
         if any(fact["technique"] == "quantization" for fact in earlier):
             raise BadInput(f"--start {start}: is int8 already, which can be neither trained nor compressed further")
         if any(compress.TECHNIQUES[part].trains for part in args.parts):
-            earlier = [fact for fact in earlier if fact["technique"] != "pruning"]  # training fills its zeros again
+            earlier = [fact for fact in earlier if compress.changed([fact])]  # training fills pruning's zeros again
         compress.check_order([fact["technique"] for fact in earlier] + [part for part in args.parts if part != "base"])
         if origin.task.head() != task.head():
             if earlier:
@@ -328,9 +338,7 @@ def starting_point(args, task, facts, start, teacher, device):
         model, tokenizer = copy_of(taught.model), taught.tokenizer
     else:
         source = str(args.student if taught else args.model_path)
-        model, tokenizer, fresh = checkpoint.from_pretrained(
-            source, task, "--student" if taught else "--model", args.fresh_pooler
-        )
+        model, tokenizer, fresh = checkpoint.from_pretrained(source, task, "--student" if taught else "--model", args.fresh_pooler)
         source = None if taught else source
         adapted = checkpoint.is_finished(args.model_path) and checkpoint.read_json(Path(args.model_path) / "run.json")["arguments"]["data"]
         if adapted == args.data != "demo":

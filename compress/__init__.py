@@ -48,8 +48,13 @@ def build(parts, options, **supplied):
     for name in parts:
         technique = TECHNIQUES[name]
         keywords = {keyword(flag): options[keyword(flag)] for flag in technique.OPTIONS if keyword(flag) in options}
-        chain.append(technique(**{**keywords, **{need: supplied[need] for need in technique.NEEDS}}))
+        chain.append(technique(**{**keywords, **{need: supplied.get(need) for need in technique.NEEDS}}))
     return Chain(chain)
+
+
+def changed(compression):
+    """Names of the techniques in a run's compression.json whose layers are not a plain checkpoint's."""
+    return [facts["technique"] for facts in compression if not TECHNIQUES[facts["technique"]].is_plain(facts)]
 
 
 def rebuild(model, compression):

@@ -133,6 +133,11 @@ class LoRA(Technique):
         return {"names": self.names, "rank": self.rank, "alpha": self.alpha} if self.keep else None
 
     @staticmethod
+    def is_plain(facts):
+        """Its layers are its own."""
+        return False
+
+    @staticmethod
     def rebuild(model, facts):
         """Untrained corrections on the recorded layers."""
         for name in facts["names"]:

@@ -5,6 +5,11 @@ The truncated SVD W ~ U_r S_r V_r^T minimises ||W - BA||_F, and the error is the
 fall from out*in to rank*(out + in): a layer gains only below the break-even rank out*in/(out + in), 384 for 768x768 and
 614 for 768x3072. Layers at or above it are left dense and named.
 
+--activation-aware minimises the error of what the layer puts out instead, E||WX - BAX||^2 over calibration notes: with the
+inputs' second moment E[x x^T] = L L^T, it truncates the SVD of W L and takes L away from the right factor again (Yuan et
+al., 2023, ASVD; Wang et al., 2024, SVD-LLM). --target-macs shares a budget out: singular values of all layers, as shares of
+their layer's energy and per multiply-add, are kept from the largest down, so layers get different ranks.
+
 What it does not save: embeddings (21% of BERT-base), attention scores, layer norms. A low rank without training after it
 costs much accuracy.
 """
@@ -15,7 +20,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from compress.technique import Technique, encoder_linears, millions, parameter_count, replace_module
+from compress.technique import CALIBRATION_NOTES, TARGET_MACS, Technique, encoder_linears, millions, parameter_count, replace_module
 from data import BadInput, number
 
 
@@ -28,6 +33,61 @@ def energy_rank(singular, energy):
     """The smallest rank whose singular values hold this share of the sum of squares. singular (n,), descending."""
     share = singular.cpu().double().square().cumsum(0)
     return int(torch.searchsorted(share, energy * share[-1]).clamp(max=len(share) - 1)) + 1
+
+
+def second_moments(model, names, forward, batches):
+    """{name: E[x x^T] (in, in)} of the inputs of Linear layers over the real tokens of calibration batches."""
+    sums, counts, handles, mask = {}, {}, [], None
+
+    def watch(name):
+        def hook(_, inputs):
+            x = inputs[0].detach()
+            x = x[mask] if x.dim() == 3 and x.shape[:2] == mask.shape else x.flatten(0, -2)
+            sums[name] = sums.get(name, 0) + (x.T @ x).double()
+            counts[name] = counts.get(name, 0) + len(x)
+
+        return hook
+
+    handles = [model.get_submodule(name).register_forward_pre_hook(watch(name)) for name in names]
+    try:
+        with torch.no_grad():
+            for batch in batches:
+                mask = batch["attention_mask"].bool()
+                forward(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: sums[name] / counts[name] for name in sums}
+
+
+def whitened_svd(weight, moment, damping=1e-4):
+    """(U, S, V^T L^-1) of W L, L L^T = moment + damping * its mean diagonal: the factors that minimise the output's error."""
+    moment = moment.double() + damping * moment.diagonal().mean() * torch.eye(len(moment), device=moment.device, dtype=torch.double)
+    lower = torch.linalg.cholesky(moment)
+    u, s, vh = torch.linalg.svd(weight.double() @ lower, full_matrices=False)
+    return u.float(), s.float(), torch.linalg.solve_triangular(lower, vh, upper=False, left=False).float()
+
+
+def shared_ranks(spectra, shapes, target):
+    """{name: rank} so that all layers together take `target` of their dense multiply-adds. spectra {name: S}, shapes {name: (out, in)}.
+
+    A rank at or above break-even means that the layer stays dense; its cost is then the dense one.
+    """
+    steps = []
+    for name, singular in spectra.items():
+        share = singular.double().square()
+        steps += [(-float(value) / sum(shapes[name]), name) for value in share / share.sum()]
+    budget = target * sum(out * into for out, into in shapes.values())
+    ranks, spent = {name: 1 for name in spectra}, sum(sum(shape) for shape in shapes.values())
+    for _, name in sorted(steps):
+        out, into = shapes[name]
+        if ranks[name] * (out + into) >= out * into:
+            continue  # dense already, nothing more to pay
+        if spent + out + into > budget:
+            break
+        ranks[name] += 1
+        spent += min(out + into, max(0, out * into - (ranks[name] - 1) * (out + into)))
+    return ranks
 
 
 class LowRankLinear(nn.Module):
@@ -60,28 +120,42 @@ class LowRank(Technique):
     """Factors every encoder Linear that gains from it, then lets the loop train the factors."""
 
     name = "lowrank"
+    NEEDS = ("calibration",)
     learning_rate = 5e-5
     OPTIONS = {
         "--rank": dict(type=number(int, 1, 10**6), default=32, help="rank of every factored layer, >= 1"),
         "--energy": dict(type=number(float, 0, 1, low_open=True), default=None,
                          help="instead, a rank per layer that keeps this share of its squared singular values, (0, 1]"),
+        "--activation-aware": dict(action="store_true", help="factor for the least error of the outputs on calibration notes, not of the weights"),
+        **TARGET_MACS, **CALIBRATION_NOTES,
     }  # fmt: skip
 
-    def __init__(self, rank=32, energy=None):
-        self.rank, self.energy = rank, energy
+    def __init__(self, rank=32, energy=None, activation_aware=False, target_macs=None, calibration_notes=256, calibration=None):
+        """calibration(notes) -> batches of that many training notes."""
+        self.rank, self.energy, self.aware, self.target = rank, energy, activation_aware, target_macs
+        self.notes, self.calibration = calibration_notes, calibration
 
     def prepare(self, model):
         """Replace what gains, name what does not."""
         linears, skipped = encoder_linears(model)
         before, total = parameter_count(model), len(linears) + len(skipped)
-        self.ranks = {}
+        self.ranks, moments, wanted = {}, {}, None
+        if self.aware:
+            model.eval()
+            moments = second_moments(model, linears, lambda b: self.task.forward(model, b), self.calibration(self.notes))
+
+        def factors(name):
+            weight = linears[name].weight.detach().float()
+            return whitened_svd(weight, moments[name]) if name in moments else torch.linalg.svd(weight, full_matrices=False)
+
+        if self.target:
+            spectra = {name: factors(name)[1] for name in tqdm(linears, desc="spectra", unit="layer", leave=False, disable=None)}
+            wanted = shared_ranks(spectra, {name: tuple(linear.weight.shape) for name, linear in linears.items()}, self.target)
         for name, linear in tqdm(linears.items(), desc="SVD", unit="layer", leave=False, disable=None):
-            svd = None
-            if self.energy is None and self.rank >= break_even_rank(linear):
-                rank = self.rank
-            else:
-                svd = torch.linalg.svd(linear.weight.detach().float(), full_matrices=False)
-                rank = self.rank if self.energy is None else energy_rank(svd[1], self.energy)
+            rank, svd = wanted[name] if wanted else self.rank, None
+            if self.energy is not None and not wanted or rank < break_even_rank(linear):
+                svd = factors(name)
+                rank = energy_rank(svd[1], self.energy) if self.energy is not None and not wanted else rank
             if rank >= break_even_rank(linear):
                 skipped.append(f"{name} (dense: rank {rank} >= break-even {math.floor(break_even_rank(linear))})")
                 continue
@@ -90,8 +164,11 @@ class LowRank(Technique):
         if not self.ranks:
             most = math.ceil(max(map(break_even_rank, linears.values()))) - 1
             raise BadInput(f"lowrank: no layer gains from this rank or energy; the largest rank at which one does is {most}")
+        how = "activation-aware, " * self.aware + (
+            f"{self.target:.0%} of the multiply-adds, ranks {min(self.ranks.values())} to {max(self.ranks.values())}, " if wanted else ""
+        )
         print(
-            f"lowrank: replaced {len(self.ranks)}/{total} Linear, {millions(before)} -> {millions(parameter_count(model))} "
+            f"lowrank: {how}replaced {len(self.ranks)}/{total} Linear, {millions(before)} -> {millions(parameter_count(model))} "
             f"parameters, skipped {', '.join(skipped) or 'none'}"
         )
         return model
@@ -99,6 +176,11 @@ class LowRank(Technique):
     def describe(self):
         """The rank of every factored layer."""
         return {"ranks": self.ranks}
+
+    @staticmethod
+    def is_plain(facts):
+        """Its layers are its own."""
+        return False
 
     @staticmethod
     def rebuild(model, facts):

@@ -2,7 +2,13 @@
 
 from torch import nn
 
-from data import BadInput
+from data import BadInput, number
+
+
+# flags that several techniques share
+TARGET_MACS = {"--target-macs": dict(type=number(float, 0, 1, True, True), default=None,
+                                     help="share of the encoder's multiply-adds to keep (0.5 for --structured; lowrank: use --rank)")}  # fmt: skip
+CALIBRATION_NOTES = {"--calibration-notes": dict(type=number(int, 1, 10**6), default=256, help="training notes to calibrate by (256)")}
 
 
 class Technique:
@@ -45,6 +51,11 @@ class Technique:
     def files(self):
         """What else to write into the run directory: {path: JSON value, or {name: tensor}}."""
         return {}
+
+    @staticmethod
+    def is_plain(facts):
+        """Whether a run of these facts has the layers of a plain checkpoint, so that rebuild has nothing to do."""
+        return True
 
     @staticmethod
     def rebuild(model, facts):

@@ -14,7 +14,7 @@ import compress
 from compress.distillation import Distillation, copy_of, hidden_loss, kd_loss, spaced_layers
 from compress.lowrank import LowRank, LowRankLinear, break_even_rank, energy_rank
 from compress.pruning import Pruning, cubic, global_masks, magnitude_mask
-from compress.quantization import Quantization, fastest_engine, is_int8, load_plain_state, plain_state
+from compress.quantization import Int8Embedding, Quantization, fastest_engine, is_int8, load_plain_state, plain_state
 from compress.technique import encoder_linears
 from data import BadInput
 from tasks.task import Task
@@ -238,14 +238,16 @@ def test_int8_layer_is_the_rounded_weight_times_the_input():
 def test_quantized_model_claims_and_plain_state(model, batch, capsys):
     dense = logits(model, batch)
     before = 4 * sum(p.numel() for p in model.parameters())
-    technique = Quantization()
+    technique = Quantization(int8_embeddings=True)
     model = technique.finish(copy.deepcopy(model))
-    claim = re.search(r"(\d+)/26 Linear to int8 \(engine (\w+)\).* ([\d.]+) MB -> ([\d.]+) MB", capsys.readouterr().out)
+    claim = re.search(r"(\d+)/26 Linear and 3 embedding tables to int8 \(engine (\w+)\).* ([\d.]+) MB -> ([\d.]+) MB", capsys.readouterr().out)
     assert int(claim[1]) == 26 == sum(map(is_int8, model.modules()))
     assert claim[2] == fastest_engine() == technique.describe()["engine"] == torch.backends.quantized.engine
     state = plain_state(model)
     stored = sum(t.numel() * t.element_size() for name, t in state.items() if not name.endswith("scale"))
     assert float(claim[3]) == round(before / 1e6, 1) and float(claim[4]) == round(stored / 1e6, 1) and stored < before
+    table = Int8Embedding.from_embedding(embedding := nn.Embedding(20, 8))
+    assert (table(torch.arange(20)) - embedding.weight).abs().max() <= embedding.weight.abs().max() / 254 + 1e-6
     assert 0 < (logits(model, batch) - dense).norm() / dense.norm() < 0.05
     again = Quantization.rebuild(BertForSequenceClassification(CONFIG), technique.describe())
     load_plain_state(again, state)

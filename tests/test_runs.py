@@ -25,7 +25,7 @@ import demo
 import predict
 import report
 import train
-from compress.quantization import is_int8
+from compress.quantization import Int8Embedding, is_int8
 from data import SPLITS, fingerprint
 from metrics import OVERALL
 from tasks.symptoms import SYMPTOMS, Symptoms
@@ -66,7 +66,8 @@ def test_a_run_directory_is_safetensors_and_json_and_holds_no_text(runs, small, 
     with safe_open(runs / technique / "model.safetensors", "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}
     int8 = sum(tensor.dtype == torch.int8 for tensor in tensors.values())
-    assert int8 == sum(map(is_int8, checkpoint.load(runs / technique).model.modules())) and bool(int8) == ("quant" in technique)
+    layers = [m for m in checkpoint.load(runs / technique).model.modules() if is_int8(m) or isinstance(m, Int8Embedding)]
+    assert int8 == len(layers) and bool(int8) == ("quant" in technique)
     assert facts["sizes"]["bytes"] == (runs / technique / "model.safetensors").stat().st_size
     assert facts["machine"]["cpu"] and facts["machine"]["threads"] and facts["arguments"]["seed"] == 42
 
