@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from compress.technique import Technique, millions, replace_module
+from data import BadInput
 
 # Fastest first. On an AVX-512 VNNI CPU, 4096 x 768 -> 3072 -> 768 with 2 threads took 50 ms by onednn, 58 to 62 by x86 and
 # fbgemm, 208 in fp32 and 370 by qnnpack, which is for ARM.
@@ -141,6 +142,12 @@ class Quantization(Technique):
 
     def __init__(self, int8_embeddings=False):
         self.embeddings = int8_embeddings
+
+    def prepare(self, model):
+        """Refuse early what --int8-embeddings cannot do."""
+        if self.embeddings and "deberta" in model.config.model_type:
+            raise BadInput("--int8-embeddings: DeBERTa reads its embedding weights directly; leave the flag out")
+        return model
 
     def finish(self, model):
         """Move to the CPU and quantize."""
