@@ -49,8 +49,8 @@ class Run(NamedTuple):
 def from_pretrained(source, task, flag="--model", fresh_pooler=False):
     """(model with a fresh head, tokenizer, names of fresh tensors) from a directory or a hub name; safetensors weights only.
 
-    A finished run of another task gives its encoder. fresh_pooler: forget the checkpoint's pooler. Raises BadInput, naming the flag, if the source is neither, has no
-    safetensors, is a finished run of this task, or one whose layers are not plain.
+    A finished run of another task gives its encoder. fresh_pooler: forget the checkpoint's pooler. Raises BadInput, naming
+    the flag, if the source is neither, has no safetensors, is a finished run of this task, or one whose layers are not plain.
     """
     directory = Path(source)
     if is_finished(directory):

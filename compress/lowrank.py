@@ -14,6 +14,7 @@ What it does not save: embeddings (21% of BERT-base), attention scores, layer no
 costs much accuracy.
 """
 
+import functools
 import math
 
 import torch
@@ -139,33 +140,34 @@ class LowRank(Technique):
         """Replace what gains, name what does not."""
         linears, skipped = encoder_linears(model)
         before, total = parameter_count(model), len(linears) + len(skipped)
-        self.ranks, moments, wanted = {}, {}, None
+        self.ranks, moments = {}, {}
         if self.aware:
             model.eval()
             moments = second_moments(model, linears, lambda b: self.task.forward(model, b), self.calibration(self.notes))
 
+        @functools.cache  # spectra choose the ranks, then the factors are taken
         def factors(name):
             weight = linears[name].weight.detach().float()
             return whitened_svd(weight, moments[name]) if name in moments else torch.linalg.svd(weight, full_matrices=False)
 
-        if self.target:
+        ranks = dict.fromkeys(linears, self.rank)
+        if self.target or self.energy is not None:
             spectra = {name: factors(name)[1] for name in tqdm(linears, desc="spectra", unit="layer", leave=False, disable=None)}
-            wanted = shared_ranks(spectra, {name: tuple(linear.weight.shape) for name, linear in linears.items()}, self.target)
+            if self.target:
+                ranks = shared_ranks(spectra, {name: tuple(linear.weight.shape) for name, linear in linears.items()}, self.target)
+            else:
+                ranks = {name: energy_rank(singular, self.energy) for name, singular in spectra.items()}
         for name, linear in tqdm(linears.items(), desc="SVD", unit="layer", leave=False, disable=None):
-            rank, svd = wanted[name] if wanted else self.rank, None
-            if self.energy is not None and not wanted or rank < break_even_rank(linear):
-                svd = factors(name)
-                rank = energy_rank(svd[1], self.energy) if self.energy is not None and not wanted else rank
-            if rank >= break_even_rank(linear):
+            if (rank := ranks[name]) >= break_even_rank(linear):
                 skipped.append(f"{name} (dense: rank {rank} >= break-even {math.floor(break_even_rank(linear))})")
                 continue
-            replace_module(model, name, LowRankLinear.from_linear(linear, rank, svd))
+            replace_module(model, name, LowRankLinear.from_linear(linear, rank, factors(name)))
             self.ranks[name] = rank
         if not self.ranks:
             most = math.ceil(max(map(break_even_rank, linears.values()))) - 1
             raise BadInput(f"lowrank: no layer gains from this rank or energy; the largest rank at which one does is {most}")
         how = "activation-aware, " * self.aware + (
-            f"{self.target:.0%} of the multiply-adds, ranks {min(self.ranks.values())} to {max(self.ranks.values())}, " if wanted else ""
+            f"{self.target:.0%} of the multiply-adds, ranks {min(self.ranks.values())} to {max(self.ranks.values())}, " if self.target else ""
         )
         print(
             f"lowrank: {how}replaced {len(self.ranks)}/{total} Linear, {millions(before)} -> {millions(parameter_count(model))} "

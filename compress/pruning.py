@@ -8,8 +8,8 @@ training (Zhu & Gupta, 2017). After every optimizer step the masked weights are 
 they take heads, neurons (compress/structured.py) and layers out of a fine-tuned model, so that it is really smaller.
 
 What zeros do not save: bytes and milliseconds. A zero is stored in four bytes and multiplied like any other weight, and no
-maintained CPU runtime skips scattered zeros; 2:4 pays on NVIDIA GPUs from Ampere on, in half precision, through libraries
-that pack it, and nowhere in this project. What zeros give is a count of weights that were not needed.
+maintained CPU runtime skips scattered zeros; 2:4 is made for NVIDIA GPUs from Ampere on, in half precision, through libraries
+that pack it, which was not tried here, and pays nowhere in this project. What zeros give is a count of weights that were not needed.
 """
 
 import argparse

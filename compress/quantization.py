@@ -5,7 +5,7 @@ one scale and zero point, chosen from its own minimum and maximum at each call; 
 Done by torch.ao.quantization.quantize_dynamic on the fine-tuned model, scored as the int8 model itself, on a CPU.
 
 With --int8-embeddings the embedding tables become int8 too, with one scale s = max|w| / 127 a row: fewer bytes on disk and in
-memory, no time, since a look-up multiplies nothing. BERT-base is then about 110 MB of 433, without it 177.
+memory, no time, since a look-up multiplies nothing. Counted, not measured: BERT-base comes to about 110 MB of 433, without it 177.
 
 What it does not save: layer norms and attention scores stay fp32, and so does a table that an output layer shares. Because one activation scale serves a whole batch, a note's probabilities depend slightly on its neighbours in the batch.
 """

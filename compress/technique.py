@@ -4,7 +4,6 @@ from torch import nn
 
 from data import BadInput, number
 
-
 # flags that several techniques share
 TARGET_MACS = {"--target-macs": dict(type=number(float, 0, 1, True, True), default=None,
                                      help="share of the encoder's multiply-adds to keep (0.5 for --structured; lowrank: use --rank)")}  # fmt: skip
@@ -20,7 +19,7 @@ class Technique:
 
     name = "base"
     OPTIONS = {}
-    NEEDS = ()  # keywords whose value train.py loads: a teacher
+    NEEDS = ()  # keywords whose value train.py supplies: a teacher, calibration notes
     learning_rate = 3e-5  # the paper's, per technique
     trains = True  # False: applied to a finished run, no epochs of its own
     task = None

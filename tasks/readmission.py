@@ -22,7 +22,7 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 
 import metrics
 from data import BadInput, Note, Table, collate, digest, frame, make_batches, number, pack, tokenise, windows
-from tasks.task import CLASS_WEIGHTS, COLUMNS, Task
+from tasks.task import CLASS_WEIGHTS, COLUMNS, LABEL_COLUMN, Task
 
 NOTHING = ("", "0", "0.0", "na", "nat", "nan", "null", "none")  # how tables write that nobody died
 C_GRID = np.logspace(-4, 2, 20)  # the reference searches 20 values from 0.0001 to 100
@@ -112,12 +112,11 @@ class Readmission(Task):
         "--admissions": dict(default=None, help="ADMISSIONS.csv or .gz (the one beside --data; unless --data has --label-column)"),
         "--days": dict(type=number(float, 0, 36500, low_open=True), default=3.0, help="days within which a return counts (3)"),
         "--category": dict(default="Discharge summary", help="CATEGORY of the notes to read, in any case"),
-        "--label-column": dict(default="label", also=("--label-columns",), help="column of the class, or several 0/1 columns, a,b (label)"),
         "--combine": dict(choices=("mean", "max", "huang"), default="mean", help="how chunk probabilities make the admission's (mean)"),
         "--scaling-factor": dict(type=number(float, 0, 10**6, low_open=True), default=2.0, help="c of the huang rule (2)"),
         "--chunk-overlap": dict(type=number(float, 0, 0.9), default=0.1, help="share of a chunk that the next one repeats (0.1)"),
         "--head": dict(choices=("linear", "logistic"), default="linear", help="logistic: fitted on [CLS] after training; at once with --epochs 0"),
-        **COLUMNS, **CLASS_WEIGHTS,
+        **LABEL_COLUMN, **COLUMNS, **CLASS_WEIGHTS,
     }  # fmt: skip
 
     def __init__(self, **options):

@@ -21,6 +21,9 @@ COLUMNS = {
     "--subject-column": dict(default=None, help="column of the patient (SUBJECT_ID if there; else each note stands alone)"),
     "--row-column": dict(default=None, help="column of the row id (the task's usual if there; else rows are numbered from 1)"),
 }  # fmt: skip
+LABEL_COLUMN = {
+    "--label-column": dict(default="label", also=("--label-columns",), help="column of the label; trials: or several 0/1 columns, a,b (label)"),
+}  # fmt: skip
 CLASS_WEIGHTS = {"--class-weights": dict(action="store_true", help="weight the loss by inverse class frequency")}
 
 

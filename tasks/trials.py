@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 import metrics
 from data import BadInput, Note, Table, fold_duplicates, number
-from tasks.task import CLASS_WEIGHTS, COLUMNS, Task
+from tasks.task import CLASS_WEIGHTS, COLUMNS, LABEL_COLUMN, Task
 
 
 def threshold_or_auto(text):
@@ -46,11 +46,10 @@ class Trials(Task):
         "training rows included; on its held-out rows micro-F1 0.776 and 0.786, macro-F1 0.525 and 0.581."
     )
     OPTIONS = {
-        "--label-column": dict(default="label", also=("--label-columns",), help="column of the class, or several 0/1 columns, a,b (label)"),
         "--label-separator": dict(default=None, help="what separates several labels in the column, such as ';'; makes label sets"),
         "--multi-label": dict(action="store_true", help="label sets although there is one column of one label; same texts unite theirs"),
         "--threshold": dict(type=threshold_or_auto, default=0.3, help="probability that calls a label; auto = per label, on validation"),
-        **COLUMNS, **CLASS_WEIGHTS,
+        **LABEL_COLUMN, **COLUMNS, **CLASS_WEIGHTS,
     }  # fmt: skip
 
     def __init__(self, **options):

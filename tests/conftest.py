@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -33,6 +34,14 @@ def runs(tmp_path_factory, arguments):
     for technique in ("base", "pruning", "lowrank", "distillation", "quantization", "distillation+lowrank+pruning+quantization"):
         train.main([*arguments, "--technique", technique, "--out", str(out)])
     return out
+
+
+@pytest.fixture
+def batch():
+    mask = torch.ones(6, 9, dtype=torch.long)
+    mask[3:, 5:] = 0
+    ids = torch.randint(0, 50, (6, 9), generator=torch.Generator().manual_seed(0))
+    return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([0, 1, 2, 0, 1, 2])}
 
 
 @pytest.fixture

@@ -28,18 +28,6 @@ def model():
     return BertForSequenceClassification(CONFIG).eval()
 
 
-@pytest.fixture
-def batch():
-    generator = torch.Generator().manual_seed(0)
-    mask = torch.ones(6, 9, dtype=torch.long)
-    mask[3:, 5:] = 0
-    return {
-        "input_ids": torch.randint(0, 50, (6, 9), generator=generator),
-        "attention_mask": mask,
-        "labels": torch.tensor([0, 1, 2, 0, 1, 2]),
-    }
-
-
 def logits(model, batch):
     with torch.no_grad():
         return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits

@@ -28,14 +28,6 @@ def model():
     return BertForSequenceClassification(CONFIG).eval()
 
 
-@pytest.fixture
-def batch():
-    mask = torch.ones(6, 9, dtype=torch.long)
-    mask[3:, 5:] = 0
-    ids = torch.randint(0, 50, (6, 9), generator=torch.Generator().manual_seed(0))
-    return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([0, 1, 2, 0, 1, 2])}
-
-
 def silence(model, layer, heads, neurons):
     """Zero the columns through which all but the kept units speak."""
     out, down = model.get_submodule(layer.names[3]).weight, model.get_submodule(layer.names[5]).weight
