@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 import checkpoint
@@ -28,7 +29,7 @@ from tasks import TASKS
 PLACES = ("out", "name", "overwrite", "technique", "parts", "device", "save_minutes", "data_path", "model_path")
 # arguments in which a run may differ from the base run that it starts from or learns from
 OPTIMISATION = ("start", "epochs", "batch_size", "accumulate", "lr", "warmup", "weight_decay", "clip", "precision", "seed",
-                "eval_steps", "patience", "combine", "scaling_factor", "threshold")  # fmt: skip
+                "attention_dropout", "eval_steps", "patience", "combine", "scaling_factor", "threshold")  # fmt: skip
 
 
 def build_parser():
@@ -72,7 +73,14 @@ def build_parser():
     add("--warmup", type=number(float, 0, 1), default=0.0, help="share of the steps with a rising rate, then cosine to 0 (0)")
     add("--weight-decay", type=number(float, 0, 1), default=0.01, help="AdamW's weight decay (0.01)")
     add("--clip", type=number(float, 0, 10**6, low_open=True), default=1.0, help="largest norm of the gradient (1)")
-    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of training; auto = bf16 on CUDA, else fp32")
+    add("--attention-dropout", type=number(float, 0, 1, high_open=True), default=0.0,
+        help="dropout of attention probabilities; above 0 no fused kernel serves, and training takes half as long again (0)")  # fmt: skip
+    add(
+        "--precision",
+        choices=("auto", "fp32", "bf16"),
+        default="auto",
+        help="of training; auto = bf16 on CUDA and on a CPU that multiplies it, else fp32",
+    )
     add("--seed", type=number(int, 0, 2**63 - 1), default=42, help="seed of the new head, dropout and the order of batches (42)")
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="auto = CUDA, MPS, CPU, the first there is")
     add("--save-minutes", type=number(float, 0, 10**6), default=10.0, help="minutes between saves of an unfinished run (10)")
@@ -116,21 +124,99 @@ def learning_rate(progress, peak, warmup):
     return peak * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / max(1 - warmup, 1e-9)))
 
 
+class AdamW(torch.optim.AdamW):
+    """AdamW that, of a parameter with a sparse gradient, visits only the rows that have one.
+
+    A batch of short notes names some hundred of an embedding table's 30,000 rows; a dense step would read and write them all,
+    moments too. Rows that are absent keep value and moments until they come again ("lazy" Adam, as torch.optim.SparseAdam),
+    where dense AdamW would go on moving and decaying them.
+    """
+
+    @torch.no_grad()
+    def step(self):
+        """One step; gradients that are sparse must be coalesced."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None and parameter.grad.is_sparse:
+                    self._step_rows(parameter, group)
+                    parameter.grad = None
+        super().step()
+
+    def _step_rows(self, parameter, group):
+        state, (beta1, beta2) = self.state[parameter], group["betas"]
+        if not state:
+            state.update(step=torch.tensor(0.0), exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter))
+        state["step"] += 1
+        rows, gradient = parameter.grad._indices()[0], parameter.grad._values()  # (R,), (R, width)
+        mean = state["exp_avg"][rows].lerp_(gradient, 1 - beta1)
+        square = state["exp_avg_sq"][rows].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        state["exp_avg"][rows], state["exp_avg_sq"][rows] = mean, square
+        step = state["step"].item()
+        change = (mean / (1 - beta1**step)) / ((square / (1 - beta2**step)).sqrt_() + group["eps"])
+        parameter[rows] = parameter[rows] * (1 - group["lr"] * group["weight_decay"]) - group["lr"] * change
+
+
+def sparse_rows(model, tokens):
+    """Let the word embeddings have sparse gradients, where that pays: on a CPU, in a table much larger than a batch has tokens
+    that no output layer shares."""  # fmt: skip
+    table, output = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = output is not None and output.weight is getattr(table, "weight", None)
+    pays = isinstance(table, torch.nn.Embedding) and table.weight.device.type == "cpu" and table.num_embeddings > 2 * tokens
+    if pays and table.weight.requires_grad and not tied:
+        table.sparse = True
+
+
+@torch.no_grad()
+def clip_gradients(weights, limit):
+    """Scale all gradients, sparse ones too, so that their norm together is at most `limit`."""
+    for weight in weights:
+        if weight.grad is not None and weight.grad.is_sparse:
+            weight.grad = weight.grad.coalesce()
+    values = [w.grad._values() if w.grad.is_sparse else w.grad for w in weights if w.grad is not None]
+    scale = limit / (torch.nn.utils.get_total_norm(values) + 1e-6)
+    if scale.device.type != "cpu" or scale < 1:  # a GPU is not made to wait for the comparison
+        torch._foreach_mul_(values, scale.clamp(max=1))
+
+
+def training_precision(precision, device):
+    """torch.bfloat16 or torch.float32 for --precision on a device."""
+    fast = device.type == "cuda" or (device.type == "cpu" and torch.cpu._is_avx512_bf16_supported())
+    return torch.bfloat16 if precision == "bf16" or (precision == "auto" and fast) else torch.float32
+
+
+def set_attention_dropout(model, probability):
+    """Set, in place, the dropout of attention probabilities, in BERT's and DistilBERT's family of models."""
+    for key in ("attention_probs_dropout_prob", "attention_dropout"):
+        if hasattr(model.config, key):
+            setattr(model.config, key, probability)
+    for name, module in model.named_modules():
+        if name.endswith(("attention.self.dropout", "attention.dropout")):
+            module.p = probability
+
+
+def fast_attention(device, width):
+    """The attention kernel for training rows of `width` tokens: on a CPU plain products below some 200 tokens, else fused."""
+    # 16 rows of MiniLM in bf16, a step: 14 tokens 75 ms plain, 100 ms fused; 128 tokens 439, 520; 256 tokens 1,419, 1,152
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" and width < 192 else nullcontext()
+
+
 def train(model, technique, task, notes, examples, pad_id, args, rate, device, progress_file):
     """Train, validating after each epoch or every --eval-steps, and leave the best validation's weights in the model.
 
     notes {split: Encoded}, examples: those of validation; "best" is by the task's own score. Returns (history, facts).
     """
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=args.weight_decay, fused=device.type != "mps")
-    bf16 = args.precision == "bf16" or (args.precision == "auto" and device.type == "cuda")
-    autocast = torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
+    optimizer = AdamW(weights, lr=rate, weight_decay=args.weight_decay, fused=device.type != "mps")
+    sparse_rows(model, args.batch_size * args.accumulate * int(notes["train"].lengths.mean()))
+    precision = training_precision(args.precision, device)
+    autocast = torch.autocast(device.type, precision) if precision != torch.float32 else nullcontext()
     count = len(notes["train"].lengths)
     steps = math.ceil(math.ceil(count / args.batch_size) / args.accumulate)  # an epoch
     at = checkpoint.read_position(progress_file) or {
         "epoch": 0, "step": 0, "loss": 0.0, "seen": 0, "history": [], "best": None, "stopped": False, "seconds": 0}  # fmt: skip
     best = checkpoint.load_progress(progress_file, model, optimizer) if progress_file.exists() else None
     start, saved = time.perf_counter() - at["seconds"], time.perf_counter()
+    summed = torch.tensor(at["loss"], device=device)
     while at["epoch"] < args.epochs and not at["stopped"]:
         train_notes = task.fresh(notes["train"], [args.seed, at["epoch"]])
         batches = make_batches(train_notes.lengths, args.batch_size, seed=[args.seed, at["epoch"]])
@@ -142,28 +228,33 @@ def train(model, technique, task, notes, examples, pad_id, args, rate, device, p
             group = batches[at["step"] * args.accumulate :][: args.accumulate]
             for rows in group:
                 batch = collate(train_notes, rows, pad_id, device)
-                with autocast:
+                with autocast, fast_attention(device, batch["input_ids"].shape[1]):
                     outputs = task.forward(model, batch)
                     loss = technique.loss(model, batch, outputs)
-                if not math.isfinite(value := loss.item()):
-                    raise BadInput(f"the loss is {value} at epoch {at['epoch'] + 1}, step {done + 1}; lower --lr or use fp32")
                 (loss / len(group)).backward()
-                at["loss"], at["seen"] = at["loss"] + value * len(rows), at["seen"] + len(rows)
-                bar.set_postfix(loss=f"{value:.3f}", refresh=False)
+                summed += loss.detach() * len(rows)
+                at["seen"] += len(rows)
                 bar.update(len(rows))
-            torch.nn.utils.clip_grad_norm_(weights, args.clip)
+            validates = at["step"] + 1 == steps or (args.eval_steps and (done + 1) % args.eval_steps == 0)
+            saves = time.perf_counter() - saved > 60 * args.save_minutes
+            if device.type == "cpu" or validates or saves or done % 50 == 0:  # a GPU is not made to wait after every step
+                at["loss"] = summed.item()
+                if not math.isfinite(at["loss"]):
+                    raise BadInput(f"the loss is {loss.item()} at epoch {at['epoch'] + 1}, step {done + 1}; lower --lr or use fp32")
+                bar.set_postfix(loss=f"{at['loss'] / at['seen']:.3f}", refresh=False)
+            clip_gradients(weights, args.clip)
             for parameters in optimizer.param_groups:
                 parameters["lr"] = learning_rate(done / (steps * args.epochs), rate, args.warmup)
             optimizer.step()
             optimizer.zero_grad()
             technique.after_step(model, (done + 1) / (steps * args.epochs))
             at["step"] += 1
-            if at["step"] == steps or (args.eval_steps and (done + 1) % args.eval_steps == 0):
+            if validates:
                 scores = evaluate(model, task, examples, notes["validation"], pad_id, args.batch_size, autocast)[0].overall
                 epoch = (done + 1) // steps if at["step"] == steps else round((done + 1) / steps, 3)
                 row = {"Epoch": epoch, **scores, "Split": "validation", "Loss": at["loss"] / at["seen"], "Step": done + 1}
                 at["history"].append(row)
-                at["loss"], at["seen"] = 0.0, 0
+                at["loss"], at["seen"], summed = 0.0, 0, torch.zeros((), device=device)
                 if technique.settled((done + 1) / (steps * args.epochs)) and task.better(row, at["best"]):
                     at["best"] = row
                     best = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
@@ -172,7 +263,7 @@ def train(model, technique, task, notes, examples, pad_id, args, rate, device, p
                 print(
                     f"{technique.name}: epoch {row['Epoch']:g}/{args.epochs}, {spelled(row, {**task.headline, 'Loss': 'loss'})}", flush=True
                 )
-            if time.perf_counter() - saved > 60 * args.save_minutes:
+            if saves:
                 saved = time.perf_counter()
                 checkpoint.save_progress(progress_file, {**at, "seconds": saved - start}, model, best, optimizer)
         bar.close()
@@ -270,6 +361,7 @@ def run(args):
 
     technique = compress.build(args.parts, vars(args), calibration=calibration, **supplied)
     technique.task = task
+    set_attention_dropout(model, args.attention_dropout)
     rate = args.lr or (demo.LEARNING_RATE if tiny else technique.learning_rate)
 
     # prepare -> loop -> finish -> score; the test split only now, and once

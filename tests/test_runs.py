@@ -308,7 +308,7 @@ def test_accumulated_batches_make_the_same_step_as_one(arguments, tmp_path, monk
         with monkeypatch.context() as patch:
             patch.setattr(torch.nn.Dropout, "forward", lambda self, x: x)
             patch.setattr(torch.nn.functional, "dropout", lambda x, *_, **__: x)
-            patch.setattr(torch.optim, "AdamW", lambda weights, lr, **_: torch.optim.SGD(weights, lr=lr))  # Adam magnifies rounding
+            patch.setattr(train, "AdamW", lambda weights, lr, **_: torch.optim.SGD(weights, lr=lr))  # Adam magnifies rounding
             train.main(call)
         weights.append(checkpoint.load(out / "base").model.bert.pooler.dense.weight)
     untrained = AutoModelForSequenceClassification.from_pretrained(arguments[3]).bert.pooler.dense.weight
