@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 import checkpoint
+from compress import cpu
 from compress.quantization import is_int8
 from data import BadInput, Parser, number, run_script, write_csv, writable_directory
 
@@ -104,6 +105,7 @@ def main(argv=None):
     parser.add_argument("--device", choices=("cpu", "cuda", "mps"), default="cpu", help="int8 runs are always on cpu (cpu)")
     args = parser.parse_args(argv)
 
+    cpu.keep_memory()
     paths = find_runs(args.runs)
     out = args.out or (args.runs[0] if len(args.runs) == 1 and not checkpoint.is_finished(args.runs[0]) else None)
     if out:
@@ -114,7 +116,9 @@ def main(argv=None):
     on_cpu = {name: any(f["technique"] == "quantization" for f in run.compression) for name, run in runs.items()}
     devices = {name: "cpu" if on_cpu[name] else args.device for name in runs}
     macs = {name: multiply_adds(run.model, length) for name, run in runs.items()}
-    timed = measure({n: (run.model.to(devices[n]), devices[n]) for n, run in runs.items()}, length, args.batch_size, args.rounds)
+    timed = measure(
+        {n: (cpu.for_inference(run.model.to(devices[n])), devices[n]) for n, run in runs.items()}, length, args.batch_size, args.rounds
+    )
 
     machine = checkpoint.machine()
     table = []

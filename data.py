@@ -353,21 +353,26 @@ def windows(length, size, overlap):
     return [(start, start + size) for start in starts]
 
 
-def make_batches(lengths, batch_size, seed=None, pool=50):
-    """Cut notes into batches of similar length.
-
-    With a seed: shuffled, sorted by length within pools of `pool` batches, and the batches shuffled again. Without one:
-    every note, longest first. Returns a list of index arrays; the same seed gives the same list on any machine.
+def make_batches(lengths, batch_size, seed, pool=50):
+    """Cut notes into batches of similar length for training: shuffled, sorted by length within pools of `pool` batches, and
+    the batches shuffled again. Returns a list of index arrays; the same seed gives the same list on any machine.
     """
-    if seed is None:
-        order = np.argsort(-lengths, kind="stable")
-    else:
-        generator = np.random.default_rng(seed)
-        shuffled = generator.permutation(len(lengths))
-        pools = [shuffled[i : i + pool * batch_size] for i in range(0, len(shuffled), pool * batch_size)]
-        order = np.concatenate([rows[np.argsort(lengths[rows], kind="stable")] for rows in pools])
+    generator = np.random.default_rng(seed)
+    shuffled = generator.permutation(len(lengths))
+    pools = [shuffled[i : i + pool * batch_size] for i in range(0, len(shuffled), pool * batch_size)]
+    order = np.concatenate([rows[np.argsort(lengths[rows], kind="stable")] for rows in pools])
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    return batches if seed is None else [batches[i] for i in generator.permutation(len(batches))]
+    return [batches[i] for i in generator.permutation(len(batches))]
+
+
+def budget_batches(lengths, tokens):
+    """Cut notes into batches for prediction: longest first, as many to a batch as fit `tokens` tokens, padding counted."""
+    order, batches, at = np.argsort(-lengths, kind="stable"), [], 0
+    while at < len(order):
+        size = max(1, tokens // int(lengths[order[at]]))
+        batches.append(order[at : at + size])
+        at += size
+    return batches
 
 
 def collate(encoded, rows, pad_id, device="cpu"):

@@ -7,17 +7,20 @@ are no row of numbers, such as spans, write JSON lines.
 
 import csv
 import io
+import itertools
 import json
 import os
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 
 import checkpoint
-from data import BadInput, Parser, Table, collate, digest, make_batches, number, run_script, writable_directory
+from compress import cpu
+from data import BadInput, Parser, Table, budget_batches, collate, digest, number, run_script, writable_directory
 
 
 def pick_device(name="auto"):
@@ -30,13 +33,22 @@ def pick_device(name="auto"):
     return torch.device(name)
 
 
+def batch_tokens(device):
+    """Tokens a batch, padding counted, at which a device is fast: MiniLM on 2 cores, 13 tokens a note, int8: 1,293 notes/s at 256
+    tokens, 1,982 at 2,048, 1,672 at 16,384; in fp32 939, 1,055 and 756."""  # fmt: skip
+    return 2048 if device.type == "cpu" else 65536
+
+
 @torch.inference_mode()
-def predict_rows(model, task, encoded, pad_id, batch_size=16, autocast=None):
-    """The task's read-out of every encoded row, in their order: a list of NumPy results. Batches hold rows of similar length."""
+def predict_rows(model, task, encoded, pad_id, tokens=None, autocast=None):
+    """The task's read-out of every encoded row, in their order: a list of NumPy results.
+
+    Batches hold rows of similar length, `tokens` tokens in all (None = what suits the device).
+    """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     model.eval()
     results = [None] * len(encoded.lengths)
-    for rows in make_batches(encoded.lengths, batch_size):
+    for rows in budget_batches(encoded.lengths, tokens or batch_tokens(device)):
         batch = collate(encoded, rows, pad_id, device)
         with autocast or nullcontext():
             outputs = task.forward(model, batch)
@@ -47,56 +59,62 @@ def predict_rows(model, task, encoded, pad_id, batch_size=16, autocast=None):
     return results
 
 
-def predict_examples(run, examples, batch_size=16):
+def encode_examples(run, examples):
+    """Encoded rows of examples, as the run's task reads them."""
+    return run.task.encode(examples, run.tokenizer, run.facts["arguments"]["max_length"], progress=False)
+
+
+def predict_examples(run, examples, tokens=None, encoded=None):
     """One prediction per example, as the run's task makes them."""
-    encoded = run.task.encode(examples, run.tokenizer, run.facts["arguments"]["max_length"], progress=False)
-    results = predict_rows(run.model, run.task, encoded, run.tokenizer.pad_token_id, batch_size)
-    return run.task.combine(examples, encoded, results)
+    encoded = encoded or encode_examples(run, examples)
+    return run.task.combine(examples, encoded, predict_rows(run.model, run.task, encoded, run.tokenizer.pad_token_id, tokens))
 
 
-def predict_file(run, path, out, batch_size=16, chunk=2048):
+def ahead(items):
+    """The items of an iterator, the next one made in another thread while the last one is used."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(next, items, None)
+        while (item := waiting.result()) is not None:
+            waiting = pool.submit(next, items, None)
+            yield item
+
+
+def predict_file(run, path, out, tokens=None, chunk=2048):
     """Stream a CSV of notes into a file of predictions; rows without text are left out and counted.
 
-    Finished chunks are kept beside `out` until the end, so that an interrupted call resumes. Returns the counts.
+    The next chunk is read and tokenised while the model reads this one. Finished chunks are kept beside `out` until the
+    end, so that an interrupted call resumes. Returns the counts.
     """
     task, table, counts = run.task, Table(path), Counter()
     stat = os.stat(path)
-    call = (
-        run.facts["finished"],
-        path,
-        stat.st_size,
-        stat.st_mtime_ns,
-        task.options.text_columns,
-        task.options.row_column,
-        batch_size,
-        chunk,
-    )
+    call = (run.facts["finished"], path, stat.st_size, stat.st_mtime_ns, task.options.text_columns, task.options.row_column, tokens, chunk)
     partial = Path(f"{out}.{digest(*map(str, call)):016x}.partial")
     header = b"" if task.json_lines else _csv_bytes([["row_id", *task.header()]])
     done = _finished_rows(partial, chunk, bool(header))
+
+    def chunks():
+        examples = (task.example(row_id, text) for _, row_id, _, text, _ in task.rows(table, counts))
+        examples = itertools.islice(examples, done, None)
+        while waiting := list(itertools.islice(examples, chunk)):
+            counts["predicted"] += len(waiting)
+            yield waiting, encode_examples(run, waiting)
+
     try:
         with open(partial, "ab") as file:
             if not file.tell():
                 file.write(header)
-            waiting = []
-            for _, row_id, _, text, _ in task.rows(table, counts):
-                counts["predicted"] += 1
-                if counts["predicted"] > done:
-                    waiting.append(task.example(row_id, text))
-                if len(waiting) == chunk:
-                    _write_chunk(file, run, waiting, batch_size)
-                    waiting = []
-            if waiting:
-                _write_chunk(file, run, waiting, batch_size)
+            for examples, encoded in ahead(chunks()):
+                _write_chunk(file, run, examples, predict_examples(run, examples, tokens, encoded))
     except BadInput:
         partial.unlink(missing_ok=True)
         raise
+    counts["predicted"] += done
     os.replace(partial, out)
     return counts
 
 
-def _write_chunk(file, run, examples, batch_size):
-    predictions, task = predict_examples(run, examples, batch_size), run.task
+def _write_chunk(file, run, examples, predictions):
+    task = run.task
     if task.json_lines:
         lines = (json.dumps({"row_id": e.row_id, **task.answer(e, p)}) for e, p in zip(examples, predictions))
         file.write("".join(f"{line}\n" for line in lines).encode())
@@ -135,14 +153,18 @@ def main(argv=None):
     parser.add_argument("--out", default=None, help="file to write (predictions.csv, or .jsonl for spans)")
     parser.add_argument("--text-columns", "--text-column", default=None, help="column of the note (as the run was trained)")
     parser.add_argument("--row-column", default=None, help="column of the row id (as the run was trained)")
-    parser.add_argument("--batch-size", type=number(int, 1, 10**5), default=16, help="notes a batch (16)")
+    parser.add_argument(
+        "--batch-tokens", type=number(int, 1, 10**8), default=None, help="tokens a batch, padding counted (2048; 65536 on a GPU)"
+    )
     parser.add_argument("--show-text", action="store_true", help="with -, print the words of each span beside its offsets")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="int8 runs are always on cpu")
     args = parser.parse_args(argv)
 
+    cpu.keep_memory()
     run = checkpoint.load(args.run)
     if not any(facts["technique"] == "quantization" for facts in run.compression):
         run.model.to(pick_device(args.device))
+    cpu.for_inference(run.model)
     options = run.task.options
     options.text_columns, options.row_column = args.text_columns or options.text_columns, args.row_column or options.row_column
     options.subject_column = None  # only a split needs it
@@ -165,7 +187,7 @@ def main(argv=None):
     if out.exists() and Path(args.notes).exists() and out.samefile(args.notes):
         raise BadInput(f"--out {out}: is the file of notes itself; name another")
     writable_directory(out.parent)
-    counts = predict_file(run, args.notes, out, args.batch_size)
+    counts = predict_file(run, args.notes, out, args.batch_tokens)
     print(", ".join(f"{count} {what}" for what, count in counts.items()), f"-> {out}")
 
 

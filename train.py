@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 import checkpoint
 import compress
 import demo
+from compress import cpu
 from compress.distillation import copy_of
 from data import (SPLITS, BadInput, Parser, collate, fingerprint, keyword, make_batches, number, run_script, share_or_file,
                   write_csv, writable_directory)  # fmt: skip
@@ -180,7 +180,7 @@ def clip_gradients(weights, limit):
 
 def training_precision(precision, device):
     """torch.bfloat16 or torch.float32 for --precision on a device."""
-    fast = device.type == "cuda" or (device.type == "cpu" and torch.cpu._is_avx512_bf16_supported())
+    fast = device.type == "cuda" or (device.type == "cpu" and cpu.multiplies_bf16())
     return torch.bfloat16 if precision == "bf16" or (precision == "auto" and fast) else torch.float32
 
 
@@ -194,12 +194,6 @@ def set_attention_dropout(model, probability):
             module.p = probability
 
 
-def fast_attention(device, width):
-    """The attention kernel for training rows of `width` tokens: on a CPU plain products below some 200 tokens, else fused."""
-    # 16 rows of MiniLM in bf16, a step: 14 tokens 75 ms plain, 100 ms fused; 128 tokens 439, 520; 256 tokens 1,419, 1,152
-    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" and width < 192 else nullcontext()
-
-
 def train(model, technique, task, notes, examples, pad_id, args, rate, device, progress_file):
     """Train, validating after each epoch or every --eval-steps, and leave the best validation's weights in the model.
 
@@ -210,6 +204,9 @@ def train(model, technique, task, notes, examples, pad_id, args, rate, device, p
     sparse_rows(model, args.batch_size * args.accumulate * int(notes["train"].lengths.mean()))
     precision = training_precision(args.precision, device)
     autocast = torch.autocast(device.type, precision) if precision != torch.float32 else nullcontext()
+    on_cpu = device.type == "cpu" and precision == torch.bfloat16
+    if on_cpu:
+        cpu.bf16_attention(model)
     count = len(notes["train"].lengths)
     steps = math.ceil(math.ceil(count / args.batch_size) / args.accumulate)  # an epoch
     at = checkpoint.read_position(progress_file) or {
@@ -228,7 +225,7 @@ def train(model, technique, task, notes, examples, pad_id, args, rate, device, p
             group = batches[at["step"] * args.accumulate :][: args.accumulate]
             for rows in group:
                 batch = collate(train_notes, rows, pad_id, device)
-                with autocast, fast_attention(device, batch["input_ids"].shape[1]):
+                with autocast:
                     outputs = task.forward(model, batch)
                     loss = technique.loss(model, batch, outputs)
                 (loss / len(group)).backward()
@@ -250,7 +247,7 @@ def train(model, technique, task, notes, examples, pad_id, args, rate, device, p
             technique.after_step(model, (done + 1) / (steps * args.epochs))
             at["step"] += 1
             if validates:
-                scores = evaluate(model, task, examples, notes["validation"], pad_id, args.batch_size, autocast)[0].overall
+                scores = evaluate(model, task, examples, notes["validation"], pad_id, autocast)[0].overall
                 epoch = (done + 1) // steps if at["step"] == steps else round((done + 1) / steps, 3)
                 row = {"Epoch": epoch, **scores, "Split": "validation", "Loss": at["loss"] / at["seen"], "Step": done + 1}
                 at["history"].append(row)
@@ -272,12 +269,14 @@ def train(model, technique, task, notes, examples, pad_id, args, rate, device, p
     if at["stopped"]:
         print(f"{technique.name}: stopped, {args.patience} validations without a better one")
     model.load_state_dict(best)
+    if on_cpu:
+        cpu.bf16_attention(model, False)
     return at["history"], {"best_epoch": at["best"]["Epoch"], "train_seconds": round(time.perf_counter() - start, 1)}
 
 
-def evaluate(model, task, examples, notes, pad_id, batch_size, autocast=None, intervals=False):
+def evaluate(model, task, examples, notes, pad_id, autocast=None, intervals=False):
     """(Scores, predictions) of a model on encoded examples."""
-    predictions = task.combine(examples, notes, predict_rows(model, task, notes, pad_id, batch_size, autocast))
+    predictions = task.combine(examples, notes, predict_rows(model, task, notes, pad_id, autocast=autocast))
     return task.score(examples, predictions, intervals), predictions
 
 
@@ -374,12 +373,12 @@ def run(args):
         settle_progress(progress_file, {**settings(args), "split": facts["split"]})
         history, trained = train(model, technique, task, notes, splits["validation"], pad_id, args, rate, device, progress_file)
     if technique.trains:
-        trained["head"] = task.fit_head(model, splits["train"], notes["train"], pad_id, args.batch_size)
+        trained["head"] = task.fit_head(model, splits["train"], notes["train"], pad_id)
     model = technique.finish(model).eval()
-    scores = {"validation": evaluate(model, task, splits["validation"], notes["validation"], pad_id, args.batch_size)}
+    scores = {"validation": evaluate(model, task, splits["validation"], notes["validation"], pad_id)}
     task.calibrate(splits["validation"], scores["validation"][1])
     scores["validation"] = task.score(splits["validation"], scores["validation"][1])
-    scores["test"], predictions = evaluate(model, task, splits["test"], notes["test"], pad_id, args.batch_size, intervals=True)
+    scores["test"], predictions = evaluate(model, task, splits["test"], notes["test"], pad_id, intervals=True)
     if table := task.table(scores["test"]):
         print(table)
     print(f"{args.name}: test, {len(splits['test'])} {task.unit}, {spelled(scores['test'].overall, task.headline)}", flush=True)
@@ -505,6 +504,7 @@ def write_score_files(out, task, record):
 
 def main(argv=None):
     """Parse and run."""
+    cpu.keep_memory()
     run(parse(argv))
 
 

@@ -167,7 +167,9 @@ class LowRank(Technique):
             most = math.ceil(max(map(break_even_rank, linears.values()))) - 1
             raise BadInput(f"lowrank: no layer gains from this rank or energy; the largest rank at which one does is {most}")
         how = "activation-aware, " * self.aware + (
-            f"{self.target:.0%} of the multiply-adds, ranks {min(self.ranks.values())} to {max(self.ranks.values())}, " if self.target else ""
+            f"{self.target:.0%} of the multiply-adds, ranks {min(self.ranks.values())} to {max(self.ranks.values())}, "
+            if self.target
+            else ""
         )
         print(
             f"lowrank: {how}replaced {len(self.ranks)}/{total} Linear, {millions(before)} -> {millions(parameter_count(model))} "

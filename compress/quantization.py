@@ -7,7 +7,9 @@ Done by torch.ao.quantization.quantize_dynamic on the fine-tuned model, scored a
 With --int8-embeddings the embedding tables become int8 too, with one scale s = max|w| / 127 a row: fewer bytes on disk and in
 memory, no time, since a look-up multiplies nothing. Counted, not measured: BERT-base comes to about 110 MB of 433, without it 177.
 
-What it does not save: layer norms and attention scores stay fp32, and so does a table that an output layer shares. Because one activation scale serves a whole batch, a note's probabilities depend slightly on its neighbours in the batch.
+Attention is computed in bf16 where the CPU multiplies it (compress/cpu.py).
+
+What it does not save: layer norms and attention stay floating point, and so does a table that an output layer shares. Because one activation scale serves a whole batch, a note's probabilities depend slightly on its neighbours in the batch.
 """
 
 import contextlib
@@ -16,6 +18,7 @@ import warnings
 import torch
 from torch import nn
 
+from compress.cpu import bf16_attention
 from compress.technique import Technique, millions, replace_module
 from data import BadInput
 
@@ -155,7 +158,7 @@ class Quantization(Technique):
         weights = sum(model.get_submodule(name).weight.numel() for name in linears)
         total = sum(parameter.numel() for parameter in model.parameters())
         model = quantize_linears(model.cpu().eval())
-        model = quantize_embeddings(model) if self.embeddings else model
+        model = bf16_attention(quantize_embeddings(model) if self.embeddings else model)
         done = sum(is_int8(module) for module in model.modules())
         tables = [module for module in model.modules() if isinstance(module, Int8Embedding)]
         weights += sum(table.weight.numel() for table in tables)
@@ -180,4 +183,4 @@ class Quantization(Technique):
     def rebuild(model, facts):
         """int8 layers of random weights."""
         model = quantize_linears(model.cpu().eval())
-        return quantize_embeddings(model) if facts.get("embeddings") else model
+        return bf16_attention(quantize_embeddings(model) if facts.get("embeddings") else model)

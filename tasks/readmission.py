@@ -21,7 +21,7 @@ from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 import metrics
-from data import BadInput, Note, Table, collate, digest, frame, make_batches, number, pack, tokenise, windows
+from data import BadInput, Note, Table, budget_batches, collate, digest, frame, number, pack, tokenise, windows
 from tasks.task import CLASS_WEIGHTS, COLUMNS, LABEL_COLUMN, Task
 
 NOTHING = ("", "0", "0.0", "na", "nat", "nan", "null", "none")  # how tables write that nobody died
@@ -240,17 +240,17 @@ class Readmission(Task):
         return options["head"] == "logistic"
 
     @torch.inference_mode()
-    def _cls_vectors(self, model, encoded, pad_id, batch_size):
+    def _cls_vectors(self, model, encoded, pad_id):
         model.eval()
         vectors = np.empty((len(encoded.lengths), model.config.hidden_size), np.float32)
         device = next(model.parameters()).device
-        for rows in tqdm(make_batches(encoded.lengths, batch_size), desc="[CLS]", unit="batch", leave=False, disable=None):
+        for rows in tqdm(budget_batches(encoded.lengths, 4096), desc="[CLS]", unit="batch", leave=False, disable=None):
             batch = collate(encoded, rows, pad_id, device)
             hidden = model.base_model(batch["input_ids"], attention_mask=batch["attention_mask"])[0]  # (B, T, H)
             vectors[rows] = hidden[:, 0].float().cpu().numpy()
         return vectors
 
-    def fit_head(self, model, examples, encoded, pad_id, batch_size):
+    def fit_head(self, model, examples, encoded, pad_id):
         """With --head logistic, put a logistic regression on the chunks' [CLS] vectors into the model's classifier.
 
         Vectors are standardised; C is the one of the best mean AUROC in 5-fold cross-validation grouped by patient. A frozen
@@ -261,7 +261,7 @@ class Readmission(Task):
         from sklearn.linear_model import LogisticRegression  # imported here: it takes a second, and nothing else needs it
         from sklearn.model_selection import GroupKFold
 
-        x, y = self._cls_vectors(model, encoded, pad_id, batch_size), encoded.labels
+        x, y = self._cls_vectors(model, encoded, pad_id), encoded.labels
         mean, scale = x.mean(0), np.maximum(x.std(0), 1e-6)
         x, patients = (x - mean) / scale, np.array([examples[i].subject for i in encoded.owner])
         weight = "balanced" if self.options.class_weights else None

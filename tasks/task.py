@@ -210,7 +210,7 @@ class Task:
         """Whether fit_head alone, without epochs, makes a model of the task with these options."""
         return False
 
-    def fit_head(self, model, examples, encoded, pad_id, batch_size):
+    def fit_head(self, model, examples, encoded, pad_id):
         """After training: fit in place what the loop does not learn. Returns JSON facts of it."""
         return {}
 

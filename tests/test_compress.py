@@ -228,7 +228,9 @@ def test_quantized_model_claims_and_plain_state(model, batch, capsys):
     before = 4 * sum(p.numel() for p in model.parameters())
     technique = Quantization(int8_embeddings=True)
     model = technique.finish(copy.deepcopy(model))
-    claim = re.search(r"(\d+)/26 Linear and 3 embedding tables to int8 \(engine (\w+)\).* ([\d.]+) MB -> ([\d.]+) MB", capsys.readouterr().out)
+    claim = re.search(
+        r"(\d+)/26 Linear and 3 embedding tables to int8 \(engine (\w+)\).* ([\d.]+) MB -> ([\d.]+) MB", capsys.readouterr().out
+    )
     assert int(claim[1]) == 26 == sum(map(is_int8, model.modules()))
     assert claim[2] == fastest_engine() == technique.describe()["engine"] == torch.backends.quantized.engine
     state = plain_state(model)

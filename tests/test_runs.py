@@ -39,7 +39,7 @@ def scored_again(run, small):
     facts = run.facts["arguments"]
     splits, _ = run.task.load(str(small[0]), facts["fraction"], facts["validation"], facts["test"], facts["split_seed"])
     assert fingerprint(splits) == run.facts["data"]["split"]
-    return [note.row_id for note in splits["test"]], np.stack(predict.predict_examples(run, splits["test"], facts["batch_size"]))
+    return [note.row_id for note in splits["test"]], np.stack(predict.predict_examples(run, splits["test"]))
 
 
 @pytest.mark.parametrize("technique", TECHNIQUES)
@@ -124,7 +124,7 @@ def test_predict_keeps_order_and_ids_and_writes_no_text(runs, small, tmp_path, c
 
 def test_predict_gives_the_logits_of_training_for_fp32_whatever_the_batch(runs, small, tmp_path):
     for technique in ("base", "pruning", "lowrank", "distillation"):
-        predict.main([str(runs / technique), str(small[0]), "--out", str(tmp_path / "p.csv"), "--batch-size", "7"])
+        predict.main([str(runs / technique), str(small[0]), "--out", str(tmp_path / "p.csv"), "--batch-tokens", "700"])
         direct = {row["row_id"]: row for row in read_csv(tmp_path / "p.csv")}
         for row in read_csv(runs / technique / "predictions.csv"):
             assert direct[row["row_id"]]["predicted"] == row["predicted"]

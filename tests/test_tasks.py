@@ -550,7 +550,7 @@ def test_lora_claims(demos, capsys):
 def test_a_rebuilt_run_of_any_task_scores_as_it_did(trained, demos, task, technique):
     run = checkpoint.load(trained[task] / technique)
     splits = splits_of(run, demos[task][0])
-    predictions = predict.predict_examples(run, splits["test"], run.facts["arguments"]["batch_size"])
+    predictions = predict.predict_examples(run, splits["test"])
     scores = run.task.score(splits["test"], predictions, intervals=True)
     for name, value in run.facts["test"]["overall"].items():
         assert (scores.overall[name] or 0) == pytest.approx(value or 0, abs=1e-6), name

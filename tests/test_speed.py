@@ -1,0 +1,137 @@
+"""What makes the same model faster: against the plain way of doing it."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import BertConfig, BertForSequenceClassification
+
+import train
+from compress import cpu
+from data import budget_batches
+from predict import ahead
+
+CONFIG = BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, num_labels=3)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return BertForSequenceClassification(CONFIG).eval()
+
+
+def steps(table, optimizers, ids, clip=None):
+    """Three steps of an embedding table on the ids of each; returns it."""
+    torch.manual_seed(1)
+    for batch in ids:
+        (table(torch.tensor(batch)) * torch.randn(len(batch), 8)).sum().backward()
+        if clip:
+            train.clip_gradients(list(table.parameters()), clip)
+        elif table.sparse:
+            table.weight.grad = table.weight.grad.coalesce()
+        for optimizer in optimizers:
+            optimizer.step()
+        table.weight.grad = None
+    return table.weight.detach()
+
+
+def test_rows_step_as_in_sparse_adam_and_as_in_adamw_where_all_are_met():
+    torch.manual_seed(0)
+    start, sparse = nn.Embedding(6, 8), [[0, 2, 2], [2, 5], [0, 1, 1, 5]]
+    tables = [copy.deepcopy(start) for _ in range(4)]
+    tables[0].sparse = tables[1].sparse = tables[2].sparse = True
+    ours = steps(tables[0], [train.AdamW(tables[0].parameters(), lr=0.1, weight_decay=0.0)], sparse)
+    reference = steps(tables[1], [torch.optim.SparseAdam(tables[1].parameters(), lr=0.1)], sparse)
+    assert torch.allclose(ours, reference, atol=1e-6)
+    assert torch.equal(ours[[3, 4]], start.weight[[3, 4]]) and not torch.allclose(ours[[0, 1, 2, 5]], start.weight[[0, 1, 2, 5]], atol=0.05)
+    every = [[5, 4, 3, 2, 1, 0, 0]] * 3
+    ours = steps(tables[2], [train.AdamW(tables[2].parameters(), lr=0.1, weight_decay=0.2)], every, clip=0.7)
+    optimizer = torch.optim.AdamW(tables[3].parameters(), lr=0.1, weight_decay=0.2)
+    torch.manual_seed(1)
+    for batch in every:
+        (tables[3](torch.tensor(batch)) * torch.randn(len(batch), 8)).sum().backward()
+        nn.utils.clip_grad_norm_(tables[3].parameters(), 0.7)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert torch.allclose(ours, tables[3].weight, atol=1e-6)
+
+
+def test_word_embeddings_are_sparse_only_where_it_pays(model):
+    train.sparse_rows(model, 25)
+    assert not model.get_input_embeddings().sparse
+    train.sparse_rows(model, 24)
+    assert model.get_input_embeddings().sparse
+
+
+def test_sparse_and_dense_gradients_are_clipped_together(model, batch):
+    dense = copy.deepcopy(model)
+    model.get_input_embeddings().sparse = True
+    norms = []
+    for each in (model, dense):
+        each(**batch).loss.backward()
+        train.clip_gradients(list(each.parameters()), 0.01)
+        grads = [p.grad.to_dense() if p.grad.is_sparse else p.grad for p in each.parameters()]
+        norms.append(torch.cat([g.flatten() for g in grads]))
+    assert torch.allclose(*norms, atol=1e-8) and norms[0].norm() == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.skipif(not cpu.multiplies_bf16(), reason="this CPU has no bf16 products")
+def test_bf16_attention_answers_as_the_fused_kernel_does(model, batch):
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        plain = model(**inputs).logits
+        cpu.bf16_attention(model)
+        assert model.config._attn_implementation == "bf16_products"
+        other = model(**inputs).logits
+        cpu.bf16_attention(model, on=False)
+        again = model(**inputs).logits
+    assert torch.allclose(plain, other, atol=0.01) and not torch.equal(plain, other) and torch.equal(plain, again)
+
+
+def test_products_read_only_what_the_mask_allows():
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, 3, 5, 8) for _ in range(3))
+    mask = torch.ones(2, 1, 5, 5, dtype=torch.bool)
+    mask[1, :, :, 3:] = False
+    expected = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
+    assert torch.allclose(cpu.products(None, query, key, value, mask)[0], expected, atol=0.02)
+    value[1, :, 3:] = 1e4
+    assert torch.allclose(cpu.products(None, query, key, value, mask)[0], expected, atol=0.02)
+
+
+def test_the_other_linear_is_the_same_linear(model, batch, monkeypatch):
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("this build of torch has no oneDNN")
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    names = list(model.state_dict())
+    with torch.inference_mode():
+        expected = model(**inputs).logits
+        monkeypatch.setattr(cpu, "onednn_pays", lambda: True)
+        cpu.for_inference(model)
+        assert type(model.classifier) is cpu.OneDNNLinear and list(model.state_dict()) == names
+        assert torch.allclose(model(**inputs).logits, expected, atol=1e-5)
+
+
+def test_prediction_batches_stay_in_their_budget():
+    lengths = np.array([3, 50, 7, 7, 120, 1, 9, 30])
+    batches = budget_batches(lengths, 60)
+    assert sorted(np.concatenate(batches)) == list(range(8)) and [len(b) for b in batches] == [1, 1, 2, 4]
+    assert all(lengths[b].max() * len(b) <= 60 for b in batches[1:])
+
+
+def test_the_next_item_is_made_ahead_and_errors_arrive():
+    made = []
+
+    def items():
+        for i in range(3):
+            made.append(i)
+            yield i
+        raise ValueError("late")
+
+    seen = []
+    with pytest.raises(ValueError, match="late"):
+        for item in ahead(items()):
+            seen.append(item)
+    assert seen == made == [0, 1, 2]
