@@ -376,7 +376,7 @@ def budget_batches(lengths, tokens):
 
 
 def collate(encoded, rows, pad_id, device="cpu"):
-    """Pad the named rows to their longest: input_ids and attention_mask, (B, T) int64, and their labels if they have any."""
+    """Pad the named rows to their longest: input_ids and attention_mask, (B, T) int64, their labels if they have any, and which they are."""
     width = int((encoded.starts[rows + 1] - encoded.starts[rows]).max())
     batch = {"input_ids": np.full((len(rows), width), pad_id, np.int64), "attention_mask": np.zeros((len(rows), width), np.int64)}
     if encoded.labels is not None:
@@ -389,4 +389,4 @@ def collate(encoded, rows, pad_id, device="cpu"):
         batch["input_ids"][i, :length], batch["attention_mask"][i, :length] = encoded.ids[here], 1
         if encoded.token_labels is not None:
             batch["labels"][i, :length] = encoded.token_labels[here]
-    return {name: torch.from_numpy(array).to(device) for name, array in batch.items()}
+    return {"rows": rows, **{name: torch.from_numpy(array).to(device) for name, array in batch.items()}}

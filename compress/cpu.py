@@ -41,19 +41,26 @@ def multiplies_bf16():
 
 
 def products(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **keywords):
-    """Attention of query, key, value (B, heads, T, d) by bf16 products -> (B, T, heads, d), None. mask (B, 1, T, T), True = read."""
+    """Attention of query, key, value (B, heads, T, d) by bf16 products -> (B, T, heads, d), None; attention_mask of `added_mask`."""
     if key.shape[2] > LONGEST:
+        attention_mask = attention_mask if attention_mask is None else attention_mask.to(query.dtype)
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **keywords)
     scaling = 1 / math.sqrt(query.shape[-1]) if scaling is None else scaling
     scores = (query * scaling).bfloat16() @ key.bfloat16().transpose(-1, -2)  # (B, heads, T, T)
     if attention_mask is not None:
-        scores = scores.masked_fill(~attention_mask, torch.finfo(torch.bfloat16).min)
+        scores += attention_mask
     shares = F.dropout(scores.softmax(-1), dropout, training=bool(dropout))
     return (shares @ value.bfloat16()).transpose(1, 2).to(value.dtype).contiguous(), None
 
 
+def added_mask(*arguments, **keywords):
+    """What is added to the scores, once for all layers: 0 where a token is read, the least bf16 number where not, (B, 1, T, T)."""
+    mask = sdpa_mask(*arguments, **keywords)
+    return mask if mask is None else torch.zeros_like(mask, dtype=torch.bfloat16).masked_fill_(~mask, torch.finfo(torch.bfloat16).min)
+
+
 AttentionInterface.register("bf16_products", products)
-AttentionMaskInterface.register("bf16_products", sdpa_mask)
+AttentionMaskInterface.register("bf16_products", added_mask)
 
 
 def bf16_attention(model, on=True):

@@ -1,12 +1,14 @@
 """Distillation: a smaller student learns from the labels and from a fine-tuned teacher's softened answers.
 
 loss = alpha * CE(labels, student) + (1 - alpha) * T^2 * KL(softmax(teacher / T) || softmax(student / T)), summed over the
-classes and averaged over the notes; T^2 keeps the gradients' size as T grows (Hinton et al., 2014). The student starts
-from evenly spaced layers of the teacher (as DistilBERT does: 0, 2, 4, 7, 9, 11 of 12). An optional term pulls the
-student's hidden states towards those of the matching teacher layers, by mean squared error over real tokens.
+classes and averaged over the notes; T^2 keeps the gradients' size as T grows (Hinton et al., 2014). The student is cut from
+the teacher (compress/student.py): fewer layers, and with --student-width narrower ones. Two terms may be added:
+    --hidden-weight     mean squared error of the hidden states of matching layers, over real tokens
+    --attention-weight  KL between the last layers' relations, softmax(A A^T / sqrt(d)) of A = queries, keys and values, split
+                        into heads of the same number whatever the widths (Wang et al., 2021, MiniLMv2)
+Without them the teacher reads every note once: its answers are kept in memory for the epochs to come.
 
-What it does not save: embeddings (a half-depth BERT-base keeps 61% of its bytes), and training time, since the teacher
-reads every batch as well.
+What it does not save: embeddings, unless the student is narrower (a half-depth BERT-base keeps 61% of its bytes).
 """
 
 import copy
@@ -15,8 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from compress.technique import Technique, millions, parameter_count
+from compress import structured
+from compress.student import best_layers, keep_layers, narrow, norm_moments, spaced_layers
+from compress.technique import CALIBRATION_NOTES, LAYER_CHOICE, Technique, find_layers, millions, parameter_count
 from data import BadInput, number
+
+RELATION_HEADS = 12
 
 
 def kd_loss(student_logits, teacher_logits, temperature):
@@ -32,107 +38,151 @@ def hidden_loss(student, teacher, mask):
     return ((student - teacher).square() * mask).sum() / (mask.sum() * student.size(-1))
 
 
-def spaced_layers(teacher_layers, student_layers):
-    """Indices of evenly spaced teacher layers, the first and the last among them (the last alone for one)."""
-    if student_layers == 1:
-        return [teacher_layers - 1]
-    return [round(i * (teacher_layers - 1) / (student_layers - 1)) for i in range(student_layers)]
+def relations(states, mask, heads):
+    """log softmax(A A^T / sqrt(d)) of states A (B, T, W) in `heads` parts, padding left out: (B, heads, T, T)."""
+    parts = states.unflatten(-1, (heads, -1)).transpose(1, 2).float()  # (B, heads, T, d)
+    scores = parts @ parts.transpose(-1, -2) / parts.shape[-1] ** 0.5
+    return scores.masked_fill(~mask[:, None, None].bool(), torch.finfo(scores.dtype).min).log_softmax(-1)
 
 
-def find_layers(model):
-    """(name, nn.ModuleList) of the encoder's stack of layers. Raises BadInput if the model has no such list."""
-    depth = getattr(model.config, "num_hidden_layers", None)
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == depth:
-            return name, module
-    raise BadInput(f"distillation cannot find the layers of {type(model).__name__}; give a smaller model with --student")
-
-
-def keep_layers(model, kept):
-    """Drop, in place, all layers but those of the given indices. Raises BadInput if the architecture does not allow it."""
-    name, layers = find_layers(model)
-    parent, _, child = name.rpartition(".")
-    for key, value in model.config.to_dict().items():
-        if isinstance(value, list) and len(value) == len(layers):  # settings given layer by layer
-            setattr(model.config, key, [value[i] for i in kept])
-    setattr(model.get_submodule(parent), child, nn.ModuleList(layers[i] for i in kept))
-    model.config.num_hidden_layers = len(kept)
-    try:
-        config = type(model.config).from_dict(model.config.to_dict())
-        with torch.device("meta"):
-            expected = {key: value.shape for key, value in type(model)(config).base_model.state_dict().items()}
-    except (ValueError, TypeError, AssertionError, LookupError, AttributeError):
-        expected = None
-    if expected != {key: value.shape for key, value in model.base_model.state_dict().items()}:
-        raise BadInput(f"distillation cannot drop layers of {type(model).__name__}; give a smaller model with --student")
-    return model
+def relation_loss(student, teacher, mask, heads):
+    """KL(teacher || student) of relations, the mean over real tokens and heads. states (B, T, W), W of any two sizes; mask (B, T)."""
+    gap = F.kl_div(relations(student, mask, heads), relations(teacher, mask, heads), log_target=True, reduction="none").sum(-1)
+    return (gap * mask[:, None]).sum() / (mask.sum() * heads)  # (B, heads, T) -> scalar
 
 
 class Distillation(Technique):
     """Shrinks a copy of the teacher (or takes the model that train.py loaded for --student) and trains it with kd_loss."""
 
     name = "distillation"
-    NEEDS = ("teacher",)
+    NEEDS = ("teacher", "calibration")
     learning_rate = 5e-5
     OPTIONS = {
         "--teacher": dict(default=None, help="finished run to learn from (the base run under --out, trained first if absent)"),
         "--student-layers": dict(type=number(int, 0, 10**4), default=0, help="layers of the student (0 = half the teacher's)"),
+        "--student-width": dict(type=number(int, 0, 10**5), default=0, help="channels of the student (0 = the teacher's)"),
         "--student": dict(default=None, help="start from this smaller model instead of the teacher's layers"),
         "--temperature": dict(type=number(float, 0, 10**4, low_open=True), default=4.0, help="softening of the logits, > 0"),
         "--alpha": dict(type=number(float, 0, 1), default=0.5, help="weight of the labels; 1 - alpha weighs the teacher, [0, 1]"),
         "--hidden-weight": dict(type=number(float, 0, 10**6), default=0.0, help="weight of the hidden-state term (0 = off)"),
+        "--attention-weight": dict(type=number(float, 0, 10**6), default=0.0, help="weight of the attention term (0 = off)"),
+        **LAYER_CHOICE, **CALIBRATION_NOTES,
     }  # fmt: skip
 
-    def __init__(self, teacher, student_layers=0, student=None, temperature=4.0, alpha=0.5, hidden_weight=0.0):
-        self.teacher, self.student_layers, self.student = teacher, student_layers, student
-        self.temperature, self.alpha, self.hidden_weight = temperature, alpha, hidden_weight
+    def __init__(self, teacher, student_layers=0, student_width=0, student=None, temperature=4.0, alpha=0.5, hidden_weight=0.0,
+                 attention_weight=0.0, layer_choice="spaced", calibration_notes=256, calibration=None):  # fmt: skip
+        """calibration(notes) -> batches of that many training notes, by which layers, heads and directions are chosen."""
+        self.teacher, self.student_layers, self.width, self.student = teacher, student_layers, student_width, student
+        self.temperature, self.alpha, self.hidden_weight, self.attention_weight = temperature, alpha, hidden_weight, attention_weight
+        self.choice, self.notes, self.calibration = layer_choice, calibration_notes, calibration
+        self.taught = {}  # row -> the teacher's logits, (C,) or (T, C)
 
     def prepare(self, model):
-        """model: the --student, or a copy of the teacher. Drop layers, ready the teacher."""
+        """model: the --student, or a copy of the teacher. Drop layers, narrow the rest, ready the teacher."""
         self.teacher.eval().requires_grad_(False)
+        model.eval()
         depth = len(find_layers(model)[1])
         wanted = self.student_layers or (depth if self.student else max(1, depth // 2))
         if wanted > depth:
             raise BadInput(f"--student-layers {wanted}: the model to shrink has {depth}")
         before = parameter_count(self.teacher)
-        kept = spaced_layers(depth, wanted)
+        kept, basis = spaced_layers(depth, wanted), None
+        if self.choice == "best" and wanted < depth:
+            kept = best_layers(model, wanted, lambda b: self._task_loss(model, b), self.calibration(self.notes))
+        if self.width:
+            batches = self.calibration(self.notes)
+            moments = norm_moments(model, lambda b: self.task.forward(model, b), batches)
+            scores = structured.fisher(model, structured.find_units(model), lambda b: self._task_loss(model, b), batches)
+            prefix = find_layers(model)[0]
+            moments = [{renamed(name, prefix, kept): value for name, value in part.items()} for part in moments]
+            moments = [{name: value for name, value in part.items() if name} for part in moments]
         if wanted < depth:
             model = keep_layers(model, kept)
-        if self.hidden_weight:
-            self._prepare_hidden(model, wanted)
+        if self.width:
+            model, basis = narrow(model, self.width, moments, [scores[i] for i in kept], self.task.attach_head)
+        if self.hidden_weight or self.attention_weight:
+            self._prepare_terms(model, kept, basis)
         source = "its own" if self.student else "teacher"
         print(
-            f"distillation: student of {wanted} layers from {source} layers {', '.join(map(str, kept))}; "
-            f"{millions(before)} -> {millions(parameter_count(model))} parameters, head and embeddings kept"
+            f"distillation: student of {wanted} layers from {source} layers {', '.join(map(str, kept))}"
+            f"{f', {self.width} of {self.teacher.config.hidden_size} channels' if self.width else ''}; "
+            f"{millions(before)} -> {millions(parameter_count(model))} parameters, head and embeddings {'narrowed' if self.width else 'kept'}"
         )
         return model
 
-    def _prepare_hidden(self, model, student_layers):
-        self.matched = spaced_layers(len(find_layers(self.teacher)[1]), student_layers)
+    def _task_loss(self, model, batch):
+        return self.task.loss(model, batch, self.task.forward(model, batch))
+
+    def _prepare_terms(self, model, kept, basis):
+        self.matched = spaced_layers(len(find_layers(self.teacher)[1]), len(kept)) if self.student else kept
         narrow, wide = model.config.hidden_size, self.teacher.config.hidden_size
+        if self.attention_weight and (narrow % RELATION_HEADS or wide % RELATION_HEADS):
+            raise BadInput(f"--attention-weight: {narrow} and {wide} channels must both be multiples of {RELATION_HEADS}")
         # Part of the model while it trains, so that the optimizer and the resume file see it; finish takes it away.
-        model.distillation_projection = nn.Identity() if narrow == wide else nn.Linear(narrow, wide, bias=False)
+        projection = nn.Identity() if narrow == wide else nn.Linear(narrow, wide, bias=False)
+        if basis is not None:
+            projection.weight.data.copy_(basis)
+        model.distillation_projection = projection.to(next(model.parameters()).device)
         model.config.output_hidden_states = True
 
     def loss(self, model, batch, outputs):
-        """alpha * task loss + (1 - alpha) * kd_loss, plus the hidden-state term."""
-        with torch.no_grad():
-            taught = self.task.forward(self.teacher, batch, output_hidden_states=bool(self.hidden_weight))
-        student_rows, teacher_rows = (self.task.categorical(o.logits, batch) for o in (outputs, taught))
+        """alpha * task loss + (1 - alpha) * kd_loss, plus the hidden-state and attention terms."""
+        deep = bool(self.hidden_weight or self.attention_weight)
+        taught = None if deep else self._remembered(batch)
+        if taught is None:
+            with torch.no_grad():
+                teacher = self.task.forward(self.teacher, batch, output_hidden_states=deep)
+            taught = teacher.logits
+            self._remember(batch, taught)
         loss = self.alpha * self.task.loss(model, batch, outputs)
+        student_rows, teacher_rows = (self.task.categorical(logits, batch) for logits in (outputs.logits, taught))
         loss = loss + (1 - self.alpha) * kd_loss(student_rows, teacher_rows, self.temperature)
         if self.hidden_weight:
-            pairs = zip(outputs.hidden_states[1:], (taught.hidden_states[i + 1] for i in self.matched))
+            pairs = zip(outputs.hidden_states[1:], (teacher.hidden_states[i + 1] for i in self.matched))
             terms = [hidden_loss(model.distillation_projection(s), t, batch["attention_mask"]) for s, t in pairs]
             loss = loss + self.hidden_weight * sum(terms) / len(terms)
+        if self.attention_weight:
+            ours, theirs = last_projections(model, outputs), last_projections(self.teacher, teacher)
+            terms = [relation_loss(s, t, batch["attention_mask"], RELATION_HEADS) for s, t in zip(ours, theirs)]
+            loss = loss + self.attention_weight * sum(terms) / len(terms)
         return loss
 
+    def _remembered(self, batch):
+        rows = batch["rows"].tolist()
+        if self.task.redraws or any(row not in self.taught for row in rows):
+            return None
+        return nn.utils.rnn.pad_sequence([self.taught[row] for row in rows], batch_first=True)  # (B, C) or (B, T, C)
+
+    def _remember(self, batch, logits):
+        if not self.task.redraws and logits.shape[0] == len(batch["rows"]):
+            lengths = batch["attention_mask"].sum(1).tolist()
+            for row, length, answer in zip(batch["rows"].tolist(), lengths, logits.detach().clone()):
+                self.taught[row] = answer[:length] if answer.dim() > 1 else answer
+
     def finish(self, model):
-        """Leave a plain, shallower model."""
-        if self.hidden_weight:
+        """Leave a plain, smaller model."""
+        if self.hidden_weight or self.attention_weight:
             del model.distillation_projection
             model.config.output_hidden_states = False
         return model
+
+
+def renamed(name, prefix, kept):
+    """A module's name after only the `kept` layers stay: 'encoder.layer.5.x' -> 'encoder.layer.2.x'; None if its layer goes."""
+    if not name.startswith(f"{prefix}."):
+        return name
+    index, _, rest = name[len(prefix) + 1 :].partition(".")
+    return f"{prefix}.{kept.index(int(index))}.{rest}" if int(index) in kept else None
+
+
+def last_projections(model, outputs):
+    """Queries, keys and values of the last layer, (B, T, W) each, from the hidden states that it reads."""
+    name, layers = find_layers(model)
+    modules = dict(layers[-1].named_modules())
+    names = next((layout[:3] for layout in structured.LAYOUTS if layout[0] in modules), None)
+    if names is None:
+        raise BadInput(f"--attention-weight: does not know the layers of {type(model).__name__}")
+    return [modules[name](outputs.hidden_states[-2]) for name in names]
 
 
 def copy_of(teacher):

@@ -18,8 +18,9 @@ import re
 import torch
 
 from compress import structured
-from compress.distillation import find_layers, keep_layers, spaced_layers
-from compress.technique import CALIBRATION_NOTES, TARGET_MACS, Technique, encoder_linears, millions, parameter_count
+from compress.student import best_layers, keep_layers, spaced_layers
+from compress.technique import (CALIBRATION_NOTES, LAYER_CHOICE, TARGET_MACS, Technique, encoder_linears, find_layers, millions,
+                                parameter_count)  # fmt: skip
 from data import BadInput, number
 
 CUBIC_END = 0.5  # share of the training after which the sparsity stands
@@ -74,17 +75,17 @@ class Pruning(Technique):
         "--keep-heads": dict(type=number(int, 0, 10**4), default=0, help="instead, heads to keep in each layer (0 = by --target-macs)"),
         "--keep-neurons": dict(type=number(int, 0, 10**6), default=0, help="instead, neurons to keep in each layer (0 = by --target-macs)"),
         "--importance": dict(choices=("fisher", "magnitude"), default="fisher", help="what a head or a neuron is worth (fisher)"),
-        "--keep-layers": dict(type=number(int, 0, 10**4), default=0, help="also, evenly spaced layers to keep (0 = all)"),
-        **TARGET_MACS, **CALIBRATION_NOTES,
+        "--keep-layers": dict(type=number(int, 0, 10**4), default=0, help="also, layers to keep (0 = all)"),
+        **LAYER_CHOICE, **TARGET_MACS, **CALIBRATION_NOTES,
     }  # fmt: skip
 
     def __init__(self, sparsity=0.3, global_=False, schedule="constant", nm=None, structured=False, target_macs=None, keep_heads=0,
-                 keep_neurons=0, importance="fisher", calibration_notes=256, keep_layers=0, calibration=None):  # fmt: skip
+                 keep_neurons=0, importance="fisher", calibration_notes=256, keep_layers=0, layer_choice="spaced", calibration=None):  # fmt: skip
         """calibration(notes) -> batches of that many training notes, for the Fisher scores."""
         self.sparsity, self.all_layers, self.schedule, self.nm = sparsity, global_, schedule, nm
         self.structured, self.target, self.heads, self.neurons = structured, target_macs or 0.5, keep_heads, keep_neurons
         self.importance, self.notes, self.layers, self.calibration = importance, calibration_notes, keep_layers, calibration
-        self.masked_at, self.facts = None, None
+        self.choice, self.masked_at, self.facts = layer_choice, None, None
 
     def _mask(self, model, sparsity):
         linears = list(encoder_linears(model)[0].values())
@@ -114,7 +115,12 @@ class Pruning(Technique):
             depth = len(find_layers(model)[1])
             if self.layers >= depth:
                 raise BadInput(f"--keep-layers {self.layers}: the model has {depth}; keep fewer")
-            model = keep_layers(model, kept := spaced_layers(depth, self.layers))
+            kept = spaced_layers(depth, self.layers)
+            if self.choice == "best":
+                model.eval()
+                loss = lambda batch: self.task.loss(model, batch, self.task.forward(model, batch))  # noqa: E731
+                kept = best_layers(model, self.layers, loss, self.calibration(self.notes))
+            model = keep_layers(model, kept)
             print(f"pruning: layers {', '.join(map(str, kept))} of {depth} kept, {millions(parameter_count(model))} parameters left")
         if self.structured:
             return self._shrink(model)

@@ -16,8 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from compress.distillation import find_layers
-from compress.technique import replace_module
+from compress.technique import find_layers, replace_module
 from data import BadInput
 
 LAYOUTS = (  # names of query, key, value, output projection, first and second feed-forward matrix: BERT's, DistilBERT's

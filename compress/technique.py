@@ -8,6 +8,8 @@ from data import BadInput, number
 TARGET_MACS = {"--target-macs": dict(type=number(float, 0, 1, True, True), default=None,
                                      help="share of the encoder's multiply-adds to keep (0.5 for --structured; lowrank: use --rank)")}  # fmt: skip
 CALIBRATION_NOTES = {"--calibration-notes": dict(type=number(int, 1, 10**6), default=256, help="training notes to calibrate by (256)")}
+LAYER_CHOICE = {"--layer-choice": dict(choices=("spaced", "best"), default="spaced",
+                                       help="layers to keep: evenly spaced, or those whose absence costs most on calibration notes")}  # fmt: skip
 
 
 class Technique:
@@ -114,6 +116,15 @@ class Chain(Technique):
     def files(self):
         """All parts' files."""
         return {path: content for part in self.parts for path, content in part.files().items()}
+
+
+def find_layers(model):
+    """(name, nn.ModuleList) of the encoder's stack of layers. Raises BadInput if the model has no such list."""
+    depth = getattr(model.config, "num_hidden_layers", None)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == depth:
+            return name, module
+    raise BadInput(f"cannot find the layers of {type(model).__name__}; distillation takes a smaller model with --student")
 
 
 def encoder_linears(model):

@@ -3,6 +3,7 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -41,7 +42,7 @@ def batch():
     mask = torch.ones(6, 9, dtype=torch.long)
     mask[3:, 5:] = 0
     ids = torch.randint(0, 50, (6, 9), generator=torch.Generator().manual_seed(0))
-    return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([0, 1, 2, 0, 1, 2])}
+    return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([0, 1, 2, 0, 1, 2]), "rows": np.arange(6)}
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ from transformers import (AutoConfig, AutoModelForSequenceClassification, BertCo
                           DistilBertForSequenceClassification)  # fmt: skip
 
 import compress
-from compress.distillation import Distillation, copy_of, hidden_loss, kd_loss, spaced_layers
+from compress.distillation import Distillation, copy_of, hidden_loss, kd_loss
+from compress.student import spaced_layers
 from compress.lowrank import LowRank, LowRankLinear, break_even_rank, energy_rank
 from compress.pruning import Pruning, cubic, global_masks, magnitude_mask
 from compress.quantization import Int8Embedding, Quantization, fastest_engine, is_int8, load_plain_state, plain_state
