@@ -1,104 +1,80 @@
-"""Run directories -> bytes, parameters, nonzeros, multiply-adds, latency, throughput: python benchmark.py results/symptoms
+"""What everything costs, in one run: python benchmark.py; or what finished runs cost: python benchmark.py results/symptoms
 
-All runs are timed in one process, in rounds that alternate their order, so that a machine that slows down slows them all.
-Input is random token ids at full length: no note is needed, and time does not depend on which words they are.
+Without a directory, four parts, each in a table of benchmark.md and a CSV under --out (bench/ has a file for each):
+    shape     BERT-base of random weights: every technique, chains, ONNX Runtime; bytes, milliseconds, notes/s
+    training  notes/s beside the Hugging Face Trainer, on --training's notes (train.py's arguments; synthetic notes without)
+    volume    predict.py over 20,000 and 200,000 notes: notes/s end to end, peak memory
+    gpu       BERT-base in bf16, where there is a GPU
+What strengths cost in accuracy on real notes is sweep.py's table.
+
+With directories, their runs are timed in one process, in rounds that alternate their order, so that a machine that slows down
+slows them all. Input is random token ids at full length: no note is needed, and time does not depend on which words they are.
 """
 
-import statistics
-import time
 from pathlib import Path
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
-from tqdm import tqdm
 
 import checkpoint
+from bench import gpu, shape, training, volume
+from bench.shape import measure, multiply_adds
 from compress import cpu
-from compress.quantization import is_int8
-from data import BadInput, Parser, number, run_script, write_csv, writable_directory
+from data import BadInput, Parser, number, run_script, write_csv, write_whole, writable_directory
+from report import find_runs, markdown_table, shown
 
 COLUMNS = ("technique", "bytes", "parameters", "nonzero", "macs", "p50_ms", "p95_ms", "notes_per_s",
            "length", "batch", "rounds", "device", "threads", "cpu", "torch", "finished")  # fmt: skip
 
 
-def find_runs(paths):
-    """Finished run directories among the paths and one level below them, base first, the others as they come."""
-    found = []
-    for path in map(Path, paths):
-        if not path.is_dir():
-            raise BadInput(f"{path}: no such directory")
-        inside = [path] if checkpoint.is_finished(path) else sorted(p for p in path.iterdir() if checkpoint.is_finished(p))
-        found += [run for run in inside if run not in found and not run.name.startswith(".")]
-    if not found:
-        raise BadInput(f"{', '.join(map(str, paths))}: no finished run in there; train one with python train.py")
-    return sorted(found, key=lambda run: run.name != "base")
+PARTS = ("shape", "training", "volume", "gpu")
 
 
-def random_notes(model, notes, length, device):
-    """Model inputs of random token ids, (notes, length), nothing padded."""
-    ids = torch.randint(0, model.config.vocab_size, (notes, length), generator=torch.Generator().manual_seed(0)).to(device)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+def run_parts(parts, args):
+    """Run the named parts, print each table as it comes, and write CSVs and benchmark.md into args.out."""
+    out = writable_directory(args.out or "results/benchmark")
+    machine = checkpoint.machine()
+    where = f"{machine['threads']} threads, {machine['cpu']}, torch {machine['torch']}, commit {machine['commit']}"
+    lines = [f"# What everything costs: {where}", ""]
+    for part in parts:
+        for words in args.training or [""] if part == "training" else [""]:
+            table, module = run_part(part, words, args, out)
+            text = [*markdown_table(*module.as_markdown(table)), ""]
+            note = f"{args.rounds} alternating rounds, medians" + (f"; {' '.join(map(shown, words.split()))}" if words else "")
+            lines += [f"## {part}", "", f"{note}.", "", *text]
+            print("\n".join(text), flush=True)
+            number_of = f"-{args.training.index(words) + 1}" if words and len(args.training) > 1 else ""
+            write_csv(out / f"{part}{number_of}.csv", list(table[0]), [[row.get(key) for key in table[0]] for row in table])
+            write_whole(out / "benchmark.md", "\n".join(lines))
+    print(f"-> {out}/benchmark.md")
 
 
-@torch.inference_mode()
-def multiply_adds(model, length):
-    """Multiply-adds of one note of `length` tokens: matrix products and attention, zeros counted like other weights."""
-    int8 = []
-    hooks = [
-        module.register_forward_hook(lambda m, x, y: int8.append(x[0].numel() * m.out_features))
-        for module in model.modules()
-        if is_int8(module)
-    ]
-    # the plain attention kernel, because the counter sees its products and not the fused CPU kernel's
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(**random_notes(model, 1, length, next((p.device for p in model.parameters()), "cpu")))
-    for hook in hooks:
-        hook.remove()
-    return counter.get_total_flops() // 2 + sum(int8)
+def run_part(part, words, args, out):
+    """(rows, module) of one part."""
+    if part == "shape":
+        return shape.run(args.length or 256, args.batch_size, args.rounds), shape
+    if part == "training":
+        return training.run(words.split(), args.notes, rounds=max(2, args.rounds // 2)), training
+    if part == "volume":
+        return volume.measure(args.run or demo_run(out)), volume
+    return gpu.run(), gpu
 
 
-@torch.inference_mode()
-def seconds(model, inputs):
-    """Wall seconds of one forward pass, the device's queue emptied."""
-    began = time.perf_counter()
-    model(**inputs)
-    if (device := inputs["input_ids"].device.type) != "cpu":
-        getattr(torch, device).synchronize()
-    return time.perf_counter() - began
+def demo_run(out):
+    """A run of the demonstration, trained for one epoch if it is not there."""
+    import train  # a script itself; only this needs it
 
-
-def measure(models, length, batch, rounds, singles=10):
-    """Time models {name: (model, device)} in alternating rounds. Returns {name: {p50_ms, p95_ms, notes_per_s}}.
-
-    p50 and p95 are of rounds * singles passes at batch 1; notes/s is batch over the median of `rounds` full batches. One
-    pass of each kind goes before, uncounted.
-    """
-    inputs = {n: [random_notes(m, size, length, device) for size in (1, batch)] for n, (m, device) in models.items()}
-    single, full = {name: [] for name in models}, {name: [] for name in models}
-    for name, (model, _) in models.items():
-        for example in inputs[name]:
-            seconds(model, example)
-    for turn in tqdm(range(rounds), desc="timing", unit="round", leave=False, disable=None):
-        for name in list(models)[:: 1 if turn % 2 == 0 else -1]:
-            model, (one, many) = models[name][0], inputs[name]
-            single[name] += [1e3 * seconds(model, one) for _ in range(singles)]
-            full[name].append(seconds(model, many))
-    return {
-        name: {
-            "p50_ms": statistics.median(single[name]),
-            "p95_ms": statistics.quantiles(single[name], n=20, method="inclusive")[-1],
-            "notes_per_s": batch / statistics.median(full[name]),
-        }
-        for name in models
-    }
+    return train.run(train.parse(["--out", str(out / "demo-run"), "--epochs", "1", "--max-length", "64"]))
 
 
 def main(argv=None):
     """Benchmark runs; of a whole results directory, or with --out, write benchmark.csv."""
     parser = Parser(prog="benchmark.py", description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="+", help="run directories, or a results directory with several")
-    parser.add_argument("--out", default=None, help="directory of benchmark.csv (the results directory; for single runs none is written)")
+    parser.add_argument("runs", nargs="*", help="run directories, or a results directory with several (none: the four parts)")
+    parser.add_argument("--out", default=None, help="directory to write (the results directory; results/benchmark for the parts)")
+    parser.add_argument("--parts", default=None, help=f"of {','.join(PARTS)}, comma-separated (all that the machine allows)")
+    parser.add_argument("--training", action="append", help="arguments of train.py that name notes and model; may be given twice")
+    parser.add_argument("--notes", type=number(int, 16, 10**6), default=512, help="notes of an epoch in the part training (512)")
+    parser.add_argument("--run", default=None, help="run directory for the part volume (one of the demonstration)")
     parser.add_argument("--length", type=number(int, 4, 10**6), default=None, help="tokens a note (what the runs were trained with)")
     parser.add_argument("--batch-size", type=number(int, 1, 10**5), default=16, help="notes a batch for the throughput (16)")
     parser.add_argument("--rounds", type=number(int, 2, 10**4), default=7, help="full batches a run; 10 single notes go with each (7)")
@@ -106,6 +82,13 @@ def main(argv=None):
     args = parser.parse_args(argv)
 
     cpu.keep_memory()
+    if not args.runs:
+        parts = args.parts.split(",") if args.parts else PARTS if torch.cuda.is_available() else PARTS[:3]
+        if unknown := [part for part in parts if part not in PARTS]:
+            raise BadInput(f"--parts: no part {unknown[0]!r}; there are {', '.join(PARTS)}")
+        if "gpu" in parts and not torch.cuda.is_available():
+            raise BadInput("--parts gpu: this machine or this build of torch has no GPU")
+        return run_parts(parts, args)
     paths = find_runs(args.runs)
     out = args.out or (args.runs[0] if len(args.runs) == 1 and not checkpoint.is_finished(args.runs[0]) else None)
     if out:
@@ -117,7 +100,10 @@ def main(argv=None):
     devices = {name: "cpu" if on_cpu[name] else args.device for name in runs}
     macs = {name: multiply_adds(run.model, length) for name, run in runs.items()}
     timed = measure(
-        {n: (cpu.for_inference(run.model.to(devices[n])), devices[n]) for n, run in runs.items()}, length, args.batch_size, args.rounds
+        {n: (cpu.for_inference(run.model.to(devices[n])), run.model.config.vocab_size, devices[n]) for n, run in runs.items()},
+        length,
+        args.batch_size,
+        args.rounds,
     )
 
     machine = checkpoint.machine()

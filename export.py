@@ -3,7 +3,7 @@
 Inputs input_ids and attention_mask (batch, length), int64, both sides free; output logits, as the run's head gives them.
 The tokenizer stays in the run directory (tokenizer.json). --int8 quantizes with ONNX Runtime's own dynamic int8, weights per
 channel; a run of --technique quantization holds torch's int8 layers, which have no ONNX form: export the run it came from.
-Needs pip install -r requirements-onnx.txt.
+Needs pip install -r requirements-peers.txt.
 """
 
 import itertools
@@ -44,7 +44,7 @@ def libraries():
         import onnxruntime
         import onnxscript  # noqa: F401  torch's exporter needs it
     except ImportError as error:
-        raise BadInput(f"{error.name} is not installed; pip install -r requirements-onnx.txt") from None
+        raise BadInput(f"{error.name} is not installed; pip install -r requirements-peers.txt") from None
     onnxruntime.set_default_logger_severity(3)
     return onnx, onnxruntime
 

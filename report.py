@@ -15,13 +15,25 @@ import numpy as np
 
 import checkpoint
 import demo
-from benchmark import find_runs
 from data import BadInput, Parser, run_script, write_csv, write_whole
 from metrics import OVERALL, calibration, mcnemar
 from tasks import TASKS
 
 REFERENCE = Path(__file__).parent / "reference"  # the paper's tables as data; SOURCE.md there says where they come from
 ORDER = ("base", "lora", "pruning", "lowrank", "distillation", "quantization")
+
+
+def find_runs(paths):
+    """Finished run directories among the paths and one level below them, base first, the others as they come."""
+    found = []
+    for path in map(Path, paths):
+        if not path.is_dir():
+            raise BadInput(f"{path}: no such directory")
+        inside = [path] if checkpoint.is_finished(path) else sorted(p for p in path.iterdir() if checkpoint.is_finished(p))
+        found += [run for run in inside if run not in found and not run.name.startswith(".")]
+    if not found:
+        raise BadInput(f"{', '.join(map(str, paths))}: no finished run in there; train one with python train.py")
+    return sorted(found, key=lambda run: run.name != "base")
 
 
 def read_table(path):

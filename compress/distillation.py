@@ -6,7 +6,9 @@ the teacher (compress/student.py): fewer layers, and with --student-width narrow
     --hidden-weight     mean squared error of the hidden states of matching layers, over real tokens
     --attention-weight  KL between the last layers' relations, softmax(A A^T / sqrt(d)) of A = queries, keys and values, split
                         into heads of the same number whatever the widths (Wang et al., 2021, MiniLMv2)
-Without them the teacher reads every note once: its answers are kept in memory for the epochs to come.
+Without them the teacher reads every note once: its answers are kept in memory for the epochs to come. With --augment P the
+student also learns the teacher's answers to other notes: each one again, with a share P of its tokens replaced by tokens of
+its batch (the idea of TinyBERT's augmentation, Jiao et al., 2020); these need no label, and the teacher reads each anew.
 
 What it does not save: embeddings, unless the student is narrower (a half-depth BERT-base keeps 61% of its bytes).
 """
@@ -66,14 +68,16 @@ class Distillation(Technique):
         "--alpha": dict(type=number(float, 0, 1), default=0.5, help="weight of the labels; 1 - alpha weighs the teacher, [0, 1]"),
         "--hidden-weight": dict(type=number(float, 0, 10**6), default=0.0, help="weight of the hidden-state term (0 = off)"),
         "--attention-weight": dict(type=number(float, 0, 10**6), default=0.0, help="weight of the attention term (0 = off)"),
+        "--augment": dict(type=number(float, 0, 1), default=0.0, help="also learn from notes with this share of tokens replaced (0 = off)"),
         **LAYER_CHOICE, **CALIBRATION_NOTES,
     }  # fmt: skip
 
     def __init__(self, teacher, student_layers=0, student_width=0, student=None, temperature=4.0, alpha=0.5, hidden_weight=0.0,
-                 attention_weight=0.0, layer_choice="spaced", calibration_notes=256, calibration=None):  # fmt: skip
+                 attention_weight=0.0, augment=0.0, layer_choice="spaced", calibration_notes=256, calibration=None):  # fmt: skip
         """calibration(notes) -> batches of that many training notes, by which layers, heads and directions are chosen."""
         self.teacher, self.student_layers, self.width, self.student = teacher, student_layers, student_width, student
         self.temperature, self.alpha, self.hidden_weight, self.attention_weight = temperature, alpha, hidden_weight, attention_weight
+        self.augment = augment
         self.choice, self.notes, self.calibration = layer_choice, calibration_notes, calibration
         self.taught = {}  # row -> the teacher's logits, (C,) or (T, C)
 
@@ -145,6 +149,12 @@ class Distillation(Technique):
             ours, theirs = last_projections(model, outputs), last_projections(self.teacher, teacher)
             terms = [relation_loss(s, t, batch["attention_mask"], RELATION_HEADS) for s, t in zip(ours, theirs)]
             loss = loss + self.attention_weight * sum(terms) / len(terms)
+        if self.augment:
+            other = {**batch, "input_ids": replaced(batch["input_ids"], batch["attention_mask"], self.augment)}
+            with torch.no_grad():
+                taught = self.task.forward(self.teacher, other).logits
+            student_rows, teacher_rows = (self.task.categorical(x, other) for x in (self.task.forward(model, other).logits, taught))
+            loss = loss + (1 - self.alpha) * kd_loss(student_rows, teacher_rows, self.temperature)
         return loss
 
     def _remembered(self, batch):
@@ -165,6 +175,17 @@ class Distillation(Technique):
             del model.distillation_projection
             model.config.output_hidden_states = False
         return model
+
+
+def replaced(ids, mask, share):
+    """ids (B, T) with a share of the tokens replaced by others of the batch; the first and the last of a row stay, as does padding."""
+    inner = mask.bool() & mask.roll(-1, 1).bool()
+    inner[:, 0] = inner[:, -1] = False
+    donors = ids[inner]
+    if not len(donors):
+        return ids
+    chosen = inner & (torch.rand(ids.shape, device=ids.device) < share)
+    return torch.where(chosen, donors[torch.randint(len(donors), ids.shape, device=ids.device)], ids)
 
 
 def renamed(name, prefix, kept):

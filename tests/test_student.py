@@ -10,7 +10,7 @@ from transformers import BertConfig, BertForSequenceClassification, DistilBertCo
 
 import checkpoint
 import train
-from compress.distillation import Distillation, copy_of, kd_loss, relation_loss, relations, renamed
+from compress.distillation import Distillation, copy_of, kd_loss, relation_loss, relations, renamed, replaced
 from compress.student import best_layers, keep_layers, narrow, norm_moments, strongest
 from compress.structured import find_units, fisher
 from data import BadInput, collate
@@ -193,6 +193,30 @@ def test_the_teacher_reads_each_note_once(model, batch, kind, monkeypatch):
     technique.loss(student, batch, outputs)
     technique.loss(student, batch, outputs)
     assert len(calls) == 4
+
+
+def test_replaced_tokens_are_inner_ones_and_come_from_the_batch(model, batch):
+    ids, mask = batch["input_ids"].clone(), batch["attention_mask"]
+    ids[:, 0], ids[mask == 0] = 48, 49
+    torch.manual_seed(0)
+    other = replaced(ids, mask, 0.5)
+    inner = torch.zeros_like(ids, dtype=torch.bool)
+    for row, length in enumerate(mask.sum(1)):
+        inner[row, 1 : length - 1] = True
+    assert other[~inner].equal(ids[~inner]) and set(other[inner].tolist()) <= set(ids[inner].tolist())
+    share = (other[inner] != ids[inner]).float().mean()
+    assert 0.25 < share < 0.6
+    assert replaced(ids[:, :2], mask[:, :2], 0.5).equal(ids[:, :2])
+    technique = teach(model, batch, augment=0.5, alpha=0.5)
+    student = technique.prepare(copy_of(model)).eval()
+    outputs = technique.task.forward(student, batch)
+    torch.manual_seed(3)
+    loss = technique.loss(student, batch, outputs)
+    technique.augment = 0.0
+    torch.manual_seed(3)
+    other = {**batch, "input_ids": replaced(batch["input_ids"], mask, 0.5)}
+    extra = kd_loss(technique.task.forward(student, other).logits, technique.task.forward(model, other).logits, 4.0)
+    assert torch.allclose(loss, technique.loss(student, batch, outputs) + 0.5 * extra, atol=1e-6)
 
 
 class Tokens(nn.Module):

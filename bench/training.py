@@ -1,0 +1,144 @@
+"""Training throughput beside the Hugging Face Trainer: same model, same notes, same batch, fp32 unless a row says otherwise.
+
+Both train on `notes` rows that are drawn once, tokenised beforehand, for one epoch; loading is not timed. The Trainer
+neither validates nor saves; train.py validates one note and saves its progress. The Trainer runs as it comes, padding every note to one length, and at its best: padding to the batch's
+longest, notes of similar length together. The last two rows differ from it in what train.py does by default on a CPU: bf16
+products where the CPU has them, and no dropout of attention probabilities. The Trainer is given both, too.
+"""
+
+import statistics
+import tempfile
+import time
+import warnings
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import checkpoint
+import train
+from bench.shape import matrix_rate, multiply_adds
+from compress import cpu
+from compress.technique import Technique
+from data import SPLITS, BadInput, Encoded, collate
+from tasks import TASKS
+
+
+def load_notes(words, count):
+    """(arguments, task, function making a fresh model, {split: Encoded}, validation, pad id) for train.py's arguments, `count` training rows."""
+    args = train.parse(words)
+    task = TASKS[args.task](**train.options_of(TASKS[args.task], args))
+    with tempfile.TemporaryDirectory() as directory:
+        path, source = args.data, args.model
+        if "demo" in (args.data, args.model):
+            made = train.demo.make(directory, args.task)
+            path, source = (made[0] if args.data == "demo" else path), (made[1] if args.model == "demo" else source)
+        splits, _ = task.load(str(path), args.fraction, args.validation, args.test, args.split_seed)
+        model, tokenizer, _ = checkpoint.from_pretrained(source, task)
+    rows = np.random.default_rng(0).permutation(len(splits["train"]))[:count]
+    splits = {"train": [splits["train"][i] for i in rows], "validation": splits["validation"][:1], "test": splits["test"][:1]}
+    notes = {split: task.encode(splits[split], tokenizer, args.max_length) for split in SPLITS}
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    def fresh(attention_dropout):
+        torch.manual_seed(0)
+        again = task.attach_head(task.auto_class.from_config(model.config, dtype=torch.float32))
+        again.load_state_dict(state)
+        train.set_attention_dropout(again, attention_dropout)
+        return again
+
+    return args, task, fresh, notes, splits["validation"], tokenizer.pad_token_id
+
+
+def ours(args, task, model, notes, examples, pad_id, precision):
+    """Seconds of train.train for one epoch: its validation of a single note and its save at the end included."""
+    technique = Technique()
+    technique.task = task
+    call = SimpleNamespace(**{**vars(args), "precision": precision, "epochs": 1, "eval_steps": 0, "accumulate": 1, "patience": 0})
+    with tempfile.TemporaryDirectory() as directory, redirect_stdout(StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a single note has no F1
+        began = time.perf_counter()
+        train.train(model, technique, task, notes, examples, pad_id, call, 1e-5, torch.device("cpu"), Path(directory) / "p.safetensors")
+        return time.perf_counter() - began
+
+
+def trainer(args, model, encoded, pad_id, grouped, bf16):
+    """Seconds of one epoch of the Hugging Face Trainer; padded to the longest note of all unless `grouped`."""
+    from transformers import Trainer, TrainingArguments, trainer_utils
+
+    rows = [{"rows": np.array([i]), "input_ids": range(n)} for i, n in enumerate(encoded.lengths)]  # the sampler asks for their length
+    longest = int(encoded.lengths.max())
+
+    def gather(group):
+        batch = collate(encoded, np.concatenate([each["rows"] for each in group]), pad_id)
+        del batch["rows"]
+        if not grouped and (lack := longest - batch["input_ids"].shape[1]):
+            for name, filler in (("input_ids", pad_id), ("attention_mask", 0)):
+                batch[name] = torch.nn.functional.pad(batch[name], (0, lack), value=filler)
+        return batch
+
+    with tempfile.TemporaryDirectory() as directory:
+        settings = TrainingArguments(
+            directory, per_device_train_batch_size=args.batch_size, num_train_epochs=1, learning_rate=1e-5, max_grad_norm=args.clip,
+            weight_decay=args.weight_decay, save_strategy="no", logging_strategy="no", report_to=[], disable_tqdm=True, use_cpu=True,
+            bf16=bf16, remove_unused_columns=False, dataloader_pin_memory=False, seed=0,
+            train_sampling_strategy="group_by_length" if grouped else "random",
+        )  # fmt: skip
+        trainer_utils.logging.set_verbosity_error()
+        run = Trainer(model, settings, train_dataset=rows, data_collator=gather)
+        with redirect_stdout(StringIO()):
+            began = time.perf_counter()
+            run.train()
+            return time.perf_counter() - began
+
+
+def run(words, count=512, padded_count=64, rounds=3):
+    """Rows of the comparison, a dict each. padded_count: notes for the row that pads all to one length, which is slow."""
+    try:
+        import accelerate  # noqa: F401  the Trainer needs it
+    except ImportError:
+        raise BadInput(
+            "accelerate is not installed, and the Hugging Face Trainer needs it; pip install -r requirements-peers.txt"
+        ) from None
+    cpu.keep_memory()
+    args, task, fresh, notes, examples, pad_id = load_notes(words, count)
+    if notes["train"].labels is None:
+        raise BadInput(f"--training: the comparison takes tasks of one label a row, not {args.task}")
+    encoded = notes["train"]
+    few = Encoded(encoded.ids, encoded.starts[: padded_count + 1], encoded.owner[:padded_count], encoded.labels[:padded_count])
+    calls = {
+        "Trainer, padded to the longest": (lambda: trainer(args, fresh(0.1), few, pad_id, False, False), few),
+        "Trainer, dynamic padding, grouped": (lambda: trainer(args, fresh(0.1), encoded, pad_id, True, False), encoded),
+        "train.py, fp32, attention dropout 0.1": (lambda: ours(args, task, fresh(0.1), notes, examples, pad_id, "fp32"), encoded),
+        "Trainer, the same in bf16 without attention dropout": (lambda: trainer(args, fresh(0.0), encoded, pad_id, True, True), encoded),
+        "train.py as it comes": (lambda: ours(args, task, fresh(args.attention_dropout), notes, examples, pad_id, args.precision), encoded),
+    }
+    times = {name: [] for name in calls}
+    for turn in tqdm(range(rounds), desc="training", unit="round", leave=False, disable=None):
+        for name in list(calls)[:: 1 if turn % 2 == 0 else -1]:
+            times[name].append(calls[name][0]())
+    peak = matrix_rate()
+    per_token = multiply_adds(fresh(0.0).eval(), 64) / 64
+    table = []
+    for name, (_, rows) in calls.items():
+        took, tokens = statistics.median(times[name]), int(rows.lengths.sum())
+        table.append({
+            "row": name, "notes": len(rows.lengths), "tokens_per_note": tokens / len(rows.lengths), "notes_per_s": len(rows.lengths) / took,
+            "tokens_per_s": tokens / took, "peak_share": 3 * per_token * tokens / took / peak, "rounds": rounds, "batch": args.batch_size,
+        })  # fmt: skip
+    return table
+
+
+def as_markdown(table):
+    """Header and cells: throughput, and how many times that of the Trainer's two rows."""
+    rows = {row["row"]: row for row in table}
+    first, second = (rows[name]["notes_per_s"] for name in list(rows)[:2])
+    header = [f"training, {table[1]['notes']} notes of {table[1]['tokens_per_note']:.0f} tokens", "notes/s", "tokens/s", "of fp32 peak",
+              "x Trainer padded", "x Trainer grouped"]  # fmt: skip
+    cells = [[row["row"], f"{row['notes_per_s']:.1f}", f"{row['tokens_per_s']:,.0f}", f"{row['peak_share']:.2f}",
+              f"{row['notes_per_s'] / first:.2f}", f"{row['notes_per_s'] / second:.2f}"] for row in table]  # fmt: skip
+    return header, cells

@@ -1,0 +1,59 @@
+"""predict.py over many notes: notes/s end to end (reading, tokenising, writing), and whether memory stays flat.
+
+Each size is a process of its own, whose peak memory the system reports when it ends.
+"""
+
+import csv
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+WORDS = "patient denies reports chest abdominal pain fever cough edema bleeding stable improved daily mg left right no acute severe".split()
+
+
+def write_notes(path, count, words=12):
+    """A CSV of synthetic notes of `words` words each."""
+    generator = random.Random(0)
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("ROW_ID", "TEXT"))
+        writer.writerows((row, " ".join(generator.choices(WORDS, k=words))) for row in range(count))
+
+
+def predict(run, notes, out):
+    """(wall seconds, peak memory in bytes) of predict.py as a process of its own. Raises RuntimeError if it fails."""
+    began = time.perf_counter()
+    command = [sys.executable, str(ROOT / "predict.py"), str(run), str(notes), "--out", str(out), "--text-columns", "TEXT"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    message = process.stderr.read().decode()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"predict.py failed: {message.strip().splitlines()[-1] if message.strip() else process.returncode}")
+    return time.perf_counter() - began, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def measure(run, sizes=(20_000, 200_000)):
+    """Rows, a dict each: notes, seconds, notes/s, peak memory and its ratio to the first size's."""
+    table = []
+    with tempfile.TemporaryDirectory() as directory:
+        for count in sizes:
+            write_notes(notes := Path(directory) / f"{count}.csv", count)
+            took, peak = predict(run, notes, Path(directory) / f"{count}.out.csv")
+            table.append({"notes": count, "seconds": took, "notes_per_s": count / took, "peak_bytes": peak})
+    for row in table:
+        row["peak_ratio"] = row["peak_bytes"] / table[0]["peak_bytes"]
+    return table
+
+
+def as_markdown(table):
+    """Header and cells."""
+    header = ["predict.py, synthetic notes", "seconds", "notes/s", "peak memory, MB", "x the first"]
+    cells = [[f"{row['notes']:,}", f"{row['seconds']:.1f}", f"{row['notes_per_s']:,.0f}", f"{row['peak_bytes'] / 1e6:.0f}", f"{row['peak_ratio']:.3f}"]
+             for row in table]  # fmt: skip
+    return header, cells

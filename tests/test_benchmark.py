@@ -1,0 +1,149 @@
+"""The comparison, the exporter and the sweep: on small shapes, that they count and say what they should."""
+
+import functools
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import read_csv
+from transformers import BertConfig
+
+import benchmark
+import checkpoint
+import export
+import sweep
+from bench import gpu, shape, training, volume
+from compress.technique import parameter_count
+from data import BadInput
+
+CONFIG = BertConfig(vocab_size=500, hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=512, num_labels=5)
+FEW = (
+    "base, plain torch",
+    "base",
+    "lowrank --rank 32",
+    "quantization --int8-embeddings",
+    "distillation+pruning+quantization, 4 of 312, half",
+)
+
+
+def test_multiply_adds_are_those_of_the_layers():
+    model = shape.bert_base(CONFIG)
+    dense = 6 * (4 * 384 * 384 + 2 * 384 * 512) * 16 + 384 * 384 + 384 * 5  # the pooler and the head read one token
+    attention = 6 * 2 * 16 * 16 * 384
+    assert shape.multiply_adds(model, 16) == dense + attention
+    assert shape.multiply_adds(shape.compressed("quantization", {}, CONFIG), 16) == dense + attention
+
+
+def test_rows_of_the_shape_part_are_what_their_names_say():
+    half = shape.compressed("pruning", shape.HALF, CONFIG)
+    base = shape.bert_base(CONFIG)
+    assert 0.4 < shape.multiply_adds(half, 64) / shape.multiply_adds(base, 64) < 0.55
+    student = shape.compressed("distillation", shape.STUDENT, CONFIG)
+    assert (student.config.num_hidden_layers, student.config.hidden_size) == (4, 312) and parameter_count(student) < parameter_count(base)
+    assert shape.stored_bytes(base) == pytest.approx(4 * parameter_count(base), rel=0.01)
+    table = shape.run(16, 2, 2, {name: shape.ROWS[name] for name in FEW}, CONFIG)
+    assert [row["row"] for row in table][: len(FEW)] == list(FEW) and all(row["notes_per_s"] > 0 for row in table)
+    sizes = [row["bytes"] for row in table[: len(FEW)]]
+    assert sizes[0] == sizes[1] > sizes[3] > sizes[4] and sizes[2] < sizes[0]
+    header, cells = shape.as_markdown(table)
+    assert all(len(row) == len(header) for row in cells) and cells[0][4] == "1.00"
+
+
+def test_the_parts_write_their_tables(tmp_path, refuses, runs, monkeypatch):
+    monkeypatch.setattr(shape, "ROWS", {})
+    monkeypatch.setattr(shape, "run", lambda *_: [{"row": "x"}])
+    monkeypatch.setattr(shape, "as_markdown", lambda table: (["row"], [["x"]]))
+    monkeypatch.setattr(volume, "measure", functools.partial(volume.measure, sizes=(30, 60)))
+    benchmark.main(["--parts", "shape,volume", "--out", str(tmp_path), "--run", str(runs / "quantization"), "--rounds", "2"])
+    text = (tmp_path / "benchmark.md").read_text()
+    assert "## shape" in text and "## volume" in text and [row["notes"] for row in read_csv(tmp_path / "volume.csv")] == ["30", "60"]
+    assert "no part 'speed'" in refuses(benchmark.main, ["--parts", "speed"])
+    if not torch.cuda.is_available():
+        assert "no GPU" in refuses(benchmark.main, ["--parts", "gpu"])
+
+
+def test_the_gpu_part_counts_on_any_device():
+    table = gpu.run("cpu", 16, 2, 4, steps=2, config=CONFIG, compiled=False)
+    assert [row["row"] for row in table] == ["training", "prediction"]
+    macs = shape.multiply_adds(shape.bert_base(CONFIG), 16)
+    assert table[1]["peak_share"] == pytest.approx(macs * table[1]["notes_per_s"] / table[1]["peak_macs_per_s"])
+
+
+def test_training_is_compared_with_the_trainer(arguments):
+    pytest.importorskip("accelerate")
+    table = training.run(arguments[:4], count=48, padded_count=16, rounds=1)
+    assert len(table) == 5 and all(row["notes_per_s"] > 0 for row in table)
+    assert [row["notes"] for row in table] == [16, 48, 48, 48, 48]
+
+
+@pytest.mark.parametrize("technique", ["base", "lowrank", "distillation"])
+def test_onnx_answers_as_pytorch_does(technique, runs, tmp_path, capsys):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    out = tmp_path / "model.onnx"
+    export.main([str(runs / technique), "--onnx", str(out)])
+    assert "same answer 100.00%" in capsys.readouterr().out and [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    run, call = checkpoint.load(runs / technique), export.session(out)
+    for batch, length in ((1, 5), (7, 40)):
+        ids = torch.randint(5, 100, (batch, length))
+        mask = torch.ones_like(ids)
+        mask[0, 3:] = 0
+        with torch.no_grad():
+            ours = run.model(input_ids=ids, attention_mask=mask).logits.numpy()
+        assert np.allclose(call(ids, mask), ours, atol=1e-4)
+
+
+def test_onnx_int8_and_what_has_no_onnx_form(runs, tmp_path, refuses, capsys, monkeypatch):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    dense, small = tmp_path / "a.onnx", tmp_path / "b.onnx"
+    export.main([str(runs / "base"), "--onnx", str(dense), "--count", "8"])
+    export.main([str(runs / "base"), "--onnx", str(small), "--int8", "--count", "8"])
+    assert small.stat().st_size < 0.8 * dense.stat().st_size and "int8: largest logit difference" in capsys.readouterr().out
+    assert "holds torch's int8 layers" in refuses(export.main, [runs / "quantization", "--onnx", tmp_path / "c.onnx"])
+    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    assert "nothing was written" in refuses(export.main, [runs / "base", "--onnx", tmp_path / "c.onnx"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.onnx", "b.onnx"]
+
+
+def test_the_front_is_what_nothing_beats():
+    rows = [dict(run=name, validation=score, bytes=size) for name, score, size in
+            (("a", 0.9, 100), ("b", 0.9, 50), ("c", 0.8, 60), ("d", 0.7, 10), ("e", 0.7, 10), ("f", 0.95, 200))]  # fmt: skip
+    assert sweep.pareto(rows, "bytes") == ["b", "d", "e", "f"]
+
+
+def test_a_sweep_trains_what_is_missing_and_reports_every_seed(arguments, tmp_path, refuses, capsys):
+    grid = tmp_path / "grid.json"
+    grid.write_text(
+        json.dumps(
+            {
+                "base": "--technique base",
+                "thin": "--technique lowrank --rank 4 --start {base} --epochs {1x}",
+                "int8": "--technique quantization",
+            }
+        )
+    )
+    call = [*arguments, "--epochs", "1", "--out", str(tmp_path / "out"), "--grid", str(grid), "--seeds", "1,2", "--rounds", "1"]
+    sweep.main(call)
+    rows = {row["run"]: row for row in read_csv(tmp_path / "out" / "sweep.csv")}
+    assert list(rows) == ["base", "thin", "int8"] and {row["seeds"] for row in rows.values()} == {"2"}
+    scores = [
+        checkpoint.read_json(tmp_path / "out" / f"seed{seed}" / "thin" / "run.json")["test"]["overall"]["Accuracy"] for seed in (1, 2)
+    ]
+    assert float(rows["thin"]["Accuracy"]) == pytest.approx(np.mean(scores), abs=1e-6)
+    assert (tmp_path / "out" / "sweep.png").stat().st_size > 10_000 and "Pareto front" in (tmp_path / "out" / "sweep.md").read_text()
+    capsys.readouterr()
+    shutil.rmtree(tmp_path / "out" / "seed2" / "int8")
+    sweep.main(call)
+    assert capsys.readouterr().out.count("finished already") == 5
+    assert "the grid and --seeds say that" in refuses(sweep.main, [*call, "--technique", "base"])
+    assert "give whole numbers" in refuses(sweep.main, [*call, "--seeds", "a"])
+    assert "--only: tall is missing" in refuses(sweep.main, [*call, "--only", "base,tall"])
+    grid.write_text('{"base": "--technique base", "x": "--start {nowhere}"}')
+    assert "none of base" in refuses(sweep.main, call)
+    grid.write_text("[1]")
+    assert "give a JSON object" in refuses(sweep.main, call)
+    with pytest.raises(BadInput, match="no such file"):
+        sweep.read_grid(tmp_path / "none.json")
