@@ -13,11 +13,12 @@ import json
 import math
 import os
 import re
+import shutil
 import sys
 import warnings
 import zlib
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from keyword import iskeyword
 from pathlib import Path
 
@@ -336,6 +337,46 @@ def encode(texts, tokenizer, max_length, progress=True):
     """Tokenise every text once, cut to max_length tokens with the special ones included."""
     batches = tokenise(texts, tokenizer, progress, truncation=True, max_length=max_length)
     return pack([np.asarray(ids, np.int32) for batch in batches for ids in batch["input_ids"]])
+
+
+def encoding_key(tokenizer, settings, examples):
+    """32 hex digits that change with the tokenizer, the settings (JSON) and every example, its text and its label."""
+    words = json.loads(tokenizer.backend_tokenizer.to_str())
+    del words["truncation"], words["padding"]  # left there by the last call, and said again by the next
+    state = hashlib.blake2b(json.dumps([words, settings], sort_keys=True).encode(), digest_size=16)
+    for example in examples:
+        state.update(repr(example).encode(errors="surrogatepass"))
+    return state.hexdigest()
+
+
+def cached(directory, key, make):
+    """make() -> Encoded, or what it gave for the same key before, memory-mapped from owner-only files under `directory`.
+
+    Token ids are the text: nobody else may read them, and a directory that others can read or own is not used.
+    """
+    place = Path(directory) / key
+    if not place.is_dir():
+        encoded = make()
+        temporary = place.with_name(f".{key}.{os.getpid()}")
+        try:
+            place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(mode=0o700)
+            for field in fields(Encoded):
+                if (array := getattr(encoded, field.name)) is not None:
+                    with os.fdopen(os.open(temporary / f"{field.name}.npy", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
+                        np.save(file, array)
+            temporary.rename(place)
+        except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            print(f"note: token ids are not kept, {directory} cannot be written ({error.strerror})")
+            return encoded
+    owner = place.stat()
+    if hasattr(os, "getuid") and (owner.st_uid != os.getuid() or owner.st_mode & 0o077):
+        print(f"note: {place} can be read by others, so it is not used; delete it")
+        return make()
+    found = {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in place.glob("*.npy")}
+    return Encoded(**found)
 
 
 def frame(tokenizer):

@@ -30,14 +30,14 @@ from report import markdown_table, save_figure, shown
 GRID = {
     "base": "--technique base",
     "pruning 50%": "--technique pruning --sparsity 0.5 --start {base} --epochs {half}",
-    "structured 50%": "--technique pruning --structured --target-macs 0.5 --epochs {1x}",
-    "lowrank 50%": "--technique lowrank --activation-aware --target-macs 0.5 --start {base} --epochs {1x}",
-    "distillation 3 layers": "--technique distillation --student-layers 3 --layer-choice best --temperature 2 --epochs {1x}",
+    "structured 50%": "--technique pruning --structured --target-macs 0.5",
+    "lowrank 25%": "--technique lowrank --activation-aware --target-macs 0.25 --start {base}",
+    "distillation 3 layers": "--technique distillation --student-layers 3 --temperature 2",
     "quantization": "--technique quantization --int8-embeddings",
-    "lowrank 25% + int8": "--technique lowrank+quantization --activation-aware --target-macs 0.25 --int8-embeddings --start {base} --epochs {1x}",
     "structured 50% + int8": "--technique quantization --int8-embeddings --start {runs}/structured-50%",
-    "student 3x192 + int8": "--technique distillation+quantization --student-layers 3 --student-width 192 --temperature 2 --int8-embeddings "
-    "--lr 5e-4 --epochs {3x}",
+    "lowrank 25% + int8": "--technique quantization --int8-embeddings --start {runs}/lowrank-25%",
+    "student 2x256": "--technique distillation --student-layers 2 --student-width 256 --temperature 2 --alpha 0.3 --augment 0.3 --lr 5e-4 --epochs {3x}",
+    "student 2x256 + int8": "--technique quantization --int8-embeddings --start {runs}/student-2x256",
 }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ python train.py --technique distillation+pruning --data NOTEEVENTS.csv.gz --mode
 
 import copy
 import math
+import os
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -20,13 +21,14 @@ import compress
 import demo
 from compress import cpu
 from compress.distillation import copy_of
-from data import (SPLITS, BadInput, Parser, collate, fingerprint, keyword, make_batches, number, run_script, share_or_file,
+from data import (SPLITS, BadInput, Parser, cached, collate, encoding_key, fingerprint, keyword, make_batches, number, run_script, share_or_file,
                   write_csv, writable_directory)  # fmt: skip
 from predict import pick_device, predict_rows
 from tasks import TASKS
 
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "compressed-clinical-bert"
 # arguments that do not change what is learnt
-PLACES = ("out", "name", "overwrite", "technique", "parts", "device", "save_minutes", "data_path", "model_path")
+PLACES = ("out", "name", "overwrite", "technique", "parts", "device", "save_minutes", "cache", "data_path", "model_path")
 # arguments in which a run may differ from the base run that it starts from or learns from
 OPTIMISATION = ("start", "epochs", "batch_size", "accumulate", "lr", "warmup", "weight_decay", "clip", "precision", "seed",
                 "attention_dropout", "eval_steps", "patience", "combine", "scaling_factor", "threshold")  # fmt: skip
@@ -58,6 +60,11 @@ def build_parser():
     add("--test", type=share_or_file, default=0.2, help="share of the notes for the one final test, or a file of them (0.2)")
     add("--split-seed", type=number(int, 0, 2**63 - 1), default=42, help="seed of sampling, balancing and splitting (42)")
     add("--max-length", type=number(int, 4, 10**6), default=None, help="tokens a row, special ones included (256; mlm has --block-size)")
+    add(
+        "--cache",
+        default=str(CACHE),
+        help="owner-only directory of token ids, for the next run on the same notes; none = keep none (%(default)s)",
+    )
     # optimisation
     add("--epochs", type=number(int, 0, 10**4), default=5, help="passes over the training notes (5; 0 = only fit --head logistic)")
     add("--eval-steps", type=number(int, 0, 10**9), default=0, help="steps between validations (0 = once an epoch)")
@@ -108,7 +115,7 @@ def parse(argv=None):
     args.max_length = getattr(args, task.length_flag) or 256
     if Path(args.name).name != args.name or args.name.startswith("."):
         raise BadInput(f"--name {args.name}: give a plain name, without / and not beginning with a dot")
-    trains = any(compress.TECHNIQUES[part].trains for part in args.parts)
+    trains = compress.trains(args.parts, args)
     if trains and not args.epochs and not task.can_fit_head(options_of(task, args)):
         raise BadInput("--epochs 0: nothing would be learnt; only --task readmission --head logistic can do without epochs")
     return args
@@ -319,7 +326,7 @@ def run(args):
         refuse_other_settings(directory, settings(args))
         print(f"{args.name}: finished already in {directory}; --overwrite trains it again")
         return directory
-    distils, trains = "distillation" in args.parts, any(compress.TECHNIQUES[part].trains for part in args.parts)
+    distils, trains = "distillation" in args.parts, compress.trains(args.parts, args)
     start, teacher = args.start, args.teacher if distils else None
     tiny = uses_demo_model(args, start, teacher)
     args = copy.copy(args)
@@ -331,8 +338,9 @@ def run(args):
         args.model_path = demo_model if args.model == "demo" else args.model
     if distils and not teacher:
         teacher = base_run(args)
-    takes_out = "pruning" in args.parts and (args.structured or args.keep_layers)  # of a model that has learnt the task
-    if (not trains or (takes_out and not distils)) and not start:
+    takes_out = "pruning" in args.parts and (args.structured or args.keep_layers)
+    learnt = takes_out or ("quantization" in args.parts and args.qat)  # it works on a model that has learnt the task
+    if (not trains or (learnt and not distils)) and not start:
         start = base_run(args)
 
     # rows -> labelled notes, split
@@ -350,7 +358,7 @@ def run(args):
     torch.manual_seed(args.seed)
     device = pick_device(args.device)
     model, tokenizer, earlier, supplied = starting_point(args, task, facts, start, teacher, device)
-    notes = {split: task.encode(splits[split], tokenizer, args.max_length) for split in SPLITS}
+    notes = {split: encoded(task, splits[split], tokenizer, args.max_length, args.cache) for split in SPLITS}
     pad_id = tokenizer.pad_token_id
 
     def calibration(count):
@@ -403,6 +411,14 @@ def run(args):
     return directory
 
 
+def encoded(task, examples, tokenizer, max_length, directory):
+    """The examples' rows, from the cache if they were tokenised before; a task that draws its rows anew has none to keep."""
+    if directory == "none" or task.redraws:
+        return task.encode(examples, tokenizer, max_length)
+    key = encoding_key(tokenizer, {**task.describe(), "max_length": max_length}, examples)
+    return cached(directory, key, lambda: task.encode(examples, tokenizer, max_length))
+
+
 def starting_point(args, task, facts, start, teacher, device):
     """(model to prepare, tokenizer, compression facts it already has, {what techniques need from outside})."""
     taught = started_from(teacher, "--teacher", task, facts, args.data) if teacher else None
@@ -415,7 +431,7 @@ def starting_point(args, task, facts, start, teacher, device):
         model, tokenizer, earlier = origin.model, origin.tokenizer, origin.compression
         if any(fact["technique"] == "quantization" for fact in earlier):
             raise BadInput(f"--start {start}: is int8 already, which can be neither trained nor compressed further")
-        if any(compress.TECHNIQUES[part].trains for part in args.parts):
+        if compress.trains(args.parts, args):
             earlier = [fact for fact in earlier if compress.changed([fact])]  # training fills pruning's zeros again
         compress.check_order([fact["technique"] for fact in earlier] + [part for part in args.parts if part != "base"])
         if origin.task.head() != task.head():

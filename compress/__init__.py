@@ -42,6 +42,11 @@ def check_order(parts):
         raise BadInput(f"{'+'.join(parts)}: a chain takes each technique once, in this order: {order}")
 
 
+def trains(parts, options):
+    """Whether any of the named techniques has epochs of its own, given the parsed arguments."""
+    return any(TECHNIQUES[part].trains_with(options) for part in parts)
+
+
 def build(parts, options, **supplied):
     """A Chain of the named techniques. options: {keyword: value} of all flags; supplied: what train.py loads for them."""
     chain = []

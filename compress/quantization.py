@@ -1,7 +1,7 @@
 """Dynamic int8: Linear weights as 8-bit integers, activations quantized on the fly, products in integers.
 
-A weight row w (one output channel) becomes round(w / s) with s = max|w| / 127.5; an activation tensor becomes 8-bit with
-one scale and zero point, chosen from its own minimum and maximum at each call; the int32 sums are scaled back to fp32.
+A weight row w (one output channel) becomes round(w / s) with s = max|w| / 127.5; an activation tensor becomes 7-bit (so
+that sums of products fit 16 bits on older CPUs) with one scale and zero point, chosen from its own extremes at each call; the int32 sums are scaled back to fp32.
 Done by torch.ao.quantization.quantize_dynamic on the fine-tuned model, scored as the int8 model itself, on a CPU.
 
 With --int8-embeddings the embedding tables become int8 too, with one scale s = max|w| / 127 a row: fewer bytes on disk and in
@@ -9,13 +9,18 @@ memory, no time, since a look-up multiplies nothing. Counted, not measured: BERT
 
 Attention is computed in bf16 where the CPU multiplies it (compress/cpu.py).
 
+--qat trains first, from the base run, with the rounding of int8 in every forward pass and straight-through gradients (Jacob
+et al., 2018), so that weights learn to live with it: the paper's QAT, but what is scored and saved is the int8 model.
+
 What it does not save: layer norms and attention stay floating point, and so does a table that an output layer shares. Because one activation scale serves a whole batch, a note's probabilities depend slightly on its neighbours in the batch.
 """
 
 import contextlib
+import functools
 import warnings
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from compress.cpu import bf16_attention
@@ -58,6 +63,23 @@ def quantize_linears(model):
     torch.backends.quantized.engine = fastest_engine()
     spec = {name: torch.ao.quantization.per_channel_dynamic_qconfig for name in split_linears(model)[0]}
     return torch.ao.quantization.quantize_dynamic(model, spec, dtype=torch.qint8, inplace=True)
+
+
+def straight(x, rounded):
+    """The value of `rounded` with the gradient of x."""
+    return x + (rounded - x).detach()
+
+
+def rounded_linear(linear, x):
+    """A Linear's product as the int8 layer makes it, in floating point: weights in 8 bits a row, inputs in 7 bits a tensor."""
+    weight, seen = linear.weight.detach(), x.detach().float()
+    scale = (weight.abs().amax(1, keepdim=True) / 127.5).clamp(min=1e-12)
+    low, high = seen.min().clamp(max=0), seen.max().clamp(min=0)
+    step = ((high - low) / 127).clamp(min=1e-12)
+    zero = (-low / step).round()
+    inputs = (((seen / step).round() + zero).clamp(0, 127) - zero) * step
+    weights = (weight / scale).round().clamp(-128, 127) * scale
+    return F.linear(straight(x.float(), inputs), straight(linear.weight, weights), linear.bias)
 
 
 class Int8Embedding(nn.Module):
@@ -136,25 +158,41 @@ def load_plain_state(model, state):
 
 
 class Quantization(Technique):
-    """Nothing before or during training; int8 after it. Alone it starts from the finished base run and trains nothing."""
+    """int8 after training. Alone it starts from the finished base run, and trains nothing unless --qat is given."""
 
     name = "quantization"
     learning_rate = 2e-5
     trains = False
-    OPTIONS = {"--int8-embeddings": dict(action="store_true", help="embedding tables to int8, too; not for DeBERTa")}
+    OPTIONS = {
+        "--int8-embeddings": dict(action="store_true", help="embedding tables to int8, too; not for DeBERTa"),
+        "--qat": dict(action="store_true", help="train with int8's rounding first, from the base run (2 epochs are enough)"),
+    }  # fmt: skip
 
-    def __init__(self, int8_embeddings=False):
-        self.embeddings = int8_embeddings
+    def __init__(self, int8_embeddings=False, qat=False):
+        self.embeddings, self.trains = int8_embeddings, qat
+
+    @classmethod
+    def trains_with(cls, options):
+        """Only with --qat."""
+        return options.qat
 
     def prepare(self, model):
-        """Refuse early what --int8-embeddings cannot do."""
+        """Refuse early what --int8-embeddings cannot do; with --qat let every product round."""
         if self.embeddings and "deberta" in model.config.model_type:
             raise BadInput("--int8-embeddings: DeBERTa reads its embedding weights directly; leave the flag out")
+        if self.trains:
+            names, _ = split_linears(model)
+            for name in names:
+                linear = model.get_submodule(name)
+                linear.forward = functools.partial(rounded_linear, linear)
+            print(f"quantization: training with int8's rounding in {len(names)} Linear")
         return model
 
     def finish(self, model):
         """Move to the CPU and quantize."""
         linears, tied = split_linears(model)
+        for name in linears:
+            model.get_submodule(name).__dict__.pop("forward", None)
         weights = sum(model.get_submodule(name).weight.numel() for name in linears)
         total = sum(parameter.numel() for parameter in model.parameters())
         model = quantize_linears(model.cpu().eval())

@@ -26,6 +26,11 @@ class Technique:
     trains = True  # False: applied to a finished run, no epochs of its own
     task = None
 
+    @classmethod
+    def trains_with(cls, options):
+        """Whether it has epochs of its own, given the parsed arguments."""
+        return cls.trains
+
     def prepare(self, model):
         """Before training: mask, factor, shrink. Returns the model to train."""
         return model

@@ -1,6 +1,7 @@
 import csv
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()  # before train is imported; token ids of these tests go there
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported, which reads it once
 
 import demo  # noqa: E402

@@ -15,7 +15,8 @@ from compress.distillation import Distillation, copy_of, hidden_loss, kd_loss
 from compress.student import spaced_layers
 from compress.lowrank import LowRank, LowRankLinear, break_even_rank, energy_rank
 from compress.pruning import Pruning, cubic, global_masks, magnitude_mask
-from compress.quantization import Int8Embedding, Quantization, fastest_engine, is_int8, load_plain_state, plain_state
+from compress.quantization import (Int8Embedding, Quantization, fastest_engine, is_int8, load_plain_state, plain_state,
+                                   quantize_linears, rounded_linear)  # fmt: skip
 from compress.technique import encoder_linears
 from data import BadInput
 from tasks.task import Task
@@ -299,3 +300,22 @@ def test_a_model_without_linear_layers_is_named():
     gpt = GPT2ForSequenceClassification(GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2))
     with pytest.raises(BadInput, match="GPT2ForSequenceClassification has no nn.Linear"):
         Pruning().prepare(gpt)
+
+
+def test_training_rounds_as_int8_does_and_gradients_pass(model, batch, capsys):
+    torch.manual_seed(0)
+    linear, x = nn.Linear(64, 5), torch.randn(3, 4, 64, requires_grad=True)
+    expected = quantize_linears(nn.Sequential(copy.deepcopy(linear)))(x.detach())
+    ours = rounded_linear(linear, x)
+    assert torch.allclose(ours, expected, atol=5e-3) and not torch.allclose(linear(x), ours, atol=2e-2)
+    ours.sum().backward()
+    assert torch.allclose(x.grad, linear.weight.sum(0).expand_as(x), atol=0.05)
+    technique = Quantization(qat=True)
+    technique.task = Task()
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    model = technique.prepare(model)
+    assert "training with int8's rounding in 26 Linear" in capsys.readouterr().out
+    steps(technique, model, batch, 2)
+    assert any(not torch.equal(p, before[name]) for name, p in model.named_parameters())
+    model = technique.finish(model)
+    assert sum(is_int8(module) for module in model.modules()) == 26 and not any("forward" in m.__dict__ for m in model.modules())

@@ -10,7 +10,7 @@ import pytest
 from conftest import write_notes
 from transformers import AutoTokenizer
 
-from data import (SPLITS, BadInput, Note, Table, balance, collate, digest, encode, fingerprint, fold_duplicates, make_batches,
+from data import (SPLITS, BadInput, Note, Table, balance, cached, collate, digest, encode, encoding_key, fingerprint, fold_duplicates, make_batches,
                   sampled, split_by_subject, write_csv)  # fmt: skip
 from tasks.symptoms import LEXICON, SYMPTOMS, Symptoms, first_match
 
@@ -170,3 +170,33 @@ def test_csv_leaves_undefined_scores_empty(tmp_path):
     write_csv(tmp_path / "a.csv", ["a", "b"], [[None, 0.5], ["x", 3]])
     assert (tmp_path / "a.csv").read_text() == "a,b\n,0.500000\nx,3\n"
     assert [p.name for p in tmp_path.iterdir()] == ["a.csv"]
+
+
+def test_token_ids_are_kept_for_their_owner_alone(small, tmp_path, capsys):
+    tokenizer = AutoTokenizer.from_pretrained(small[1])
+    notes, calls = [Note("1", "a", "fever and pain", 0), Note("2", "b", "no cough", 1)], []
+
+    def make():
+        calls.append(1)
+        encoded = encode([note.text for note in notes], tokenizer, 16, progress=False)
+        encoded.labels = np.array([0, 1])
+        return encoded
+
+    key = encoding_key(tokenizer, {"max_length": 16}, notes)
+    first, again = (cached(tmp_path / "tokens", key, make) for _ in range(2))
+    assert len(calls) == 1 and isinstance(again.ids, np.memmap) and again.token_labels is None
+    assert all(np.array_equal(getattr(first, name), getattr(again, name)) for name in ("ids", "starts", "owner", "labels"))
+    assert encoding_key(tokenizer, {"max_length": 16}, notes) == key  # though the tokenizer was called in between
+    others = ({"max_length": 17}, notes), ({"max_length": 16}, [notes[0], Note("2", "b", "no cough", 0)]), ({"max_length": 16}, notes[:1])
+    assert len({key, *(encoding_key(tokenizer, *each) for each in others)}) == 4
+    places = [tmp_path / "tokens", *(tmp_path / "tokens").rglob("*")]
+    assert len(places) == 6 and all(path.stat().st_mode & 0o077 == 0 for path in places)
+    assert b"fever" not in b"".join(path.read_bytes() for path in places if path.is_file())
+    batch = collate(again, np.array([0, 1]), tokenizer.pad_token_id)
+    assert batch["labels"].tolist() == [0, 1] and batch["input_ids"].shape[0] == 2
+    (tmp_path / "tokens" / key).chmod(0o755)
+    cached(tmp_path / "tokens", key, make)
+    assert len(calls) == 2 and "can be read by others" in capsys.readouterr().out
+    (tmp_path / "file").write_text("")
+    cached(tmp_path / "file", key, make)
+    assert len(calls) == 3 and "token ids are not kept" in capsys.readouterr().out
