@@ -53,7 +53,7 @@ def run_part(part, words, args, out):
     if part == "shape":
         return shape.run(args.length or 256, args.batch_size, args.rounds), shape
     if part == "training":
-        return training.run(words.split(), args.notes, rounds=max(2, args.rounds // 2)), training
+        return training.run(words.split(), args.train_tokens, rounds=max(2, args.rounds // 2)), training
     if part == "volume":
         return volume.measure(args.run or demo_run(out)), volume
     return gpu.run(), gpu
@@ -73,7 +73,9 @@ def main(argv=None):
     parser.add_argument("--out", default=None, help="directory to write (the results directory; results/benchmark for the parts)")
     parser.add_argument("--parts", default=None, help=f"of {','.join(PARTS)}, comma-separated (all that the machine allows)")
     parser.add_argument("--training", action="append", help="arguments of train.py that name notes and model; may be given twice")
-    parser.add_argument("--notes", type=number(int, 16, 10**6), default=512, help="notes of an epoch in the part training (512)")
+    parser.add_argument(
+        "--train-tokens", type=number(int, 100, 10**8), default=40_000, help="tokens of an epoch in the part training (40,000)"
+    )
     parser.add_argument("--run", default=None, help="run directory for the part volume (one of the demonstration)")
     parser.add_argument("--length", type=number(int, 4, 10**6), default=None, help="tokens a note (what the runs were trained with)")
     parser.add_argument("--batch-size", type=number(int, 1, 10**5), default=16, help="notes a batch for the throughput (16)")

@@ -28,8 +28,11 @@ from data import SPLITS, BadInput, Encoded, collate
 from tasks import TASKS
 
 
-def load_notes(words, count):
-    """(arguments, task, function making a fresh model, {split: Encoded}, validation, pad id) for train.py's arguments, `count` training rows."""
+def load_notes(words, tokens):
+    """(arguments, task, function making a fresh model, {split: Encoded}, validation, pad id) for train.py's arguments.
+
+    Of the training notes as many, drawn at random, as make up `tokens` tokens.
+    """
     args = train.parse(words)
     task = TASKS[args.task](**train.options_of(TASKS[args.task], args))
     with tempfile.TemporaryDirectory() as directory:
@@ -39,8 +42,11 @@ def load_notes(words, count):
             path, source = (made[0] if args.data == "demo" else path), (made[1] if args.model == "demo" else source)
         splits, _ = task.load(str(path), args.fraction, args.validation, args.test, args.split_seed)
         model, tokenizer, _ = checkpoint.from_pretrained(source, task)
-    rows = np.random.default_rng(0).permutation(len(splits["train"]))[:count]
-    splits = {"train": [splits["train"][i] for i in rows], "validation": splits["validation"][:1], "test": splits["test"][:1]}
+    order = np.random.default_rng(0).permutation(len(splits["train"]))[:tokens]  # each has a token at least
+    drawn = [splits["train"][i] for i in order]
+    lengths = task.encode(drawn, tokenizer, args.max_length).lengths
+    count = max(args.batch_size, int(np.searchsorted(lengths.cumsum(), tokens)))
+    splits = {"train": drawn[:count], "validation": splits["validation"][:1], "test": splits["test"][:1]}
     notes = {split: task.encode(splits[split], tokenizer, args.max_length) for split in SPLITS}
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
@@ -66,17 +72,16 @@ def ours(args, task, model, notes, examples, pad_id, precision):
         return time.perf_counter() - began
 
 
-def trainer(args, model, encoded, pad_id, grouped, bf16):
-    """Seconds of one epoch of the Hugging Face Trainer; padded to the longest note of all unless `grouped`."""
+def trainer(args, model, encoded, width, pad_id, bf16):
+    """Seconds of one epoch of the Hugging Face Trainer: notes padded to `width`, or grouped by length if it is None."""
     from transformers import Trainer, TrainingArguments, trainer_utils
 
     rows = [{"rows": np.array([i]), "input_ids": range(n)} for i, n in enumerate(encoded.lengths)]  # the sampler asks for their length
-    longest = int(encoded.lengths.max())
 
     def gather(group):
         batch = collate(encoded, np.concatenate([each["rows"] for each in group]), pad_id)
         del batch["rows"]
-        if not grouped and (lack := longest - batch["input_ids"].shape[1]):
+        if width and (lack := width - batch["input_ids"].shape[1]):
             for name, filler in (("input_ids", pad_id), ("attention_mask", 0)):
                 batch[name] = torch.nn.functional.pad(batch[name], (0, lack), value=filler)
         return batch
@@ -86,7 +91,7 @@ def trainer(args, model, encoded, pad_id, grouped, bf16):
             directory, per_device_train_batch_size=args.batch_size, num_train_epochs=1, learning_rate=1e-5, max_grad_norm=args.clip,
             weight_decay=args.weight_decay, save_strategy="no", logging_strategy="no", report_to=[], disable_tqdm=True, use_cpu=True,
             bf16=bf16, remove_unused_columns=False, dataloader_pin_memory=False, seed=0,
-            train_sampling_strategy="group_by_length" if grouped else "random",
+            train_sampling_strategy="random" if width else "group_by_length",
         )  # fmt: skip
         trainer_utils.logging.set_verbosity_error()
         run = Trainer(model, settings, train_dataset=rows, data_collator=gather)
@@ -96,8 +101,8 @@ def trainer(args, model, encoded, pad_id, grouped, bf16):
             return time.perf_counter() - began
 
 
-def run(words, count=512, padded_count=64, rounds=3):
-    """Rows of the comparison, a dict each. padded_count: notes for the row that pads all to one length, which is slow."""
+def run(words, tokens=40_000, padded=4, rounds=3):
+    """Rows of the comparison, a dict each. padded: batches for the row that pads all notes to one length, which is slow."""
     try:
         import accelerate  # noqa: F401  the Trainer needs it
     except ImportError:
@@ -105,16 +110,17 @@ def run(words, count=512, padded_count=64, rounds=3):
             "accelerate is not installed, and the Hugging Face Trainer needs it; pip install -r requirements-peers.txt"
         ) from None
     cpu.keep_memory()
-    args, task, fresh, notes, examples, pad_id = load_notes(words, count)
+    args, task, fresh, notes, examples, pad_id = load_notes(words, tokens)
     if notes["train"].labels is None:
         raise BadInput(f"--training: the comparison takes tasks of one label a row, not {args.task}")
     encoded = notes["train"]
-    few = Encoded(encoded.ids, encoded.starts[: padded_count + 1], encoded.owner[:padded_count], encoded.labels[:padded_count])
+    part = padded * args.batch_size
+    few = Encoded(encoded.ids, encoded.starts[: part + 1], encoded.owner[:part], encoded.labels[:part])
     calls = {
-        "Trainer, padded to the longest": (lambda: trainer(args, fresh(0.1), few, pad_id, False, False), few),
-        "Trainer, dynamic padding, grouped": (lambda: trainer(args, fresh(0.1), encoded, pad_id, True, False), encoded),
+        "Trainer, padded to the longest": (lambda: trainer(args, fresh(0.1), few, int(encoded.lengths.max()), pad_id, False), few),
+        "Trainer, dynamic padding, grouped": (lambda: trainer(args, fresh(0.1), encoded, None, pad_id, False), encoded),
         "train.py, fp32, attention dropout 0.1": (lambda: ours(args, task, fresh(0.1), notes, examples, pad_id, "fp32"), encoded),
-        "Trainer, the same in bf16 without attention dropout": (lambda: trainer(args, fresh(0.0), encoded, pad_id, True, True), encoded),
+        "Trainer, the same in bf16 without attention dropout": (lambda: trainer(args, fresh(0.0), encoded, None, pad_id, True), encoded),
         "train.py as it comes": (lambda: ours(args, task, fresh(args.attention_dropout), notes, examples, pad_id, args.precision), encoded),
     }
     times = {name: [] for name in calls}

@@ -73,9 +73,9 @@ def test_the_gpu_part_counts_on_any_device():
 
 def test_training_is_compared_with_the_trainer(arguments):
     pytest.importorskip("accelerate")
-    table = training.run(arguments[:4], count=48, padded_count=16, rounds=1)
+    table = training.run(arguments[:4], tokens=4000, padded=1, rounds=1)
     assert len(table) == 5 and all(row["notes_per_s"] > 0 for row in table)
-    assert [row["notes"] for row in table] == [16, 48, 48, 48, 48]
+    assert table[0]["notes"] == 16 < table[1]["notes"] < 80 and len({row["notes"] for row in table[1:]}) == 1
 
 
 @pytest.mark.parametrize("technique", ["base", "lowrank", "distillation"])
