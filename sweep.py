@@ -33,11 +33,11 @@ GRID = {
     "structured 50%": "--technique pruning --structured --target-macs 0.5",
     "lowrank 25%": "--technique lowrank --activation-aware --target-macs 0.25 --start {base}",
     "distillation 3 layers": "--technique distillation --student-layers 3 --temperature 2",
-    "quantization": "--technique quantization --int8-embeddings",
-    "structured 50% + int8": "--technique quantization --int8-embeddings --start {runs}/structured-50%",
-    "lowrank 25% + int8": "--technique quantization --int8-embeddings --start {runs}/lowrank-25%",
+    "quantization": "--technique quantization",
+    "structured 50% + int8": "--technique quantization --start {runs}/structured-50%",
+    "lowrank 25% + int8": "--technique quantization --start {runs}/lowrank-25%",
     "student 2x256": "--technique distillation --student-layers 2 --student-width 256 --temperature 2 --alpha 0.3 --augment 0.3 --lr 5e-4 --epochs {3x}",
-    "student 2x256 + int8": "--technique quantization --int8-embeddings --start {runs}/student-2x256",
+    "student 2x256 + int8": "--technique quantization --start {runs}/student-2x256",
 }  # fmt: skip
 
 

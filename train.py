@@ -219,7 +219,8 @@ def train(model, technique, task, notes, examples, pad_id, args, rate, device, p
     at = checkpoint.read_position(progress_file) or {
         "epoch": 0, "step": 0, "loss": 0.0, "seen": 0, "history": [], "best": None, "stopped": False, "seconds": 0}  # fmt: skip
     best = checkpoint.load_progress(progress_file, model, optimizer) if progress_file.exists() else None
-    start, saved = time.perf_counter() - at["seconds"], time.perf_counter()
+    start, began, saved = time.perf_counter() - at["seconds"], time.perf_counter(), time.perf_counter()
+    tokens, validating = 0, 0.0  # of this process alone
     summed = torch.tensor(at["loss"], device=device)
     while at["epoch"] < args.epochs and not at["stopped"]:
         train_notes = task.fresh(notes["train"], [args.seed, at["epoch"]])
@@ -238,6 +239,7 @@ def train(model, technique, task, notes, examples, pad_id, args, rate, device, p
                 (loss / len(group)).backward()
                 summed += loss.detach() * len(rows)
                 at["seen"] += len(rows)
+                tokens += int(train_notes.lengths[rows].sum())
                 bar.update(len(rows))
             validates = at["step"] + 1 == steps or (args.eval_steps and (done + 1) % args.eval_steps == 0)
             saves = time.perf_counter() - saved > 60 * args.save_minutes
@@ -254,6 +256,7 @@ def train(model, technique, task, notes, examples, pad_id, args, rate, device, p
             technique.after_step(model, (done + 1) / (steps * args.epochs))
             at["step"] += 1
             if validates:
+                paused = time.perf_counter()
                 scores = evaluate(model, task, examples, notes["validation"], pad_id, autocast)[0].overall
                 epoch = (done + 1) // steps if at["step"] == steps else round((done + 1) / steps, 3)
                 row = {"Epoch": epoch, **scores, "Split": "validation", "Loss": at["loss"] / at["seen"], "Step": done + 1}
@@ -267,6 +270,7 @@ def train(model, technique, task, notes, examples, pad_id, args, rate, device, p
                 print(
                     f"{technique.name}: epoch {row['Epoch']:g}/{args.epochs}, {spelled(row, {**task.headline, 'Loss': 'loss'})}", flush=True
                 )
+                validating += time.perf_counter() - paused
             if saves:
                 saved = time.perf_counter()
                 checkpoint.save_progress(progress_file, {**at, "seconds": saved - start}, model, best, optimizer)
@@ -278,7 +282,13 @@ def train(model, technique, task, notes, examples, pad_id, args, rate, device, p
     model.load_state_dict(best)
     if on_cpu:
         cpu.bf16_attention(model, False)
-    return at["history"], {"best_epoch": at["best"]["Epoch"], "train_seconds": round(time.perf_counter() - start, 1)}
+    took = time.perf_counter() - began - validating
+    facts = {"best_epoch": at["best"]["Epoch"], "train_seconds": round(time.perf_counter() - start, 1)}
+    return at["history"], {
+        **facts,
+        "precision": str(precision).removeprefix("torch."),
+        "tokens_per_s": round(tokens / took) if tokens else None,
+    }
 
 
 def evaluate(model, task, examples, notes, pad_id, autocast=None, intervals=False):

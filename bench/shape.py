@@ -27,7 +27,6 @@ from compress.quantization import is_int8
 from data import BadInput
 from tasks.task import Task
 
-INT8 = {"int8_embeddings": True}
 STUDENT = {"student_layers": 4, "student_width": 312}
 HALF = {"structured": True, "target_macs": 0.5, "calibration_notes": 8}
 ROWS = {  # name: technique, options, whether plain torch serves it (False: compress/cpu.py's kernels)
@@ -39,12 +38,12 @@ ROWS = {  # name: technique, options, whether plain torch serves it (False: comp
     "lowrank --rank 32": ("lowrank", {"rank": 32}, False),
     "distillation, 6 layers": ("distillation", {}, False),
     "lora, merged": ("lora", {}, False),
+    "quantization --fp32-embeddings": ("quantization", {"fp32_embeddings": True}, False),
     "quantization": ("quantization", {}, False),
-    "quantization --int8-embeddings": ("quantization", INT8, False),
-    "lowrank+quantization": ("lowrank+quantization", {"rank": 32, **INT8}, False),
-    "pruning+quantization": ("pruning+quantization", {**HALF, **INT8}, False),
-    "distillation+quantization, 4 layers of 312": ("distillation+quantization", {**STUDENT, **INT8}, False),
-    "distillation+pruning+quantization, 4 of 312, half": ("distillation+pruning+quantization", {**STUDENT, **HALF, **INT8}, False),
+    "lowrank+quantization": ("lowrank+quantization", {"rank": 32}, False),
+    "pruning+quantization": ("pruning+quantization", {**HALF}, False),
+    "distillation+quantization, 4 layers of 312": ("distillation+quantization", {**STUDENT}, False),
+    "distillation+pruning+quantization, 4 of 312, half": ("distillation+pruning+quantization", {**STUDENT, **HALF}, False),
 }
 
 

@@ -1,7 +1,7 @@
 """Training throughput beside the Hugging Face Trainer: same model, same notes, same batch, fp32 unless a row says otherwise.
 
 Both train on `notes` rows that are drawn once, tokenised beforehand, for one epoch; loading is not timed. The Trainer
-neither validates nor saves; train.py validates one note and saves its progress. The Trainer runs as it comes, padding every note to one length, and at its best: padding to the batch's
+neither validates nor saves; train.py validates one note and saves its progress. The Trainer runs as it comes, padding every note to one length (--max-length, or the longest note of all), and at its best: padding to the batch's
 longest, notes of similar length together. The last two rows differ from it in what train.py does by default on a CPU: bf16
 products where the CPU has them, and no dropout of attention probabilities. The Trainer is given both, too.
 """
@@ -102,7 +102,7 @@ def trainer(args, model, encoded, width, pad_id, bf16):
 
 
 def run(words, tokens=40_000, padded=4, rounds=3):
-    """Rows of the comparison, a dict each. padded: batches for the row that pads all notes to one length, which is slow."""
+    """Rows of the comparison, a dict each. padded: batches for the rows that pad all notes to one length, which are slow."""
     try:
         import accelerate  # noqa: F401  the Trainer needs it
     except ImportError:
@@ -114,10 +114,11 @@ def run(words, tokens=40_000, padded=4, rounds=3):
     if notes["train"].labels is None:
         raise BadInput(f"--training: the comparison takes tasks of one label a row, not {args.task}")
     encoded = notes["train"]
-    part = padded * args.batch_size
+    longest, part = int(encoded.lengths.max()), padded * args.batch_size
     few = Encoded(encoded.ids, encoded.starts[: part + 1], encoded.owner[:part], encoded.labels[:part])
     calls = {
-        "Trainer, padded to the longest": (lambda: trainer(args, fresh(0.1), few, int(encoded.lengths.max()), pad_id, False), few),
+        f"Trainer, padded to --max-length {args.max_length}": (lambda: trainer(args, fresh(0.1), few, args.max_length, pad_id, False), few),
+        f"Trainer, padded to the longest, {longest}": (lambda: trainer(args, fresh(0.1), few, longest, pad_id, False), few),
         "Trainer, dynamic padding, grouped": (lambda: trainer(args, fresh(0.1), encoded, None, pad_id, False), encoded),
         "train.py, fp32, attention dropout 0.1": (lambda: ours(args, task, fresh(0.1), notes, examples, pad_id, "fp32"), encoded),
         "Trainer, the same in bf16 without attention dropout": (lambda: trainer(args, fresh(0.0), encoded, None, pad_id, True), encoded),
@@ -142,9 +143,9 @@ def run(words, tokens=40_000, padded=4, rounds=3):
 def as_markdown(table):
     """Header and cells: throughput, and how many times that of the Trainer's two rows."""
     rows = {row["row"]: row for row in table}
-    first, second = (rows[name]["notes_per_s"] for name in list(rows)[:2])
-    header = [f"training, {table[1]['notes']} notes of {table[1]['tokens_per_note']:.0f} tokens", "notes/s", "tokens/s", "of fp32 peak",
-              "x Trainer padded", "x Trainer grouped"]  # fmt: skip
+    peers = [(name, row["notes_per_s"]) for name, row in rows.items() if name.startswith("Trainer")][:3]
+    header = [f"training, {table[-1]['notes']} notes of {table[-1]['tokens_per_note']:.0f} tokens", "notes/s", "tokens/s", "of fp32 peak",
+              *(f"x {name}" for name, _ in peers)]  # fmt: skip
     cells = [[row["row"], f"{row['notes_per_s']:.1f}", f"{row['tokens_per_s']:,.0f}", f"{row['peak_share']:.2f}",
-              f"{row['notes_per_s'] / first:.2f}", f"{row['notes_per_s'] / second:.2f}"] for row in table]  # fmt: skip
+              *(f"{row['notes_per_s'] / other:.2f}" for _, other in peers)] for row in table]  # fmt: skip
     return header, cells

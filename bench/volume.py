@@ -1,16 +1,17 @@
 """predict.py over many notes: notes/s end to end (reading, tokenising, writing), and whether memory stays flat.
 
-Each size is a process of its own, whose peak memory the system reports when it ends.
+Each size is a process of its own that tells its peak memory when it ends.
 """
 
 import csv
-import os
 import random
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from data import BadInput
 
 ROOT = Path(__file__).resolve().parent.parent
 WORDS = "patient denies reports chest abdominal pain fever cough edema bleeding stable improved daily mg left right no acute severe".split()
@@ -25,17 +26,29 @@ def write_notes(path, count, words=12):
         writer.writerows((row, " ".join(generator.choices(WORDS, k=words))) for row in range(count))
 
 
+CHILD = """
+import resource, sys
+sys.path.insert(0, sys.argv.pop(1))
+import predict
+from data import run_script
+run_script(lambda: predict.main(sys.argv[1:]))
+try:  # of this process alone; ru_maxrss begins with what the parent had
+    kilobytes = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+except OSError:
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
+print("peak", int(kilobytes * 1024))
+"""
+
+
 def predict(run, notes, out):
-    """(wall seconds, peak memory in bytes) of predict.py as a process of its own. Raises RuntimeError if it fails."""
+    """(wall seconds, peak memory in bytes) of predict.py in a process of its own. Raises BadInput if it fails."""
     began = time.perf_counter()
-    command = [sys.executable, str(ROOT / "predict.py"), str(run), str(notes), "--out", str(out), "--text-columns", "TEXT"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    message = process.stderr.read().decode()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise RuntimeError(f"predict.py failed: {message.strip().splitlines()[-1] if message.strip() else process.returncode}")
-    return time.perf_counter() - began, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    command = [sys.executable, "-c", CHILD, str(ROOT), str(run), str(notes), "--out", str(out), "--text-columns", "TEXT"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    took = time.perf_counter() - began
+    if done.returncode:
+        raise BadInput(f"predict.py failed: {(done.stderr.strip().splitlines() or [done.returncode])[-1]}")
+    return took, int(done.stdout.split()[-1])
 
 
 def measure(run, sizes=(20_000, 200_000)):

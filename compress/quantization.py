@@ -1,18 +1,19 @@
 """Dynamic int8: Linear weights as 8-bit integers, activations quantized on the fly, products in integers.
 
-A weight row w (one output channel) becomes round(w / s) with s = max|w| / 127.5; an activation tensor becomes 7-bit (so
-that sums of products fit 16 bits on older CPUs) with one scale and zero point, chosen from its own extremes at each call; the int32 sums are scaled back to fp32.
-Done by torch.ao.quantization.quantize_dynamic on the fine-tuned model, scored as the int8 model itself, on a CPU.
+A weight row w (one output channel) becomes round(w / s) with s = max|w| / 127.5; an activation tensor becomes 7-bit (so that
+sums of products fit 16 bits on older CPUs) with one scale and zero point, chosen from its own extremes at each call; the
+int32 sums are scaled back to fp32. Done by torch.ao.quantization.quantize_dynamic on the fine-tuned model, scored as the
+int8 model itself, on a CPU. Attention is computed in bf16 where the CPU multiplies it (compress/cpu.py).
 
-With --int8-embeddings the embedding tables become int8 too, with one scale s = max|w| / 127 a row: fewer bytes on disk and in
-memory, no time, since a look-up multiplies nothing. Counted, not measured: BERT-base comes to about 110 MB of 433, without it 177.
-
-Attention is computed in bf16 where the CPU multiplies it (compress/cpu.py).
+Embedding tables become int8 too, with one scale s = max|w| / 127 a row: fewer bytes on disk and in memory, no time, since a
+look-up multiplies nothing. BERT-base comes to 109 MB of 433, with --fp32-embeddings to 177.
 
 --qat trains first, from the base run, with the rounding of int8 in every forward pass and straight-through gradients (Jacob
 et al., 2018), so that weights learn to live with it: the paper's QAT, but what is scored and saved is the int8 model.
 
-What it does not save: layer norms and attention stay floating point, and so does a table that an output layer shares. Because one activation scale serves a whole batch, a note's probabilities depend slightly on its neighbours in the batch.
+What it does not save: layer norms and attention stay floating point, and so does a table that an output layer shares, or
+that the model reads directly, as DeBERTa does. Because one activation scale serves a whole batch, a note's probabilities
+depend slightly on its neighbours in the batch.
 """
 
 import contextlib
@@ -25,7 +26,6 @@ from torch import nn
 
 from compress.cpu import bf16_attention
 from compress.technique import Technique, millions, replace_module
-from data import BadInput
 
 # Fastest first. On an AVX-512 VNNI CPU, 4096 x 768 -> 3072 -> 768 with 2 threads took 50 ms by onednn, 58 to 62 by x86 and
 # fbgemm, 208 in fp32 and 370 by qnnpack, which is for ARM.
@@ -164,12 +164,12 @@ class Quantization(Technique):
     learning_rate = 2e-5
     trains = False
     OPTIONS = {
-        "--int8-embeddings": dict(action="store_true", help="embedding tables to int8, too; not for DeBERTa"),
+        "--fp32-embeddings": dict(action="store_true", help="leave embedding tables as they are (they become int8, too)"),
         "--qat": dict(action="store_true", help="train with int8's rounding first, from the base run (2 epochs are enough)"),
     }  # fmt: skip
 
-    def __init__(self, int8_embeddings=False, qat=False):
-        self.embeddings, self.trains = int8_embeddings, qat
+    def __init__(self, fp32_embeddings=False, qat=False):
+        self.embeddings, self.trains = not fp32_embeddings, qat
 
     @classmethod
     def trains_with(cls, options):
@@ -177,9 +177,7 @@ class Quantization(Technique):
         return options.qat
 
     def prepare(self, model):
-        """Refuse early what --int8-embeddings cannot do; with --qat let every product round."""
-        if self.embeddings and "deberta" in model.config.model_type:
-            raise BadInput("--int8-embeddings: DeBERTa reads its embedding weights directly; leave the flag out")
+        """With --qat let every product round."""
         if self.trains:
             names, _ = split_linears(model)
             for name in names:
@@ -190,6 +188,7 @@ class Quantization(Technique):
 
     def finish(self, model):
         """Move to the CPU and quantize."""
+        self.embeddings = self.embeddings and "deberta" not in model.config.model_type
         linears, tied = split_linears(model)
         for name in linears:
             model.get_submodule(name).__dict__.pop("forward", None)

@@ -228,7 +228,7 @@ def test_int8_layer_is_the_rounded_weight_times_the_input():
 def test_quantized_model_claims_and_plain_state(model, batch, capsys):
     dense = logits(model, batch)
     before = 4 * sum(p.numel() for p in model.parameters())
-    technique = Quantization(int8_embeddings=True)
+    technique = Quantization()
     model = technique.finish(copy.deepcopy(model))
     claim = re.search(
         r"(\d+)/26 Linear and 3 embedding tables to int8 \(engine (\w+)\).* ([\d.]+) MB -> ([\d.]+) MB", capsys.readouterr().out
