@@ -61,6 +61,32 @@ def second_moments(model, names, forward, batches):
     return {name: sums[name] / counts[name] for name in sums}
 
 
+def sensitivities(model, names, loss, batches):
+    """{name: E[g^2]} over tokens and outputs of the gradients g of a note's loss at what Linear layers put out; loss(batch) -> mean."""
+    sums, counts, handles = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0), []
+
+    def watch(name):
+        def hook(_, inputs, output):
+            output.register_hook(lambda gradient: add(name, gradient))
+
+        return hook
+
+    def add(name, gradient):
+        sums[name] += float(gradient.float().square().sum())
+        counts[name] += int(real) * gradient.shape[-1]
+
+    handles = [model.get_submodule(name).register_forward_hook(watch(name)) for name in names]
+    try:
+        for batch in batches:
+            real = batch["attention_mask"].sum()
+            (len(batch["input_ids"]) * loss(batch)).backward()
+            model.zero_grad()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: sums[name] / max(1, counts[name]) for name in names}
+
+
 def whitened_svd(weight, moment, damping=1e-4):
     """(U, S, V^T L^-1) of W L, L L^T = moment + damping * its mean diagonal: the factors that minimise the output's error."""
     moment = moment.double() + damping * moment.diagonal().mean() * torch.eye(len(moment), device=moment.device, dtype=torch.double)
@@ -69,15 +95,17 @@ def whitened_svd(weight, moment, damping=1e-4):
     return u.float(), s.float(), torch.linalg.solve_triangular(lower, vh, upper=False, left=False).float()
 
 
-def shared_ranks(spectra, shapes, target):
+def shared_ranks(spectra, shapes, target, weights=None):
     """{name: rank} so that all layers together take `target` of their dense multiply-adds. spectra {name: S}, shapes {name: (out, in)}.
 
-    A rank at or above break-even means that the layer stays dense; its cost is then the dense one.
+    Squared singular values times their layer's weight (by default 1 / its energy) are kept from the largest per multiply-add
+    down. A rank at or above break-even means that the layer stays dense; its cost is then the dense one.
     """
     steps = []
     for name, singular in spectra.items():
-        share = singular.double().square()
-        steps += [(-float(value) / sum(shapes[name]), name) for value in share / share.sum()]
+        energy = singular.double().square()
+        weight = weights[name] if weights else 1 / energy.sum()
+        steps += [(-float(value), name) for value in energy * weight / sum(shapes[name])]
     budget = target * sum(out * into for out, into in shapes.values())
     ranks, spent = {name: 1 for name in spectra}, sum(sum(shape) for shape in shapes.values())
     for _, name in sorted(steps):
@@ -154,7 +182,11 @@ class LowRank(Technique):
         if self.target or self.energy is not None:
             spectra = {name: factors(name)[1] for name in tqdm(linears, desc="spectra", unit="layer", leave=False, disable=None)}
             if self.target:
-                ranks = shared_ranks(spectra, {name: tuple(linear.weight.shape) for name, linear in linears.items()}, self.target)
+                weights = None
+                if self.aware:
+                    loss = lambda b: self.task.loss(model, b, self.task.forward(model, b))  # noqa: E731
+                    weights = sensitivities(model, linears, loss, self.calibration(self.notes))
+                ranks = shared_ranks(spectra, {name: tuple(linear.weight.shape) for name, linear in linears.items()}, self.target, weights)
             else:
                 ranks = {name: energy_rank(singular, self.energy) for name, singular in spectra.items()}
         for name, linear in tqdm(linears.items(), desc="SVD", unit="layer", leave=False, disable=None):
