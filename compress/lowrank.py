@@ -7,8 +7,9 @@ fall from out*in to rank*(out + in): a layer gains only below the break-even ran
 
 --activation-aware minimises the error of what the layer puts out instead, E||WX - BAX||^2 over calibration notes: with the
 inputs' second moment E[x x^T] = L L^T, it truncates the SVD of W L and takes L away from the right factor again (Yuan et
-al., 2023, ASVD; Wang et al., 2024, SVD-LLM). --target-macs shares a budget out: singular values of all layers, as shares of
-their layer's energy and per multiply-add, are kept from the largest down, so layers get different ranks.
+al., 2023, ASVD; Wang et al., 2024, SVD-LLM). --target-macs shares a budget out over layers, which get
+different ranks: squared singular values per multiply-add are kept from the largest down, as shares of their layer's energy,
+or, activation-aware, times E[g^2], g the loss's gradient at the layer's outputs, so that each counts by what it costs the loss.
 
 What it does not save: embeddings (21% of BERT-base), attention scores, layer norms. A low rank without training after it
 costs much accuracy.

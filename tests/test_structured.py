@@ -12,7 +12,7 @@ from transformers import BertConfig, BertForSequenceClassification, DistilBertCo
 import checkpoint
 import compress
 import train
-from compress.lowrank import LowRankLinear, second_moments, shared_ranks, whitened_svd
+from compress.lowrank import LowRankLinear, second_moments, sensitivities, shared_ranks, whitened_svd
 from compress.pruning import Pruning, nm_mask
 from compress.structured import choose, costs, find_units, fisher, magnitude, remove, top
 from compress.technique import parameter_count
@@ -173,6 +173,28 @@ def test_moments_are_of_real_tokens(model, batch):
 
 
 @pytest.mark.parametrize("target", [0.2, 0.5, 0.7])
+def test_sensitivities_are_mean_squared_gradients_over_real_tokens(model, batch):
+    task, names = Task(), ["bert.encoder.layer.0.attention.self.query", "bert.encoder.layer.2.output.dense"]
+    ours = sensitivities(model, names, lambda b: task.loss(model, b, task.forward(model, b)), [batch, batch])
+    for name in names:
+        seen, squares = {}, 0.0
+        handle = model.get_submodule(name).register_forward_hook(lambda _, __, y: seen.update(y=y))
+        for note in range(6):
+            one = {key: value[note : note + 1] for key, value in batch.items()}
+            loss = task.loss(model, one, task.forward(model, one))
+            squares += float(torch.autograd.grad(loss, seen["y"])[0].square().sum())
+        handle.remove()
+        assert ours[name] == pytest.approx(squares / (int(batch["attention_mask"].sum()) * 32), rel=1e-4)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_layer_that_matters_more_keeps_more_ranks():
+    spectra = {name: torch.linspace(1, 0.1, 8) for name in "ab"}
+    shapes = dict.fromkeys("ab", (32, 8))
+    even, tilted = (shared_ranks(spectra, shapes, 0.5, weights) for weights in ({"a": 1.0, "b": 1.0}, {"a": 9.0, "b": 1.0}))
+    assert abs(even["a"] - even["b"]) <= 1 and tilted["a"] > even["a"] and tilted["b"] < even["b"]
+
+
 def test_shared_ranks_meet_the_budget_and_favour_flat_spectra(target):
     shapes = {"steep": (64, 64), "flat": (64, 64), "wide": (128, 64)}
     spectra = {"steep": torch.logspace(0, -6, 64), "flat": torch.ones(64), "wide": torch.logspace(0, -1, 64)}
