@@ -1,8 +1,8 @@
 """Dynamic int8: Linear weights as 8-bit integers, activations quantized on the fly, products in integers.
 
-A weight row w (one output channel) becomes round(w / s) with s = max|w| / 127.5; an activation tensor becomes 7-bit (so that
-sums of products fit 16 bits on older CPUs) with one scale and zero point, chosen from its own extremes at each call; the
-int32 sums are scaled back to fp32. Done by torch.ao.quantization.quantize_dynamic on the fine-tuned model, scored as the
+A weight row w (one output channel) becomes round(w / s) with s = max|w| / 127.5; an activation tensor gets one scale and zero
+point, chosen from its own extremes at each call, and 8 bits where the CPU has VNNI, else 7, so that sums of two products fit 16
+bits; the int32 sums are scaled back to fp32. Done by torch.ao.quantization.quantize_dynamic on the fine-tuned model, scored as the
 int8 model itself, on a CPU. Attention is computed in bf16 where the CPU multiplies it (compress/cpu.py).
 
 Embedding tables become int8 too, with one scale s = max|w| / 127 a row: fewer bytes on disk and in memory, no time, since a
@@ -62,7 +62,21 @@ def quantize_linears(model):
     """Every nn.Linear that shares no weight -> dynamic int8, a scale per output channel, in place, by this CPU's fastest engine."""
     torch.backends.quantized.engine = fastest_engine()
     spec = {name: torch.ao.quantization.per_channel_dynamic_qconfig for name in split_linears(model)[0]}
-    return torch.ao.quantization.quantize_dynamic(model, spec, dtype=torch.qint8, inplace=True)
+    model = torch.ao.quantization.quantize_dynamic(model, spec, dtype=torch.qint8, inplace=True)
+    return with_full_range(model)
+
+
+def with_full_range(model):
+    """Let a model's int8 layers take all 8 bits for their inputs, in place, where the CPU allows it."""
+    for module in model.modules():
+        if is_int8(module) and full_range():
+            module.version = 3  # by which torch.ao tells layers that do not ask for the reduced range; loading sets it back
+    return model
+
+
+def full_range():
+    """Whether activations take all 8 bits: this CPU's integer products add up in 32 bits at once (VNNI)."""
+    return torch.cpu._is_vnni_supported()
 
 
 def straight(x, rounded):
@@ -71,13 +85,14 @@ def straight(x, rounded):
 
 
 def rounded_linear(linear, x):
-    """A Linear's product as the int8 layer makes it, in floating point: weights in 8 bits a row, inputs in 7 bits a tensor."""
+    """A Linear's product as the int8 layer makes it, in floating point: weights in 8 bits a row, inputs in 8 or 7 bits a tensor."""
+    levels = 255 if full_range() else 127
     weight, seen = linear.weight.detach(), x.detach().float()
     scale = (weight.abs().amax(1, keepdim=True) / 127.5).clamp(min=1e-12)
     low, high = seen.min().clamp(max=0), seen.max().clamp(min=0)
-    step = ((high - low) / 127).clamp(min=1e-12)
+    step = ((high - low) / levels).clamp(min=1e-12)
     zero = (-low / step).round()
-    inputs = (((seen / step).round() + zero).clamp(0, 127) - zero) * step
+    inputs = (((seen / step).round() + zero).clamp(0, levels) - zero) * step
     weights = (weight / scale).round().clamp(-128, 127) * scale
     return F.linear(straight(x.float(), inputs), straight(linear.weight, weights), linear.bias)
 
@@ -155,6 +170,7 @@ def load_plain_state(model, state):
     whole = model.state_dict()  # torch.ao's layers insist on their own entries and version marks
     whole.update(state)
     model.load_state_dict(whole)
+    with_full_range(model)
 
 
 class Quantization(Technique):
