@@ -11,6 +11,8 @@ With directories, their runs are timed in one process, in rounds that alternate 
 slows them all. Input is random token ids at full length: no note is needed, and time does not depend on which words they are.
 """
 
+import shlex
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -20,6 +22,7 @@ from bench import gpu, shape, training, volume
 from bench.shape import measure, multiply_adds
 from compress import cpu
 from data import BadInput, Parser, number, run_script, write_csv, write_whole, writable_directory
+from predict import pick_device
 from report import find_runs, markdown_table, shown
 
 COLUMNS = ("technique", "bytes", "parameters", "nonzero", "macs", "p50_ms", "p95_ms", "notes_per_s",
@@ -31,38 +34,46 @@ PARTS = ("shape", "training", "volume", "gpu")
 
 def run_parts(parts, args):
     """Run the named parts, print each table as it comes, and write CSVs and benchmark.md into args.out."""
+    calls = [shlex.split(words) for words in args.training or [""]]
+    for words in calls:
+        training.train.parse(words)  # a slip there, or in --run, is said before the first part
+    if args.run and not checkpoint.is_finished(args.run):
+        raise BadInput(f"--run {args.run}: no finished run; train one, e.g. python train.py")
     out = writable_directory(args.out or "results/benchmark")
     machine = checkpoint.machine()
-    where = f"{machine['threads']} threads, {machine['cpu']}, torch {machine['torch']}, commit {machine['commit']}"
-    lines = [f"# What everything costs: {where}", ""]
+    where = f"{machine['threads']} threads, {machine['cpu']}, GPU {machine['gpu'] or 'none'}, torch {machine['torch']}"
+    lines = [f"# What everything costs: {where}, commit {machine['commit']}", ""]
     for part in parts:
-        for words in args.training or [""] if part == "training" else [""]:
-            table, module = run_part(part, words, args, out)
+        for at, words in enumerate(calls if part == "training" else calls[:1], 1):
+            table, module, conditions = run_part(part, words, args, out)
             text = [*markdown_table(*module.as_markdown(table)), ""]
-            note = f"{args.rounds} alternating rounds, medians" + (f"; {' '.join(map(shown, words.split()))}" if words else "")
-            lines += [f"## {part}", "", f"{note}.", "", *text]
+            lines += [f"## {part}", "", conditions, "", *text]
             print("\n".join(text), flush=True)
-            number_of = f"-{args.training.index(words) + 1}" if words and len(args.training) > 1 else ""
-            write_csv(out / f"{part}{number_of}.csv", list(table[0]), [[row.get(key) for key in table[0]] for row in table])
+            write_csv(
+                out / f"{part}{f'-{at}' if at > 1 else ''}.csv", list(table[0]), [[row.get(key) for key in table[0]] for row in table]
+            )
             write_whole(out / "benchmark.md", "\n".join(lines))
     print(f"-> {out}/benchmark.md")
 
 
 def run_part(part, words, args, out):
-    """(rows, module) of one part."""
+    """(rows, module, a line on the conditions) of one part."""
     if part == "shape":
-        return shape.run(args.length or 256, args.batch_size, args.rounds), shape
+        conditions = f"Medians of {args.rounds} alternating rounds; int8 rows compute attention in bf16 where the CPU multiplies it, as they do in use."
+        return shape.run(args.length or 256, args.batch_size, args.rounds), shape, conditions
     if part == "training":
-        return training.run(words.split(), args.train_tokens, rounds=max(2, args.rounds // 2)), training
+        rounds = max(3, args.rounds // 2)
+        told = " ".join(map(shown, words)) or "the demonstration's synthetic notes and tiny model"
+        return training.run(words, args.train_tokens, rounds=rounds), training, f"Medians of {rounds} alternating rounds; {told}."
     if part == "volume":
-        return volume.measure(args.run or demo_run(out)), volume
-    return gpu.run(), gpu
+        told = shown(str(args.run)) if args.run else "a run of the demonstration's tiny model"
+        return volume.measure(args.run or demo_run(out)), volume, f"One call a size, on the CPU; {told}."
+    return gpu.run(), gpu, "Medians of 20 steps."
 
 
 def demo_run(out):
     """A run of the demonstration, trained for one epoch if it is not there."""
-    import train  # a script itself; only this needs it
-
+    train = training.train
     return train.run(train.parse(["--out", str(out / "demo-run"), "--epochs", "1", "--max-length", "64"]))
 
 
@@ -85,7 +96,12 @@ def main(argv=None):
 
     cpu.keep_memory()
     if not args.runs:
-        parts = args.parts.split(",") if args.parts else PARTS if torch.cuda.is_available() else PARTS[:3]
+        parts = args.parts.split(",") if args.parts else [part for part in PARTS if part != "gpu" or torch.cuda.is_available()]
+        if not args.parts and not find_spec("accelerate"):
+            parts.remove("training")
+            print("training is left out: the Hugging Face Trainer needs pip install -r requirements-peers.txt")
+        if (args.length or 256) > 512:
+            raise BadInput(f"--length {args.length}: BERT-base reads at most 512 tokens")
         if unknown := [part for part in parts if part not in PARTS]:
             raise BadInput(f"--parts: no part {unknown[0]!r}; there are {', '.join(PARTS)}")
         if "gpu" in parts and not torch.cuda.is_available():
@@ -97,7 +113,11 @@ def main(argv=None):
         writable_directory(out)
     names = [path.name if path.parent == paths[0].parent else str(path) for path in paths]
     runs = dict(zip(names, map(checkpoint.load, paths)))
+    pick_device(args.device)
     length = args.length or min(run.facts["arguments"]["max_length"] for run in runs.values())
+    longest = min(getattr(run.model.config, "max_position_embeddings", None) or 10**6 for run in runs.values())
+    if length > longest:
+        raise BadInput(f"--length {length}: a model among them reads at most {longest} tokens")
     on_cpu = {name: any(f["technique"] == "quantization" for f in run.compression) for name, run in runs.items()}
     devices = {name: "cpu" if on_cpu[name] else args.device for name in runs}
     macs = {name: multiply_adds(run.model, length) for name, run in runs.items()}

@@ -9,6 +9,7 @@ Needs pip install -r requirements-peers.txt.
 import itertools
 import logging
 import os
+import tempfile
 import warnings
 from collections import Counter
 from contextlib import redirect_stderr, redirect_stdout
@@ -109,7 +110,7 @@ def compare(model, call, encoded, pad_id):
         theirs = call(batch["input_ids"], batch["attention_mask"])
         real = batch["attention_mask"].numpy().astype(bool) if ours.ndim == 3 else slice(None)
         ours, theirs = ours[real], theirs[real]
-        largest = max(largest, float(np.abs(ours - theirs).max()))
+        largest = float(np.maximum(largest, np.abs(ours - theirs).max()))  # NaN stays NaN, where max() would forget it
         agree, total = agree + int((ours.argmax(-1) == theirs.argmax(-1)).sum()), total + len(ours)
     return largest, agree / total
 
@@ -152,12 +153,12 @@ def main(argv=None):
         raise BadInput(f"--onnx {out}: is a directory; name a file")
     writable_directory(out.parent)
     encoded, notes = some_notes(run, args.run, args.notes, args.count)
-    temporary, small = (out.with_name(f".{out.name}.{os.getpid()}.{part}") for part in ("fp32", "int8"))
-    try:
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as directory:
+        temporary, small = Path(directory) / "fp32.onnx", Path(directory) / "int8.onnx"
         to_onnx(run.model, temporary)
         largest, agree = compare(run.model, session(temporary), encoded, run.tokenizer.pad_token_id)
         print(f"onnx: {len(encoded.lengths)} rows of {notes}, largest logit difference from PyTorch {largest:.2g}, same answer {agree:.2%}")
-        if largest > TOLERANCE:
+        if not largest <= TOLERANCE:
             raise BadInput(f"{args.run}: ONNX Runtime answers otherwise than PyTorch (by {largest:.2g}); nothing was written")
         size = temporary.stat().st_size
         if args.int8:
@@ -167,9 +168,6 @@ def main(argv=None):
                 f"int8: largest logit difference {largest:.2g}, same answer {agree:.2%}; {size / 1e6:.1f} -> {small.stat().st_size / 1e6:.1f} MB"
             )
         os.replace(small if args.int8 else temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
-        small.unlink(missing_ok=True)
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, inputs input_ids and attention_mask (batch, length); tokenizer in {args.run}")
     if hasattr(run.model, "crf"):
         print("note: the logits are those before the CRF, whose transitions are not in the file")

@@ -93,7 +93,10 @@ def markdown_table(header, rows):
 
 
 def shown(source):
-    """A path or a name as a report may show it: of an absolute path the last two parts."""
+    """A path, a name or a flag=path as a report may show it: of an absolute path the last two parts."""
+    if source.startswith("--") and "=" in source:
+        flag, _, value = source.partition("=")
+        return f"{flag}={shown(value)}"
     return "/".join(Path(source).parts[-2:]) if Path(source).is_absolute() else source
 
 

@@ -6,7 +6,6 @@ notes themselves, order alternated, and sweep.csv, sweep.md and sweep.png say wh
 least as good and cheaper. The front is drawn by validation scores; test scores stand beside them.
 """
 
-import json
 import statistics
 import time
 
@@ -21,7 +20,7 @@ from tqdm import tqdm
 import checkpoint
 import train
 from compress import cpu
-from data import BadInput, Parser, run_script, write_csv, write_whole, writable_directory
+from data import BadInput, Parser, collate, number, run_script, writable_directory, write_csv, write_json, write_whole
 from predict import predict_rows
 from report import markdown_table, save_figure, shown
 
@@ -63,35 +62,54 @@ def read_grid(path):
     return grid
 
 
-def train_all(grid, common, seeds, out):
-    """Train what is not finished yet. Returns {name: [run directory of each seed]}."""
-    made = {name: [] for name in grid}
-    calls = [(seed, name) for seed in seeds for name in grid]
-    for number, (seed, name) in enumerate(calls, 1):
-        runs = out / f"seed{seed}"
-        own = flags_of(grid[name], runs, train.parse(common).epochs)
-        args = train.parse([*common, *own, "--seed", str(seed), "--out", str(runs), "--name", directory_name(name)])
-        print(f"--- {number}/{len(calls)}: {name}, seed {seed}", flush=True)
-        made[name].append(train.run(args))
+# what must be the same throughout a sweep, or its rows say nothing of each other
+COMMON = ("task", "data", "model", "fraction", "validation", "test", "split_seed", "max_length", "balance")
+
+
+def plan(grid, common, seeds, out):
+    """{name: [arguments of each seed's run]}, all parsed before the first is trained. Raises BadInput for what cannot be one sweep."""
+    given, places = train.parse(common), [directory_name(name) for name in grid]
+    if len(set(seeds)) < len(seeds) or len(set(places)) < len(places):
+        raise BadInput("sweep: seeds, and names without their blanks, must differ from each other")
+    planned = {name: [] for name in grid}
+    for name in grid:
+        for seed in seeds:
+            runs = out / f"seed{seed}"
+            own = flags_of(grid[name], runs, given.epochs)
+            args = train.parse([*common, *own, "--seed", str(seed), "--out", str(runs), "--name", directory_name(name)])
+            other = [key for key in COMMON if getattr(args, key, None) != getattr(given, key, None)]
+            if other:
+                raise BadInput(f"--grid: {name} has another {', '.join(other)} than the rest; give it to all, on the command line")
+            planned[name].append(args)
+    return planned
+
+
+def train_all(planned, seeds):
+    """Train what is not finished yet, seed by seed. Returns {name: [run directory of each seed]}."""
+    made = {name: [] for name in planned}
+    calls = [(at, name) for at in range(len(seeds)) for name in planned]
+    for count, (at, name) in enumerate(calls, 1):
+        print(f"--- {count}/{len(calls)}: {name}, seed {seeds[at]}", flush=True)
+        made[name].append(train.run(planned[name][at]))
     return made
 
 
 @torch.inference_mode()
-def time_all(runs, encoded, rounds):
+def time_all(runs, task, encoded, rounds):
     """{name: (rows/s over all encoded rows, p50 ms of one row of median length)} of runs, in alternating rounds."""
-    middle = int(np.argsort(encoded.lengths)[len(encoded.lengths) // 2])
-    one = torch.from_numpy(encoded.ids[encoded.starts[middle] : encoded.starts[middle + 1]].astype(np.int64))[None]
+    middle = np.argsort(encoded.lengths)[[len(encoded.lengths) // 2]]
     all_rows, single = {name: [] for name in runs}, {name: [] for name in runs}
     for turn in tqdm(range(rounds + 1), desc="timing", unit="round", leave=False, disable=None):
         for name in list(runs)[:: 1 if turn % 2 else -1]:
             run = runs[name]
             began = time.perf_counter()
-            predict_rows(run.model, run.task, encoded, run.tokenizer.pad_token_id)
+            predict_rows(run.model, task, encoded, run.tokenizer.pad_token_id)
             if turn:  # the first round warms up
                 all_rows[name].append(time.perf_counter() - began)
+            one = collate(encoded, middle, run.tokenizer.pad_token_id)
             for _ in range(10):
                 began = time.perf_counter()
-                run.task.forward(run.model, {"input_ids": one, "attention_mask": torch.ones_like(one)})
+                task.forward(run.model, one)
                 single[name] += [time.perf_counter() - began] * bool(turn)
     return {n: (len(encoded.lengths) / statistics.median(all_rows[n]), 1e3 * statistics.median(single[n])) for n in runs}
 
@@ -122,7 +140,6 @@ def collect(made, times, task):
                 bounds = zip(*(run["test"]["intervals"][score] for run in seeds))
                 row[f"{score}_low"], row[f"{score}_high"] = map(statistics.mean, bounds)
         row["validation"] = statistics.mean(run["validation"]["overall"][next(iter(task.headline))] for run in seeds)
-        row["validation"] *= -1 if task.lower_is_better else 1
         row["bytes"], row["parameters"] = seeds[0]["sizes"]["bytes"], seeds[0]["sizes"]["parameters"]
         row["train_seconds"] = statistics.mean(run["train_seconds"] for run in seeds)
         row["rows_per_s"], row["p50_ms"] = times[name]
@@ -135,8 +152,8 @@ def collect(made, times, task):
     return rows
 
 
-def as_markdown(rows, task, conditions):
-    """The table as text."""
+def as_markdown(rows, task, conditions, grid):
+    """The table as text, and what each row was told."""
     base = next(row for row in rows if row["run"] == "base")
     scores = [score for score in task.headline if all(score in row for row in rows)]
     header = ["run", *(f"{task.headline[s]}, mean of {base['seeds']} [interval]" for s in scores), f"{task.headline[scores[0]]} from base (points)",
@@ -154,7 +171,8 @@ def as_markdown(rows, task, conditions):
             f"{row['p50_ms']:.2f} ({base['p50_ms'] / row['p50_ms']:.2f}x)",
             ", ".join(fronts),
         ])  # fmt: skip
-    return "\n".join([*lines, *markdown_table(header, body), ""])
+    told = [f"- {name}: `{words}`" for name, words in grid.items()]
+    return "\n".join([*lines, *markdown_table(header, body), "", "What train.py was told for each:", "", *told, ""])
 
 
 def plot(rows, task, path):
@@ -182,7 +200,9 @@ def main(argv=None):
     parser.add_argument("--seeds", default="1,2,3", help="seeds of the runs, comma-separated (1,2,3)")
     parser.add_argument("--grid", default=None, help="JSON file {name: arguments of train.py} (the grid in sweep.py)")
     parser.add_argument("--only", default=None, help="names of the grid to run, comma-separated, base among them (all)")
-    parser.add_argument("--rounds", type=int, default=5, help="times that all validation notes are read for the timing (5)")
+    parser.add_argument(
+        "--rounds", type=number(int, 1, 10**4), default=5, help="times that all validation notes are read for the timing (5)"
+    )
     args, common = parser.parse_known_args(argv)
     taken = [flag for flag in ("--technique", "--seed", "--name") if flag in common]
     if taken:
@@ -201,7 +221,7 @@ def main(argv=None):
     given = train.parse(common)
     out = writable_directory(given.out)
 
-    made = train_all(grid, common, seeds, out)
+    made = train_all(plan(grid, common, seeds, out), seeds)
     runs = {name: checkpoint.load(paths[0]) for name, paths in made.items()}
     for run in runs.values():
         cpu.for_inference(run.model)
@@ -211,21 +231,21 @@ def main(argv=None):
     where = (arguments[key] for key in ("fraction", "validation", "test", "split_seed"))
     notes = type(first.task).from_facts(first.facts["task"]).load(str(path), *where)[0]["validation"]
     encoded = first.task.encode(notes, first.tokenizer, arguments["max_length"])
-    times = time_all(runs, encoded, args.rounds)
+    times = time_all(runs, first.task, encoded, args.rounds)
 
     rows = collect(made, times, first.task)
     machine = checkpoint.machine()
-    conditions = (
+    conditions = (f"**{train.demo.BANNER}**\n\n" if first.facts["demonstration"] else "") + (
         f"Test scores: means over seeds {args.seeds}, brackets: 95% bootstrap interval, averaged over the seeds. {first.task.unit}/s: the model "
         f"alone on {len(encoded.lengths)} validation rows of {encoded.lengths.mean():.0f} tokens on average, batches of 2,048 tokens; p50: one "
-        f"row of {int(np.median(encoded.lengths))} tokens; medians of {args.rounds} alternating rounds, {machine['threads']} threads, "
+        f"row of {int(np.median(encoded.lengths))} tokens; sizes and times of seed {seeds[0]}; medians of {args.rounds} alternating rounds, {machine['threads']} threads, "
         f"{machine['cpu']}, torch {machine['torch']}. Front: no run is at least as good on validation and cheaper. "
         f"Call: {' '.join(map(shown, common))}."
     )
     header = list(dict.fromkeys(key for row in rows for key in row))
     write_csv(out / "sweep.csv", header, [[row.get(key) for key in header] for row in rows])
-    write_whole(out / "sweep.md", as_markdown(rows, first.task, conditions))
-    write_whole(out / "sweep.json", json.dumps({"grid": grid, "arguments": common, "machine": machine}, indent=2) + "\n")
+    write_whole(out / "sweep.md", as_markdown(rows, first.task, conditions, grid))
+    write_json(out / "sweep.json", {"grid": grid, "arguments": list(map(shown, common)), "machine": machine})
     plot(rows, first.task, out / "sweep.png")
     print((out / "sweep.md").read_text())
 

@@ -1,9 +1,11 @@
-"""Training throughput beside the Hugging Face Trainer: same model, same notes, same batch, fp32 unless a row says otherwise.
+"""Training throughput beside the Hugging Face Trainer: same model, same notes, same batch, one epoch, median of the rounds.
 
-Both train on `notes` rows that are drawn once, tokenised beforehand, for one epoch; loading is not timed. The Trainer
-neither validates nor saves; train.py validates one note and saves its progress. The Trainer runs as it comes, padding every note to one length (--max-length, or the longest note of all), and at its best: padding to the batch's
-longest, notes of similar length together. The last two rows differ from it in what train.py does by default on a CPU: bf16
-products where the CPU has them, and no dropout of attention probabilities. The Trainer is given both, too.
+Notes are drawn once and tokenised beforehand; loading is not timed. The Trainer neither validates nor saves; train.py
+validates one note and saves its progress. Three rows are the Trainer in fp32: every note padded to --max-length, as many
+scripts do; padded to the batch's longest in random order, its default; and with notes of similar length together. train.py
+is given with the same precision and dropout, and as it comes: on a CPU with bf16 products in bf16, and without dropout of
+attention probabilities; so is the Trainer. What train.py has besides, in both its rows: on a CPU, rows of the embedding
+table that a batch does not meet are not stepped ("lazy" Adam).
 """
 
 import statistics
@@ -72,8 +74,9 @@ def ours(args, task, model, notes, examples, pad_id, precision):
         return time.perf_counter() - began
 
 
-def trainer(args, model, encoded, width, pad_id, bf16):
-    """Seconds of one epoch of the Hugging Face Trainer: notes padded to `width`, or grouped by length if it is None."""
+def trainer(args, model, encoded, pad_id, bf16, order):
+    """Seconds of one epoch of the Hugging Face Trainer. order: its sampling strategy, or a number of tokens to pad all notes to."""
+    width = order if isinstance(order, int) else None
     from transformers import Trainer, TrainingArguments, trainer_utils
 
     rows = [{"rows": np.array([i]), "input_ids": range(n)} for i, n in enumerate(encoded.lengths)]  # the sampler asks for their length
@@ -91,7 +94,7 @@ def trainer(args, model, encoded, width, pad_id, bf16):
             directory, per_device_train_batch_size=args.batch_size, num_train_epochs=1, learning_rate=1e-5, max_grad_norm=args.clip,
             weight_decay=args.weight_decay, save_strategy="no", logging_strategy="no", report_to=[], disable_tqdm=True, use_cpu=True,
             bf16=bf16, remove_unused_columns=False, dataloader_pin_memory=False, seed=0,
-            train_sampling_strategy="random" if width else "group_by_length",
+            train_sampling_strategy="random" if width else order,
         )  # fmt: skip
         trainer_utils.logging.set_verbosity_error()
         run = Trainer(model, settings, train_dataset=rows, data_collator=gather)
@@ -114,22 +117,28 @@ def run(words, tokens=40_000, padded=4, rounds=3):
     if notes["train"].labels is None:
         raise BadInput(f"--training: the comparison takes tasks of one label a row, not {args.task}")
     encoded = notes["train"]
-    longest, part = int(encoded.lengths.max()), padded * args.batch_size
+    part = padded * args.batch_size
     few = Encoded(encoded.ids, encoded.starts[: part + 1], encoded.owner[:part], encoded.labels[:part])
+    bf16 = train.training_precision(args.precision, torch.device("cpu")) == torch.bfloat16
+    dropout, how = args.attention_dropout, "bf16" if bf16 else "fp32"
     calls = {
-        f"Trainer, padded to --max-length {args.max_length}": (lambda: trainer(args, fresh(0.1), few, args.max_length, pad_id, False), few),
-        f"Trainer, padded to the longest, {longest}": (lambda: trainer(args, fresh(0.1), few, longest, pad_id, False), few),
-        "Trainer, dynamic padding, grouped": (lambda: trainer(args, fresh(0.1), encoded, None, pad_id, False), encoded),
+        f"Trainer, padded to {args.max_length} tokens": (lambda: trainer(args, fresh(0.1), few, pad_id, False, args.max_length), few),
+        "Trainer, its default padding": (lambda: trainer(args, fresh(0.1), encoded, pad_id, False, "random"), encoded),
+        "Trainer, grouped by length": (lambda: trainer(args, fresh(0.1), encoded, pad_id, False, "group_by_length"), encoded),
         "train.py, fp32, attention dropout 0.1": (lambda: ours(args, task, fresh(0.1), notes, examples, pad_id, "fp32"), encoded),
-        "Trainer, the same in bf16 without attention dropout": (lambda: trainer(args, fresh(0.0), encoded, None, pad_id, True), encoded),
-        "train.py as it comes": (lambda: ours(args, task, fresh(args.attention_dropout), notes, examples, pad_id, args.precision), encoded),
-    }
+        f"Trainer, grouped, {how}, attention dropout {dropout:g}": (
+            lambda: trainer(args, fresh(dropout), encoded, pad_id, bf16, "group_by_length"), encoded),
+        f"train.py as it comes, {how}, attention dropout {dropout:g}": (
+            lambda: ours(args, task, fresh(dropout), notes, examples, pad_id, args.precision), encoded),
+    }  # fmt: skip
+    calls["Trainer, its default padding"][0]()  # what only a first call costs, such as imports
     times = {name: [] for name in calls}
     for turn in tqdm(range(rounds), desc="training", unit="round", leave=False, disable=None):
         for name in list(calls)[:: 1 if turn % 2 == 0 else -1]:
             times[name].append(calls[name][0]())
     peak = matrix_rate()
-    per_token = multiply_adds(fresh(0.0).eval(), 64) / 64
+    length = round(float(encoded.lengths.mean()))
+    per_token = multiply_adds(fresh(0.0).eval(), length) / length
     table = []
     for name, (_, rows) in calls.items():
         took, tokens = statistics.median(times[name]), int(rows.lengths.sum())
@@ -141,11 +150,10 @@ def run(words, tokens=40_000, padded=4, rounds=3):
 
 
 def as_markdown(table):
-    """Header and cells: throughput, and how many times that of the Trainer's two rows."""
-    rows = {row["row"]: row for row in table}
-    peers = [(name, row["notes_per_s"]) for name, row in rows.items() if name.startswith("Trainer")][:3]
-    header = [f"training, {table[-1]['notes']} notes of {table[-1]['tokens_per_note']:.0f} tokens", "notes/s", "tokens/s", "of fp32 peak",
-              *(f"x {name}" for name, _ in peers)]  # fmt: skip
-    cells = [[row["row"], f"{row['notes_per_s']:.1f}", f"{row['tokens_per_s']:,.0f}", f"{row['peak_share']:.2f}",
+    """Header and cells: throughput, and how many times that of each of the Trainer's rows."""
+    peers = [(row["row"].removeprefix("Trainer, "), row["notes_per_s"]) for row in table if row["row"].startswith("Trainer")]
+    header = [f"training, {table[-1]['tokens_per_note']:.0f} tokens a note, batch {table[-1]['batch']}", "notes", "notes/s", "tokens/s",
+              "of fp32 peak, real tokens", *(f"x {name}" for name, _ in peers)]  # fmt: skip
+    cells = [[row["row"], str(row["notes"]), f"{row['notes_per_s']:.1f}", f"{row['tokens_per_s']:,.0f}", f"{row['peak_share']:.2f}",
               *(f"{row['notes_per_s'] / other:.2f}" for _, other in peers)] for row in table]  # fmt: skip
     return header, cells

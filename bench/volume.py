@@ -34,7 +34,7 @@ from data import run_script
 run_script(lambda: predict.main(sys.argv[1:]))
 try:  # of this process alone; ru_maxrss begins with what the parent had
     kilobytes = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
-except OSError:
+except (OSError, StopIteration):
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
 print("peak", int(kilobytes * 1024))
 """
@@ -43,7 +43,8 @@ print("peak", int(kilobytes * 1024))
 def predict(run, notes, out):
     """(wall seconds, peak memory in bytes) of predict.py in a process of its own. Raises BadInput if it fails."""
     began = time.perf_counter()
-    command = [sys.executable, "-c", CHILD, str(ROOT), str(run), str(notes), "--out", str(out), "--text-columns", "TEXT"]
+    command = [sys.executable, "-c", CHILD, str(ROOT), str(run), str(notes), "--out", str(out), "--device", "cpu",
+               "--text-columns", "TEXT", "--row-column", "ROW_ID"]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
     took = time.perf_counter() - began
     if done.returncode:

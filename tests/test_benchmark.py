@@ -17,6 +17,7 @@ import sweep
 from bench import gpu, shape, training, volume
 from compress.technique import parameter_count
 from data import BadInput
+from report import shown
 
 CONFIG = BertConfig(vocab_size=500, hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=512, num_labels=5)
 FEW = (
@@ -48,17 +49,21 @@ def test_rows_of_the_shape_part_are_what_their_names_say():
     sizes = [row["bytes"] for row in table[: len(FEW)]]
     assert sizes[0] == sizes[1] > sizes[3] > sizes[4] and sizes[2] < sizes[0]
     header, cells = shape.as_markdown(table)
-    assert all(len(row) == len(header) for row in cells) and cells[0][4] == "1.00"
+    assert all(len(row) == len(header) for row in cells) and float(cells[2][4]) == pytest.approx(
+        table[2]["notes_per_s"] / table[0]["notes_per_s"], abs=0.01
+    )
 
 
 def test_the_parts_write_their_tables(tmp_path, refuses, runs, monkeypatch):
-    monkeypatch.setattr(shape, "ROWS", {})
     monkeypatch.setattr(shape, "run", lambda *_: [{"row": "x"}])
     monkeypatch.setattr(shape, "as_markdown", lambda table: (["row"], [["x"]]))
     monkeypatch.setattr(volume, "measure", functools.partial(volume.measure, sizes=(30, 60)))
     benchmark.main(["--parts", "shape,volume", "--out", str(tmp_path), "--run", str(runs / "quantization"), "--rounds", "2"])
     text = (tmp_path / "benchmark.md").read_text()
     assert "## shape" in text and "## volume" in text and [row["notes"] for row in read_csv(tmp_path / "volume.csv")] == ["30", "60"]
+    assert "no finished run" in refuses(benchmark.main, ["--parts", "shape", "--run", str(tmp_path)])
+    assert "reads at most 512" in refuses(benchmark.main, ["--parts", "shape", "--length", "600"])
+    assert "no such task" in refuses(benchmark.main, ["--parts", "shape", "--training", "--task x"])
     assert "no part 'speed'" in refuses(benchmark.main, ["--parts", "speed"])
     if not torch.cuda.is_available():
         assert "no GPU" in refuses(benchmark.main, ["--parts", "gpu"])
@@ -68,14 +73,19 @@ def test_the_gpu_part_counts_on_any_device():
     table = gpu.run("cpu", 16, 2, 4, steps=2, config=CONFIG, compiled=False)
     assert [row["row"] for row in table] == ["training", "prediction"]
     macs = shape.multiply_adds(shape.bert_base(CONFIG), 16)
-    assert table[1]["peak_share"] == pytest.approx(macs * table[1]["notes_per_s"] / table[1]["peak_macs_per_s"])
+    for row, passes in zip(table, (3, 1)):  # forward, and twice as much backward
+        assert row["peak_share"] == pytest.approx(passes * macs * row["notes_per_s"] / row["peak_macs_per_s"])
 
 
 def test_training_is_compared_with_the_trainer(arguments):
     pytest.importorskip("accelerate")
     table = training.run(arguments[:4], tokens=4000, padded=1, rounds=1)
     assert len(table) == 6 and all(row["notes_per_s"] > 0 for row in table)
-    assert table[0]["notes"] == 16 < table[2]["notes"] < 80 and len({row["notes"] for row in table[2:]}) == 1
+    header, cells = training.as_markdown(table)
+    assert len(header) == len(cells[0]) == 9 and float(cells[-1][6]) == pytest.approx(
+        table[-1]["notes_per_s"] / table[1]["notes_per_s"], abs=0.01
+    )
+    assert table[0]["notes"] == 16 < table[1]["notes"] < 80 and len({row["notes"] for row in table[1:]}) == 1
 
 
 @pytest.mark.parametrize("technique", ["base", "lowrank", "distillation"])
@@ -103,9 +113,27 @@ def test_onnx_int8_and_what_has_no_onnx_form(runs, tmp_path, refuses, capsys, mo
     export.main([str(runs / "base"), "--onnx", str(small), "--int8", "--count", "8"])
     assert small.stat().st_size < 0.8 * dense.stat().st_size and "int8: largest logit difference" in capsys.readouterr().out
     assert "holds torch's int8 layers" in refuses(export.main, [runs / "quantization", "--onnx", tmp_path / "c.onnx"])
+    run = checkpoint.load(runs / "base")
+    encoded = run.task.encode([run.task.example("1", "fever")], run.tokenizer, 16, progress=False)
+    assert np.isnan(export.compare(run.model, lambda ids, mask: np.full((len(ids), 5), np.nan), encoded, 0)[0])
     monkeypatch.setattr(export, "TOLERANCE", -1.0)
     assert "nothing was written" in refuses(export.main, [runs / "base", "--onnx", tmp_path / "c.onnx"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.onnx", "b.onnx"]
+
+
+def test_masked_language_models_are_swept_too(tmp_path):
+    grid = tmp_path / "grid.json"
+    grid.write_text(json.dumps({"base": "--technique base", "int8": "--technique quantization"}))
+    call = ["--task", "mlm", "--fraction", "0.2", "--epochs", "1", "--block-size", "32", "--seeds", "1", "--rounds", "1"]
+    sweep.main([*call, "--grid", str(grid), "--out", str(tmp_path / "out")])
+    rows = read_csv(tmp_path / "out" / "sweep.csv")
+    assert all(float(row["validation"]) >= 0 and float(row["p50_ms"]) > 0 for row in rows)
+
+
+def test_reports_show_no_absolute_path():
+    assert (
+        shown("--data=/home/someone/notes/a.csv") == "--data=notes/a.csv" and shown("--lr") == "--lr" and shown("results/x") == "results/x"
+    )
 
 
 def test_the_front_is_what_nothing_beats():
@@ -143,6 +171,10 @@ def test_a_sweep_trains_what_is_missing_and_reports_every_seed(arguments, tmp_pa
     assert "--only: tall is missing" in refuses(sweep.main, [*call, "--only", "base,tall"])
     grid.write_text('{"base": "--technique base", "x": "--start {nowhere}"}')
     assert "none of base" in refuses(sweep.main, call)
+    grid.write_text('{"base": "--technique base", "x": "--technique base --max-length 64"}')
+    assert "x has another max_length than the rest" in refuses(sweep.main, call)
+    grid.write_text('{"base": "--technique base", "a b": "--technique base", "a-b": "--technique base"}')
+    assert "must differ from each other" in refuses(sweep.main, call)
     grid.write_text("[1]")
     assert "give a JSON object" in refuses(sweep.main, call)
     with pytest.raises(BadInput, match="no such file"):
