@@ -339,11 +339,15 @@ def encode(texts, tokenizer, max_length, progress=True):
     return pack([np.asarray(ids, np.int32) for batch in batches for ids in batch["input_ids"]])
 
 
+ENCODING = 1  # counts up when this project makes other rows of the same notes, so that old ones are not taken
+
+
 def encoding_key(tokenizer, settings, examples):
     """32 hex digits that change with the tokenizer, the settings (JSON) and every example, its text and its label."""
     words = json.loads(tokenizer.backend_tokenizer.to_str())
     del words["truncation"], words["padding"]  # left there by the last call, and said again by the next
-    state = hashlib.blake2b(json.dumps([words, settings], sort_keys=True).encode(), digest_size=16)
+    made_by = [ENCODING, words, getattr(tokenizer, "truncation_side", None), settings]
+    state = hashlib.blake2b(json.dumps(made_by, sort_keys=True).encode(), digest_size=16)
     for example in examples:
         state.update(repr(example).encode(errors="surrogatepass"))
     return state.hexdigest()
@@ -355,28 +359,39 @@ def cached(directory, key, make):
     Token ids are the text: nobody else may read them, and a directory that others can read or own is not used.
     """
     place = Path(directory) / key
-    if not place.is_dir():
-        encoded = make()
-        temporary = place.with_name(f".{key}.{os.getpid()}")
-        try:
-            place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(mode=0o700)
-            for field in fields(Encoded):
-                if (array := getattr(encoded, field.name)) is not None:
-                    with os.fdopen(os.open(temporary / f"{field.name}.npy", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
-                        np.save(file, array)
-            temporary.rename(place)
-        except OSError as error:
-            shutil.rmtree(temporary, ignore_errors=True)
-            print(f"note: token ids are not kept, {directory} cannot be written ({error.strerror})")
+    try:
+        if place.is_dir() and hasattr(os, "getuid") and (place.stat().st_uid != os.getuid() or place.stat().st_mode & 0o077):
+            print(f"note: {place} can be read by others, so it is not used; delete it")
+            return make()
+        if not place.is_dir():
+            encoded = make()
+            _keep(place, encoded)
             return encoded
-    owner = place.stat()
-    if hasattr(os, "getuid") and (owner.st_uid != os.getuid() or owner.st_mode & 0o077):
-        print(f"note: {place} can be read by others, so it is not used; delete it")
-        return make()
-    found = {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in place.glob("*.npy")}
-    return Encoded(**found)
+        found = {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in place.glob("*.npy")}
+        return Encoded(**found)
+    except OSError as error:
+        print(f"note: token ids are not kept, {directory} cannot be used ({error.strerror or type(error).__name__})")
+    except (ValueError, EOFError, TypeError):
+        print(f"note: {place} is damaged, so it is not used; delete it")
+    return make()
+
+
+def _keep(place, encoded):
+    temporary = place.with_name(f".{place.name}.{os.getpid()}")
+    try:
+        place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(mode=0o700)
+        for field in fields(Encoded):
+            if (array := getattr(encoded, field.name)) is not None:
+                with os.fdopen(os.open(temporary / f"{field.name}.npy", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
+                    np.save(file, array)
+        if not place.exists():  # another process may have been faster
+            temporary.rename(place)
+    except OSError as error:
+        print(f"note: token ids are not kept, {place.parent} cannot be written ({error.strerror})")
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def frame(tokenizer):

@@ -1,7 +1,8 @@
 """A run directory and notes -> labels, probabilities or spans: python predict.py RUN_DIR notes.csv --out predictions.csv
 
 The file is read as a stream; the answer keeps its order and row ids, and of the text nothing is written. With - in place
-of the file, one note is read from standard input. The run is rebuilt as it was scored, int8 as int8. Tasks whose answers
+of the file, one note is read from standard input. The run is rebuilt as it was saved, int8 as int8 (on another CPU its
+activations may have other bits: compress/quantization.py). Tasks whose answers
 are no row of numbers, such as spans, write JSON lines.
 """
 

@@ -26,7 +26,7 @@ from data import (SPLITS, BadInput, Parser, cached, collate, encoding_key, finge
 from predict import pick_device, predict_rows
 from tasks import TASKS
 
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "compressed-clinical-bert"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "compressed-clinical-bert"
 # arguments that do not change what is learnt
 PLACES = ("out", "name", "overwrite", "technique", "parts", "device", "save_minutes", "cache", "data_path", "model_path")
 # arguments in which a run may differ from the base run that it starts from or learns from
@@ -192,13 +192,20 @@ def training_precision(precision, device):
 
 
 def set_attention_dropout(model, probability):
-    """Set, in place, the dropout of attention probabilities, in BERT's and DistilBERT's family of models."""
+    """Set, in place, the dropout of attention probabilities: of modules named SelfAttention as in BERT, MPNet and DeBERTa, and of
+    those that hold it as attention_dropout, as in ModernBERT and ALBERT."""  # fmt: skip
     for key in ("attention_probs_dropout_prob", "attention_dropout"):
         if hasattr(model.config, key):
             setattr(model.config, key, probability)
-    for name, module in model.named_modules():
-        if name.endswith(("attention.self.dropout", "attention.dropout")):
-            module.p = probability
+    for module in model.modules():
+        for name in ("dropout", "attention_dropout"):
+            inner = getattr(module, name, None)
+            if inner is None or (name == "dropout" and "SelfAttention" not in type(module).__name__):
+                continue
+            if isinstance(inner, torch.nn.Dropout):
+                inner.p = probability
+            elif name == "attention_dropout" and isinstance(inner, float):
+                module.attention_dropout = probability
 
 
 def train(model, technique, task, notes, examples, pad_id, args, rate, device, progress_file):
@@ -221,10 +228,12 @@ def train(model, technique, task, notes, examples, pad_id, args, rate, device, p
     best = checkpoint.load_progress(progress_file, model, optimizer) if progress_file.exists() else None
     start, began, saved = time.perf_counter() - at["seconds"], time.perf_counter(), time.perf_counter()
     tokens, validating = 0, 0.0  # of this process alone
+    room = 4 * args.batch_size * int(notes["train"].lengths.max()) if device.type != "cpu" else None  # what training's memory holds
     summed = torch.tensor(at["loss"], device=device)
     while at["epoch"] < args.epochs and not at["stopped"]:
         train_notes = task.fresh(notes["train"], [args.seed, at["epoch"]])
         batches = make_batches(train_notes.lengths, args.batch_size, seed=[args.seed, at["epoch"]])
+        lengths = train_notes.lengths
         bar = tqdm(total=count, unit="row", desc=f"{technique.name} {at['epoch'] + 1}/{args.epochs}", leave=False, disable=None)
         bar.update(sum(map(len, batches[: at["step"] * args.accumulate])))
         while at["step"] < steps and not at["stopped"]:
@@ -239,14 +248,14 @@ def train(model, technique, task, notes, examples, pad_id, args, rate, device, p
                 (loss / len(group)).backward()
                 summed += loss.detach() * len(rows)
                 at["seen"] += len(rows)
-                tokens += int(train_notes.lengths[rows].sum())
+                tokens += int(lengths[rows].sum())
                 bar.update(len(rows))
             validates = at["step"] + 1 == steps or (args.eval_steps and (done + 1) % args.eval_steps == 0)
             saves = time.perf_counter() - saved > 60 * args.save_minutes
             if device.type == "cpu" or validates or saves or done % 50 == 0:  # a GPU is not made to wait after every step
                 at["loss"] = summed.item()
                 if not math.isfinite(at["loss"]):
-                    raise BadInput(f"the loss is {loss.item()} at epoch {at['epoch'] + 1}, step {done + 1}; lower --lr or use fp32")
+                    raise BadInput(f"the loss is {at['loss']} at epoch {at['epoch'] + 1}, step {done + 1}; lower --lr or use fp32")
                 bar.set_postfix(loss=f"{at['loss'] / at['seen']:.3f}", refresh=False)
             clip_gradients(weights, args.clip)
             for parameters in optimizer.param_groups:
@@ -257,7 +266,7 @@ def train(model, technique, task, notes, examples, pad_id, args, rate, device, p
             at["step"] += 1
             if validates:
                 paused = time.perf_counter()
-                scores = evaluate(model, task, examples, notes["validation"], pad_id, autocast)[0].overall
+                scores = evaluate(model, task, examples, notes["validation"], pad_id, autocast, tokens=room)[0].overall
                 epoch = (done + 1) // steps if at["step"] == steps else round((done + 1) / steps, 3)
                 row = {"Epoch": epoch, **scores, "Split": "validation", "Loss": at["loss"] / at["seen"], "Step": done + 1}
                 at["history"].append(row)
@@ -291,9 +300,9 @@ def train(model, technique, task, notes, examples, pad_id, args, rate, device, p
     }
 
 
-def evaluate(model, task, examples, notes, pad_id, autocast=None, intervals=False):
-    """(Scores, predictions) of a model on encoded examples."""
-    predictions = task.combine(examples, notes, predict_rows(model, task, notes, pad_id, autocast=autocast))
+def evaluate(model, task, examples, notes, pad_id, autocast=None, intervals=False, tokens=None):
+    """(Scores, predictions) of a model on encoded examples; tokens: of a batch, None = what suits the device."""
+    predictions = task.combine(examples, notes, predict_rows(model, task, notes, pad_id, tokens, autocast))
     return task.score(examples, predictions, intervals), predictions
 
 
@@ -349,7 +358,8 @@ def run(args):
     if distils and not teacher:
         teacher = base_run(args)
     takes_out = "pruning" in args.parts and (args.structured or args.keep_layers)
-    learnt = takes_out or ("quantization" in args.parts and args.qat)  # it works on a model that has learnt the task
+    shares = "lowrank" in args.parts and args.activation_aware and args.target_macs
+    learnt = takes_out or shares or ("quantization" in args.parts and args.qat)  # it works on a model that has learnt the task
     if (not trains or (learnt and not distils)) and not start:
         start = base_run(args)
 
@@ -423,7 +433,7 @@ def run(args):
 
 def encoded(task, examples, tokenizer, max_length, directory):
     """The examples' rows, from the cache if they were tokenised before; a task that draws its rows anew has none to keep."""
-    if directory == "none" or task.redraws:
+    if directory == "none" or task.redraws or not hasattr(tokenizer, "backend_tokenizer"):  # a tokenizer in Python has no state to hash
         return task.encode(examples, tokenizer, max_length)
     key = encoding_key(tokenizer, {**task.describe(), "max_length": max_length}, examples)
     return cached(directory, key, lambda: task.encode(examples, tokenizer, max_length))

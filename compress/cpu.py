@@ -42,7 +42,7 @@ def multiplies_bf16():
 
 def products(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **keywords):
     """Attention of query, key, value (B, heads, T, d) by bf16 products -> (B, T, heads, d), None; attention_mask of `added_mask`."""
-    if key.shape[2] > LONGEST:
+    if key.shape[2] > LONGEST or key.shape[1] != query.shape[1] or getattr(module, "is_causal", False):
         attention_mask = attention_mask if attention_mask is None else attention_mask.to(query.dtype)
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **keywords)
     scaling = 1 / math.sqrt(query.shape[-1]) if scaling is None else scaling

@@ -6,7 +6,8 @@ the teacher (compress/student.py): fewer layers, and with --student-width narrow
     --hidden-weight     mean squared error of the hidden states of matching layers, over real tokens
     --attention-weight  KL between the last layers' relations, softmax(A A^T / sqrt(d)) of A = queries, keys and values, split
                         into heads of the same number whatever the widths (Wang et al., 2021, MiniLMv2)
-Without them the teacher reads every note once: its answers are kept in memory for the epochs to come. With --augment P the
+Without them the teacher reads every note once: its answers are kept in memory for the epochs to come (a resumed run asks
+again, in other batches, so it goes on as before up to rounding). With --augment P the
 student also learns the teacher's answers to other notes: each one again, with a share P of its tokens replaced by tokens of
 its batch (the idea of TinyBERT's augmentation, Jiao et al., 2020); these need no label, and the teacher reads each anew.
 
@@ -29,15 +30,15 @@ RELATION_HEADS = 12
 
 def kd_loss(student_logits, teacher_logits, temperature):
     """T^2 * KL(teacher || student) at temperature T; logits (B, C) -> scalar, the mean over B (notes, or labelled tokens)."""
-    student = F.log_softmax(student_logits / temperature, dim=-1)
-    teacher = F.log_softmax(teacher_logits / temperature, dim=-1)
+    student = F.log_softmax(student_logits.float() / temperature, dim=-1)  # in bf16 their difference would be mostly rounding
+    teacher = F.log_softmax(teacher_logits.float() / temperature, dim=-1)
     return temperature**2 * F.kl_div(student, teacher, log_target=True, reduction="sum") / max(1, len(student))
 
 
 def hidden_loss(student, teacher, mask):
     """Mean squared error of hidden states (B, T, H) over the tokens that mask (B, T) marks as real."""
-    mask = mask.unsqueeze(-1).to(student.dtype)
-    return ((student - teacher).square() * mask).sum() / (mask.sum() * student.size(-1))
+    mask = mask.unsqueeze(-1).float()
+    return ((student.float() - teacher.float()).square() * mask).sum() / (mask.sum() * student.size(-1))
 
 
 def relations(states, mask, heads):
@@ -85,12 +86,14 @@ class Distillation(Technique):
         """model: the --student, or a copy of the teacher. Drop layers, narrow the rest, ready the teacher."""
         self.teacher.eval().requires_grad_(False)
         model.eval()
-        depth = len(find_layers(model)[1])
+        depth = self.depth = len(find_layers(model)[1])
         wanted = self.student_layers or (depth if self.student else max(1, depth // 2))
         if wanted > depth:
             raise BadInput(f"--student-layers {wanted}: the model to shrink has {depth}")
         before = parameter_count(self.teacher)
         kept, basis = spaced_layers(depth, wanted), None
+        if self.student and (self.width or self.choice == "best"):
+            raise BadInput("--student: its head has learnt nothing yet by which to choose; leave --student-width and --layer-choice out")
         if self.choice == "best" and wanted < depth:
             kept = best_layers(model, wanted, lambda b: self._task_loss(model, b), self.calibration(self.notes))
         if self.width:
@@ -118,13 +121,13 @@ class Distillation(Technique):
         return self.task.loss(model, batch, self.task.forward(model, batch))
 
     def _prepare_terms(self, model, kept, basis):
-        self.matched = spaced_layers(len(find_layers(self.teacher)[1]), len(kept)) if self.student else kept
+        depth = len(find_layers(self.teacher)[1])
+        of_teacher = not self.student and depth == self.depth  # else the model came from elsewhere, as with --start
+        self.matched = kept if of_teacher else spaced_layers(depth, min(depth, len(kept)))
         narrow, wide = model.config.hidden_size, self.teacher.config.hidden_size
-        if self.attention_weight and (narrow % RELATION_HEADS or wide % RELATION_HEADS):
-            raise BadInput(f"--attention-weight: {narrow} and {wide} channels must both be multiples of {RELATION_HEADS}")
         # Part of the model while it trains, so that the optimizer and the resume file see it; finish takes it away.
         projection = nn.Identity() if narrow == wide else nn.Linear(narrow, wide, bias=False)
-        if basis is not None:
+        if basis is not None and of_teacher:
             projection.weight.data.copy_(basis)
         model.distillation_projection = projection.to(next(model.parameters()).device)
         model.config.output_hidden_states = True
@@ -142,6 +145,10 @@ class Distillation(Technique):
         student_rows, teacher_rows = (self.task.categorical(logits, batch) for logits in (outputs.logits, taught))
         loss = loss + (1 - self.alpha) * kd_loss(student_rows, teacher_rows, self.temperature)
         if self.hidden_weight:
+            if len(outputs.hidden_states) != len(self.matched) + 1:
+                raise BadInput(
+                    f"--hidden-weight: {len(outputs.hidden_states) - 1} layers cannot be matched with {len(self.matched)} of the teacher"
+                )
             pairs = zip(outputs.hidden_states[1:], (teacher.hidden_states[i + 1] for i in self.matched))
             terms = [hidden_loss(model.distillation_projection(s), t, batch["attention_mask"]) for s, t in pairs]
             loss = loss + self.hidden_weight * sum(terms) / len(terms)
@@ -166,8 +173,8 @@ class Distillation(Technique):
     def _remember(self, batch, logits):
         if not self.task.redraws and logits.shape[0] == len(batch["rows"]):
             lengths = batch["attention_mask"].sum(1).tolist()
-            for row, length, answer in zip(batch["rows"].tolist(), lengths, logits.detach().clone()):
-                self.taught[row] = answer[:length] if answer.dim() > 1 else answer
+            for row, length, answer in zip(batch["rows"].tolist(), lengths, logits.detach()):
+                self.taught[row] = (answer[:length] if answer.dim() > 1 else answer).clone()  # not a view of the whole batch
 
     def finish(self, model):
         """Leave a plain, smaller model."""
@@ -203,7 +210,10 @@ def last_projections(model, outputs):
     names = next((layout[:3] for layout in structured.LAYOUTS if layout[0] in modules), None)
     if names is None:
         raise BadInput(f"--attention-weight: does not know the layers of {type(model).__name__}")
-    return [modules[name](outputs.hidden_states[-2]) for name in names]
+    states = [modules[name](outputs.hidden_states[-2]) for name in names]
+    if odd := [state.shape[-1] for state in states if state.shape[-1] % RELATION_HEADS]:
+        raise BadInput(f"--attention-weight: {odd[0]} channels of queries, keys or values are no multiple of {RELATION_HEADS}")
+    return states
 
 
 def copy_of(teacher):

@@ -94,7 +94,8 @@ def rounded_linear(linear, x):
     zero = (-low / step).round()
     inputs = (((seen / step).round() + zero).clamp(0, levels) - zero) * step
     weights = (weight / scale).round().clamp(-128, 127) * scale
-    return F.linear(straight(x.float(), inputs), straight(linear.weight, weights), linear.bias)
+    with torch.autocast(x.device.type, enabled=False):  # bf16 would round again, and as coarsely
+        return F.linear(straight(x.float(), inputs), straight(linear.weight, weights), linear.bias)
 
 
 class Int8Embedding(nn.Module):
@@ -224,8 +225,8 @@ class Quantization(Technique):
         return model
 
     def describe(self):
-        """The engine is recorded, not needed: whoever loads the run uses the fastest of their own CPU."""
-        return {"engine": fastest_engine(), "embeddings": self.embeddings}
+        """Engine and bits of activations are recorded, not needed: whoever loads the run uses what is best on their own CPU."""
+        return {"engine": fastest_engine(), "bits": 8 if full_range() else 7, "embeddings": self.embeddings}
 
     @staticmethod
     def is_plain(facts):

@@ -43,7 +43,9 @@ def find_units(model):
         modules = dict(layer.named_modules())
         layout = next((names for names in LAYOUTS if all(isinstance(modules.get(name), nn.Linear) for name in names)), None)
         if layout is None:
-            raise BadInput(f"--structured: does not know the layers of {type(model).__name__}, or they are not plain any more")
+            raise BadInput(
+                f"--structured or --student-width: does not know the layers of {type(model).__name__}, or they are not plain any more"
+            )
         attention = modules[layout[0].rpartition(".")[0]]
         size = attention.attention_head_size
         found.append(Layer(tuple(f"{prefix}.{index}.{name}" for name in layout), modules[layout[0]].out_features // size, size,

@@ -81,7 +81,7 @@ def norm_moments(model, forward, batches):
     def watch(name):
         def hook(_, inputs, x):
             if x.shape[:-1] == mask.shape:  # (B, T, H); a head's norm may see less
-                x = x[mask].double()
+                x = x[mask].cpu().double()  # MPS has no double
                 means[name], moments[name] = means[name] + x.sum(0), moments[name] + x.T @ x
 
         return hook
@@ -120,10 +120,13 @@ def narrow(model, width, moments, scores, attach):
         raise BadInput(f"--student-width {width}: give less than {full}, a multiple of {size} (whole heads) or of {heads} (all heads)")
     neurons = max(structured.MULTIPLE, round(layers[0].neurons * width / full / structured.MULTIPLE) * structured.MULTIPLE)
     means, seconds = moments
-    basis = torch.linalg.eigh(sum(seconds.values())).eigenvectors[:, -width:].flip(1).float()  # P (H, width)
+    exact = torch.linalg.eigh(sum(seconds.values())).eigenvectors[:, -width:].flip(1)  # P (H, width), on the CPU
+    basis = exact.float().to(next(model.parameters()).device)
 
     config = copy.deepcopy(model.config)
     config.hidden_size, config.num_attention_heads = width, width // size if whole else heads
+    if getattr(config, "embedding_size", None) == full:  # ELECTRA's, where it equals the width
+        config.embedding_size = width
     setattr(config, "hidden_dim" if hasattr(config, "hidden_dim") else "intermediate_size", neurons)
     student = attach(type(model)(config))
     ours, theirs = student.state_dict(), model.state_dict()
@@ -145,8 +148,8 @@ def narrow(model, width, moments, scores, attach):
             bias = module.bias[rows] if columns is None else basis.T @ module.bias
             state[f"{name}.weight"], state[f"{name}.bias"] = weight * scale, bias * scale
     for name, mean in means.items():
-        there = basis.double().T @ mean
-        deviation = ((basis.double().T @ seconds[name] * basis.double().T).sum(1) - there.square()).clamp(min=1e-8).sqrt()
+        there = exact.T @ mean
+        deviation = ((exact.T @ seconds[name] * exact.T).sum(1) - there.square()).clamp(min=1e-8).sqrt()
         state[f"{name}.weight"], state[f"{name}.bias"] = deviation.float(), there.float()
     for name, tensor in theirs.items():  # all else, such as embeddings, pooler and head: every side of H channels is projected
         if name in state or name not in ours:
@@ -155,5 +158,7 @@ def narrow(model, width, moments, scores, attach):
             if (old, new) == (full, width):
                 tensor = (tensor.transpose(side, -1) @ basis).transpose(side, -1) if tensor.dim() > 1 else tensor @ basis
         state[name] = tensor
+    if state.keys() != ours.keys() or any(tensor.shape != ours[name].shape for name, tensor in state.items()):
+        raise BadInput(f"--student-width: does not know how to narrow {type(model).__name__}")
     student.load_state_dict({name: tensor.to(ours[name]) for name, tensor in state.items()})
     return student.to(next(model.parameters()).device), basis

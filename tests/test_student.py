@@ -148,8 +148,9 @@ def test_relations_compare_models_of_any_width_and_ignore_padding(batch):
 
 def test_attention_term_reaches_the_last_projections(model, batch):
     technique = teach(model, batch, attention_weight=1.0, alpha=1.0, student_layers=2, student_width=24)
-    with pytest.raises(BadInput, match="must both be multiples of 12"):
-        technique.prepare(copy_of(model))
+    student = technique.prepare(copy_of(model)).eval()
+    with pytest.raises(BadInput, match="are no multiple of 12"):
+        technique.loss(student, batch, technique.task.forward(student, batch))
     config = BertConfig(vocab_size=50, hidden_size=48, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64, num_labels=3)
     torch.manual_seed(0)
     teacher = BertForSequenceClassification(config).eval()
