@@ -154,6 +154,8 @@ def test_kd_loss_is_its_closed_form():
         (gradient,) = torch.autograd.grad(loss, student)
         assert torch.allclose(gradient, t * (q - p).detach() / 5, atol=1e-6)  # d/dz = T (q - p) / B
     assert kd_loss(teacher, teacher, 4.0).abs() < 1e-6
+    halves = [logits.detach().bfloat16() for logits in (student, teacher)]  # as under autocast
+    assert torch.allclose(kd_loss(*halves, 4.0), kd_loss(*(logits.float() for logits in halves), 4.0))
     assert kd_loss(teacher[:0], teacher[:0], 4.0) == 0
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
 import train
 from compress import cpu
@@ -136,3 +136,40 @@ def test_the_next_item_is_made_ahead_and_errors_arrive():
         for item in ahead(items()):
             seen.append(item)
     assert seen == made == [0, 1, 2]
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert", "mpnet", "albert", "modernbert", "deberta-v2"])
+def test_attention_dropout_is_found_in_every_family_and_no_other_is_touched(kind):
+    own = {
+        "modernbert": dict(num_hidden_layers=2, pad_token_id=0, attention_dropout=0.25),
+        "distilbert": dict(dim=32, n_heads=2, n_layers=2, hidden_dim=48),
+    }
+    config = AutoConfig.for_model(kind, vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48,
+                                  hidden_dropout_prob=0.2, **own.get(kind, {})) if kind not in own else AutoConfig.for_model(kind, vocab_size=50, **(
+        own[kind] | ({} if kind == "distilbert" else dict(hidden_size=32, num_attention_heads=2, intermediate_size=48))))  # fmt: skip
+    model = AutoModelForSequenceClassification.from_config(config)
+    train.set_attention_dropout(model, 0.07)
+    held = [m.attention_dropout for m in model.modules() if hasattr(m, "attention_dropout")]
+    held += [m.dropout for m in model.modules() if "SelfAttention" in type(m).__name__ and hasattr(m, "dropout")]
+    assert len(held) >= (1 if kind == "albert" else 2)
+    assert all((each.p if isinstance(each, nn.Dropout) else each) == 0.07 for each in held)
+    named = {id(each) for each in held if isinstance(each, nn.Dropout)}
+    assert all(m.p != 0.07 for m in model.modules() if isinstance(m, nn.Dropout) and id(m) not in named)
+
+
+def test_products_leave_what_they_do_not_know_to_the_fused_kernel():
+    torch.manual_seed(0)
+    query, key = torch.randn(1, 4, 5, 8), torch.randn(1, 2, 5, 8)
+
+    class Grouped(nn.Module):
+        num_key_value_groups = 2
+        is_causal = False
+
+    expected = nn.functional.scaled_dot_product_attention(query, key.repeat_interleave(2, 1), key.repeat_interleave(2, 1)).transpose(1, 2)
+    assert torch.allclose(cpu.products(Grouped(), query, key, key, None)[0], expected, atol=1e-5)
+
+    class Causal(nn.Module):
+        is_causal = True
+
+    expected = nn.functional.scaled_dot_product_attention(query, query, query, is_causal=True).transpose(1, 2)
+    assert torch.allclose(cpu.products(Causal(), query, query, query, None)[0], expected, atol=1e-5)
