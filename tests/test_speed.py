@@ -140,13 +140,8 @@ def test_the_next_item_is_made_ahead_and_errors_arrive():
 
 @pytest.mark.parametrize("kind", ["bert", "distilbert", "mpnet", "albert", "modernbert", "deberta-v2"])
 def test_attention_dropout_is_found_in_every_family_and_no_other_is_touched(kind):
-    own = {
-        "modernbert": dict(num_hidden_layers=2, pad_token_id=0, attention_dropout=0.25),
-        "distilbert": dict(dim=32, n_heads=2, n_layers=2, hidden_dim=48),
-    }
     config = AutoConfig.for_model(kind, vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48,
-                                  hidden_dropout_prob=0.2, **own.get(kind, {})) if kind not in own else AutoConfig.for_model(kind, vocab_size=50, **(
-        own[kind] | ({} if kind == "distilbert" else dict(hidden_size=32, num_attention_heads=2, intermediate_size=48))))  # fmt: skip
+                                  hidden_dropout_prob=0.2, pad_token_id=0)  # fmt: skip
     model = AutoModelForSequenceClassification.from_config(config)
     train.set_attention_dropout(model, 0.07)
     held = [m.attention_dropout for m in model.modules() if hasattr(m, "attention_dropout")]
