@@ -27,8 +27,6 @@ from report import find_runs, markdown_table, shown
 
 COLUMNS = ("technique", "bytes", "parameters", "nonzero", "macs", "p50_ms", "p95_ms", "notes_per_s",
            "length", "batch", "rounds", "device", "threads", "cpu", "torch", "finished")  # fmt: skip
-
-
 PARTS = ("shape", "training", "volume", "gpu")
 
 

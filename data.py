@@ -359,21 +359,24 @@ def cached(directory, key, make):
     Token ids are the text: nobody else may read them, and a directory that others can read or own is not used.
     """
     place = Path(directory) / key
+    encoded = _kept(place)
+    if encoded is None:
+        encoded = make()
+        _keep(place, encoded)
+    return encoded
+
+
+def _kept(place):
     try:
-        if place.is_dir() and hasattr(os, "getuid") and (place.stat().st_uid != os.getuid() or place.stat().st_mode & 0o077):
-            print(f"note: {place} can be read by others, so it is not used; delete it")
-            return make()
         if not place.is_dir():
-            encoded = make()
-            _keep(place, encoded)
-            return encoded
-        found = {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in place.glob("*.npy")}
-        return Encoded(**found)
-    except OSError as error:
-        print(f"note: token ids are not kept, {directory} cannot be used ({error.strerror or type(error).__name__})")
-    except (ValueError, EOFError, TypeError):
-        print(f"note: {place} is damaged, so it is not used; delete it")
-    return make()
+            return None
+        if hasattr(os, "getuid") and (place.stat().st_uid != os.getuid() or place.stat().st_mode & 0o077):
+            print(f"note: {place} can be read by others, so it is not used; delete it")
+            return None
+        return Encoded(**{path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in place.glob("*.npy")})
+    except (OSError, ValueError, EOFError, TypeError) as error:
+        print(f"note: {place} cannot be used ({type(error).__name__}); delete it")
+        return None
 
 
 def _keep(place, encoded):

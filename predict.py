@@ -2,8 +2,8 @@
 
 The file is read as a stream; the answer keeps its order and row ids, and of the text nothing is written. With - in place
 of the file, one note is read from standard input. The run is rebuilt as it was saved, int8 as int8 (on another CPU its
-activations may have other bits: compress/quantization.py). Tasks whose answers
-are no row of numbers, such as spans, write JSON lines.
+activations may have other bits: compress/quantization.py). Tasks whose answers are no row of numbers, such as spans, write
+JSON lines.
 """
 
 import csv

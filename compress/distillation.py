@@ -7,9 +7,9 @@ the teacher (compress/student.py): fewer layers, and with --student-width narrow
     --attention-weight  KL between the last layers' relations, softmax(A A^T / sqrt(d)) of A = queries, keys and values, split
                         into heads of the same number whatever the widths (Wang et al., 2021, MiniLMv2)
 Without them the teacher reads every note once: its answers are kept in memory for the epochs to come (a resumed run asks
-again, in other batches, so it goes on as before up to rounding). With --augment P the
-student also learns the teacher's answers to other notes: each one again, with a share P of its tokens replaced by tokens of
-its batch (the idea of TinyBERT's augmentation, Jiao et al., 2020); these need no label, and the teacher reads each anew.
+again, in other batches, so it goes on as before up to rounding). With --augment P the student also learns the teacher's
+answers to other notes: each one again, with a share P of its tokens replaced by tokens of its batch (the idea of TinyBERT's
+augmentation, Jiao et al., 2020); these need no label, and the teacher reads each anew.
 
 What it does not save: embeddings, unless the student is narrower (a half-depth BERT-base keeps 61% of its bytes).
 """
