@@ -118,13 +118,10 @@ def main(argv=None):
         raise BadInput(f"--length {length}: a model among them reads at most {longest} tokens")
     on_cpu = {name: any(f["technique"] == "quantization" for f in run.compression) for name, run in runs.items()}
     devices = {name: "cpu" if on_cpu[name] else args.device for name in runs}
-    macs = {name: multiply_adds(run.model, length) for name, run in runs.items()}
-    timed = measure(
-        {n: (cpu.for_inference(run.model.to(devices[n])), run.model.config.vocab_size, devices[n]) for n, run in runs.items()},
-        length,
-        args.batch_size,
-        args.rounds,
-    )
+    models = {name: cpu.for_inference(run.model.to(devices[name]), run.task) for name, run in runs.items()}
+    macs = {name: multiply_adds(model, length) for name, model in models.items()}
+    calls = {name: (model, model.config.vocab_size, devices[name]) for name, model in models.items()}
+    timed = measure(calls, length, args.batch_size, args.rounds)
 
     machine = checkpoint.machine()
     table = []

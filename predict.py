@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 import checkpoint
-from compress import cpu
+from compress import attention, cpu
 from data import BadInput, Parser, Table, budget_batches, collate, digest, number, run_script, writable_directory
 
 
@@ -47,7 +47,7 @@ def predict_rows(model, task, encoded, pad_id, tokens=None, autocast=None):
     Batches hold rows of similar length, `tokens` tokens in all (None = what suits the device).
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    model.eval()
+    model = attention.first_token(model.eval()) if task.reads_first else model.eval()
     results = [None] * len(encoded.lengths)
     for rows in budget_batches(encoded.lengths, tokens or batch_tokens(device)):
         batch = collate(encoded, rows, pad_id, device)
@@ -165,7 +165,7 @@ def main(argv=None):
     run = checkpoint.load(args.run)
     if not any(facts["technique"] == "quantization" for facts in run.compression):
         run.model.to(pick_device(args.device))
-    cpu.for_inference(run.model)
+    cpu.for_inference(run.model, run.task)
     options = run.task.options
     options.text_columns, options.row_column = args.text_columns or options.text_columns, args.row_column or options.row_column
     options.subject_column = None  # only a split needs it

@@ -224,7 +224,7 @@ def main(argv=None):
     made = train_all(plan(grid, common, seeds, out), seeds)
     runs = {name: checkpoint.load(paths[0]) for name, paths in made.items()}
     for run in runs.values():
-        cpu.for_inference(run.model)
+        cpu.for_inference(run.model, run.task)
     first = runs["base"]
     arguments = first.facts["arguments"]
     path = train.demo.make(out / f"seed{seeds[0]}" / "demo", given.task)[0] if given.data == "demo" else given.data

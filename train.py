@@ -19,7 +19,7 @@ from tqdm import tqdm
 import checkpoint
 import compress
 import demo
-from compress import cpu
+from compress import attention, cpu
 from compress.distillation import copy_of
 from data import (SPLITS, BadInput, Parser, cached, collate, encoding_key, fingerprint, keyword, make_batches, number, run_script, share_or_file,
                   write_csv, writable_directory)  # fmt: skip
@@ -187,7 +187,7 @@ def clip_gradients(weights, limit):
 
 def training_precision(precision, device):
     """torch.bfloat16 or torch.float32 for --precision on a device."""
-    fast = device.type == "cuda" or (device.type == "cpu" and cpu.multiplies_bf16())
+    fast = device.type == "cuda" or (device.type == "cpu" and attention.multiplies_bf16())
     return torch.bfloat16 if precision == "bf16" or (precision == "auto" and fast) else torch.float32
 
 
@@ -219,8 +219,10 @@ def train(model, technique, task, notes, examples, pad_id, args, rate, device, p
     precision = training_precision(args.precision, device)
     autocast = torch.autocast(device.type, precision) if precision != torch.float32 else nullcontext()
     on_cpu = device.type == "cpu" and precision == torch.bfloat16
+    if task.reads_first:
+        attention.first_token(model)
     if on_cpu:
-        cpu.bf16_attention(model)
+        attention.bf16_attention(model)
     count = len(notes["train"].lengths)
     steps = math.ceil(math.ceil(count / args.batch_size) / args.accumulate)  # an epoch
     at = checkpoint.read_position(progress_file) or {
@@ -290,7 +292,7 @@ def train(model, technique, task, notes, examples, pad_id, args, rate, device, p
         print(f"{technique.name}: stopped, {args.patience} validations without a better one")
     model.load_state_dict(best)
     if on_cpu:
-        cpu.bf16_attention(model, False)
+        attention.bf16_attention(model, False)
     took = time.perf_counter() - began - validating
     facts = {"best_epoch": at["best"]["Epoch"], "train_seconds": round(time.perf_counter() - start, 1)}
     return at["history"], {

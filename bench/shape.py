@@ -29,7 +29,7 @@ from tasks.task import Task
 
 STUDENT = {"student_layers": 4, "student_width": 312}
 HALF = {"structured": True, "target_macs": 0.5, "calibration_notes": 8}
-ROWS = {  # name: technique, options, whether plain torch serves it (False: compress/cpu.py's kernels)
+ROWS = {  # name: technique, options, whether plain torch serves it (False: compress/cpu.py's for_inference)
     "base, plain torch": ("base", {}, True),
     "base": ("base", {}, False),
     "pruning 30%": ("pruning", {}, False),
@@ -178,8 +178,9 @@ def run(length=256, batch=16, rounds=5, rows=ROWS, config=None):
         calls, facts, peak = {}, {}, matrix_rate()
         for name, (technique, options, plain) in tqdm(rows.items(), desc="building", leave=False, disable=None):
             model = compressed(technique, options, config)
-            facts[name] = {"bytes": stored_bytes(model), "macs": multiply_adds(model, length)}
-            calls[name] = (model if plain else cpu.for_inference(model), model.config.vocab_size, "cpu")
+            size = stored_bytes(model)
+            model = model if plain else cpu.for_inference(model, Task())
+            calls[name], facts[name] = (model, model.config.vocab_size, "cpu"), {"bytes": size, "macs": multiply_adds(model, length)}
         vocabulary, macs = model.config.vocab_size, next(iter(facts.values()))["macs"]
         for name, (call, size) in others.items():
             calls[name], facts[name] = (call, vocabulary, "cpu"), {"bytes": size, "macs": macs}

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from compress import structured
+from compress.attention import first_token
 from compress.student import best_layers, keep_layers, narrow, norm_moments, spaced_layers
 from compress.technique import CALIBRATION_NOTES, LAYER_CHOICE, Technique, find_layers, millions, parameter_count
 from data import BadInput, number
@@ -109,6 +110,8 @@ class Distillation(Technique):
             model, basis = narrow(model, self.width, moments, [scores[i] for i in kept], self.task.attach_head)
         if self.hidden_weight or self.attention_weight:
             self._prepare_terms(model, kept, basis)
+        elif self.task.reads_first:
+            first_token(self.teacher)
         source = "its own" if self.student else "teacher"
         print(
             f"distillation: student of {wanted} layers from {source} layers {', '.join(map(str, kept))}"

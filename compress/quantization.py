@@ -3,7 +3,7 @@
 A weight row w (one output channel) becomes round(w / s) with s = max|w| / 127.5; an activation tensor gets one scale and zero
 point, chosen from its own extremes at each call, and 8 bits where the CPU has VNNI, else 7, so that sums of two products fit 16
 bits; the int32 sums are scaled back to fp32. Done by torch.ao.quantization.quantize_dynamic on the fine-tuned model, scored as the
-int8 model itself, on a CPU. Attention is computed in bf16 where the CPU multiplies it (compress/cpu.py).
+int8 model itself, on a CPU. Attention is computed in bf16 where the CPU multiplies it (compress/attention.py).
 
 Embedding tables become int8 too, with one scale s = max|w| / 127 a row: fewer bytes on disk and in memory, no time, since a
 look-up multiplies nothing. BERT-base comes to 109 MB of 433, with --fp32-embeddings to 177.
@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from compress.cpu import bf16_attention
+from compress.attention import bf16_attention
 from compress.technique import Technique, millions, replace_module
 
 # Fastest first. On an AVX-512 VNNI CPU, 4096 x 768 -> 3072 -> 768 with 2 threads took 50 ms by onednn, 58 to 62 by x86 and

@@ -41,6 +41,7 @@ class Mlm(Task):
 
     name, unit = "mlm", "documents"
     auto_class = AutoModelForMaskedLM
+    reads_first = False
     length_flag = "block_size"
     overall, per_label = metrics.MASKED, ()
     headline = {"Accuracy": "masked-token accuracy", "Perplexity": "perplexity"}

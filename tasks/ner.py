@@ -161,6 +161,7 @@ class Ner(Task):
 
     name, unit = "ner", "sentences"
     auto_class = AutoModelForTokenClassification
+    reads_first = False
     overall, per_label, label_column = metrics.SPANS, (*metrics.SPANS, "Support"), "Type"
     per_label_csv = "per_type_{}_metrics.csv"
     headline = {"F1": "F1", "Precision": "precision", "Recall": "recall"}

@@ -40,6 +40,7 @@ class Task:
     selection, lower_is_better = "F1", False  # the validation score by which the best epoch is chosen
     folds = True  # whether texts that are the same to the letter are one example
     resampled = None  # what the bootstrap draws, if not examples
+    reads_first = True  # whether the head reads the first token alone, so that the last layer need not answer for the others
     redraws = False  # whether fresh() changes the rows from epoch to epoch
     json_lines = False  # predict.py writes answers as JSON lines, not as rows of a CSV
     usual_text, usual_row, usual_subject = (("TEXT",),), ("ROW_ID",), ("SUBJECT_ID",)

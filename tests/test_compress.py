@@ -199,7 +199,9 @@ def test_other_encoders_shrink_too_or_are_named():
     config = DistilBertConfig(vocab_size=50, dim=32, n_layers=4, n_heads=2, hidden_dim=64, num_labels=3)
     teacher = DistilBertForSequenceClassification(config)
     assert len(encoder_linears(teacher)[0]) == 24 and encoder_linears(teacher)[1] == ["pre_classifier", "classifier"]
-    student = Distillation(teacher=teacher, student_layers=1).prepare(copy_of(teacher))
+    technique = Distillation(teacher=teacher, student_layers=1)
+    technique.task = Task()
+    student = technique.prepare(copy_of(teacher))
     assert student.config.n_layers == 1 and len(student.distilbert.transformer.layer) == 1
     albert = AutoConfig.for_model("albert", hidden_size=32, embedding_size=16, num_attention_heads=2, intermediate_size=64, vocab_size=50)
     from transformers import AlbertForSequenceClassification
@@ -258,6 +260,7 @@ def test_chain_runs_left_to_right_and_rebuilds(model, batch):
     parts = compress.parse("distillation+lowrank+pruning+quantization")
     options = {"student_layers": 3, "rank": 6, "sparsity": 0.5}
     chain = compress.build(parts, options, teacher=model)
+    chain.task = Task()
     student = steps(chain, chain.prepare(copy_of(model)), batch)
     student = chain.finish(student).eval()
     assert [facts["technique"] for facts in chain.describe()] == ["lowrank", "pruning", "quantization"]
@@ -275,6 +278,7 @@ def test_other_encoders_go_through_the_whole_chain(kind, batch):
     torch.manual_seed(6)
     model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(kind, **{**size, **own.get(kind, {})}))
     chain = compress.build(compress.parse("distillation+lowrank+pruning+quantization"), {"rank": 4}, teacher=model)
+    chain.task = Task()
     small = chain.finish(steps(chain, chain.prepare(copy_of(model)), batch, 2)).eval()
     config = type(small.config).from_dict(small.config.to_dict())
     again = compress.rebuild(AutoModelForSequenceClassification.from_config(config), chain.describe()).eval()

@@ -9,9 +9,12 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
 import train
-from compress import cpu
+from bench.shape import bert_base, compressed, multiply_adds
+from compress import attention, cpu
 from data import budget_batches
 from predict import ahead
+from tasks.ner import Ner
+from tasks.task import Task
 
 CONFIG = BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, num_labels=3)
 
@@ -77,42 +80,97 @@ def test_sparse_and_dense_gradients_are_clipped_together(model, batch):
     assert torch.allclose(*norms, atol=1e-8) and norms[0].norm() == pytest.approx(0.01, rel=1e-3)
 
 
-@pytest.mark.skipif(not cpu.multiplies_bf16(), reason="this CPU has no bf16 products")
-def test_bf16_attention_answers_as_the_fused_kernel_does(model, batch):
+@pytest.mark.skipif(not attention.multiplies_bf16(), reason="this CPU has no bf16 products")
+def test_bf16_attention_answers_as_the_fused_kernel_does(model, batch, monkeypatch):
+    monkeypatch.setattr(attention, "FEWEST", 0)
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     with torch.no_grad():
         plain = model(**inputs).logits
-        cpu.bf16_attention(model)
+        attention.bf16_attention(model)
         assert model.config._attn_implementation == "bf16_products"
         other = model(**inputs).logits
-        cpu.bf16_attention(model, on=False)
+        attention.bf16_attention(model, on=False)
         again = model(**inputs).logits
     assert torch.allclose(plain, other, atol=0.01) and not torch.equal(plain, other) and torch.equal(plain, again)
 
 
-def test_products_read_only_what_the_mask_allows():
+def test_products_read_only_what_the_mask_allows(monkeypatch):
+    monkeypatch.setattr(attention, "FEWEST", 0)
     torch.manual_seed(0)
     query, key, value = (torch.randn(2, 3, 5, 8) for _ in range(3))
     mask = torch.ones(2, 1, 5, 5, dtype=torch.bool)
     mask[1, :, :, 3:] = False
     expected = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
     added = torch.where(mask, 0.0, torch.finfo(torch.bfloat16).min).bfloat16()
-    assert torch.allclose(cpu.products(None, query, key, value, added)[0], expected, atol=0.02)
+    assert torch.allclose(attention.products(None, query, key, value, added)[0], expected, atol=0.02)
     value[1, :, 3:] = 1e4
-    assert torch.allclose(cpu.products(None, query, key, value, added)[0], expected, atol=0.02)
+    assert torch.allclose(attention.products(None, query, key, value, added)[0], expected, atol=0.02)
 
 
 def test_the_other_linear_is_the_same_linear(model, batch, monkeypatch):
     if not torch.backends.mkldnn.is_available():
         pytest.skip("this build of torch has no oneDNN")
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    names = list(model.state_dict())
     with torch.inference_mode():
         expected = model(**inputs).logits
         monkeypatch.setattr(cpu, "onednn_pays", lambda: True)
-        cpu.for_inference(model)
-        assert type(model.classifier) is cpu.OneDNNLinear and list(model.state_dict()) == names
+        cpu.for_inference(model, Task())
+        assert type(model.classifier) is type(model.bert.encoder.layer[0].attention.self.stacked) is cpu.OneDNNLinear
         assert torch.allclose(model(**inputs).logits, expected, atol=1e-5)
+
+
+def small(kind):
+    """A classifier of a family, and its inputs: two rows, one padded."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+                                  num_labels=3, embedding_size=32, pad_token_id=0)  # fmt: skip
+    ids = torch.randint(1, 50, (2, 9))
+    mask = torch.ones_like(ids)
+    mask[1, 6:] = ids[1, 6:] = 0
+    return AutoModelForSequenceClassification.from_config(config).eval(), {"input_ids": ids, "attention_mask": mask}
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "electra", "distilbert", "mpnet"])
+def test_the_first_token_alone_gives_the_same_answers_and_the_same_gradients(kind):
+    model, inputs = small(kind)
+    found = []
+    for each in (model, attention.first_token(copy.deepcopy(model))):
+        outputs = each(**inputs, output_hidden_states=True)
+        outputs.logits.square().sum().backward()
+        gradients = torch.cat([p.grad.flatten() for p in each.parameters() if p.grad is not None])
+        found.append((outputs.logits, gradients, outputs.hidden_states[-1].shape[1]))
+    assert torch.allclose(found[0][0], found[1][0], atol=1e-6) and torch.allclose(found[0][1], found[1][1], atol=1e-6)
+    assert [each[2] for each in found] == [9, 1 if kind in attention.LIKE_BERT else 9]
+    assert list(model.state_dict()) == list(each.state_dict())
+    model.config.output_hidden_states = True
+    assert attention.first_token(model)(**inputs).hidden_states[-1].shape[1] == 9
+
+
+@pytest.mark.parametrize("technique", ["base", "quantization", "lowrank", "pruning"])
+@pytest.mark.parametrize("task", [Task, Ner])
+def test_one_product_for_queries_keys_and_values_answers_as_three(technique, task, monkeypatch):
+    monkeypatch.setattr(cpu, "onednn_pays", lambda: False)
+    options = {
+        "lowrank": {"rank": 4},
+        "pruning": {"structured": True, "keep_heads": 2, "keep_neurons": 48, "importance": "magnitude"},
+    }.get(technique, {})
+    model = compressed(technique, options, CONFIG)
+    inputs = {"input_ids": torch.randint(50, (2, 9)), "attention_mask": torch.tensor([[1] * 9, [1] * 5 + [0] * 4])}
+    reference = attention.first_token(copy.deepcopy(model)) if task.reads_first else copy.deepcopy(model)
+    counted = multiply_adds(reference, 9)
+    with torch.inference_mode():
+        expected = reference(**inputs).logits
+        answers = cpu.for_inference(model, task())(**inputs).logits
+    assert torch.allclose(answers, expected, atol=1e-6) and multiply_adds(model, 9) == counted
+    joined = [hasattr(layer.attention.self, "stacked") for layer in model.bert.encoder.layer]
+    assert joined == [technique != "lowrank"] * 2
+
+
+def test_the_last_layer_for_one_token_takes_out_what_it_says():
+    model = bert_base(CONFIG)
+    before, after = multiply_adds(model, 100), multiply_adds(attention.first_token(model), 100)
+    layer, scores = 4 * 32 * 32 + 2 * 32 * 64, 2 * 100 * 32  # multiply-adds a token
+    assert before - after == 99 * (layer - 2 * 32 * 32 + scores)
 
 
 def test_prediction_batches_stay_in_their_budget():
@@ -161,10 +219,10 @@ def test_products_leave_what_they_do_not_know_to_the_fused_kernel():
         is_causal = False
 
     expected = nn.functional.scaled_dot_product_attention(query, key.repeat_interleave(2, 1), key.repeat_interleave(2, 1)).transpose(1, 2)
-    assert torch.allclose(cpu.products(Grouped(), query, key, key, None)[0], expected, atol=1e-5)
+    assert torch.allclose(attention.products(Grouped(), query, key, key, None)[0], expected, atol=1e-5)
 
     class Causal(nn.Module):
         is_causal = True
 
     expected = nn.functional.scaled_dot_product_attention(query, query, query, is_causal=True).transpose(1, 2)
-    assert torch.allclose(cpu.products(Causal(), query, query, query, None)[0], expected, atol=1e-5)
+    assert torch.allclose(attention.products(Causal(), query, query, query, None)[0], expected, atol=1e-5)
