@@ -425,10 +425,15 @@ def make_batches(lengths, batch_size, seed, pool=50):
 
 
 def budget_batches(lengths, tokens):
-    """Cut notes into batches for prediction: longest first, as many to a batch as fit `tokens` tokens, padding counted."""
+    """Cut notes into batches for prediction: longest first, as many to a batch as fit `tokens` tokens, padding counted.
+
+    What is left at the end goes in powers of two, so that few shapes of batches occur: oneDNN keeps some 0.2 MB of code for each
+    shape of a product, and 200,000 notes took 1.3 times the memory of 20,000.
+    """
     order, batches, at = np.argsort(-lengths, kind="stable"), [], 0
     while at < len(order):
-        size = max(1, tokens // int(lengths[order[at]]))
+        size, left = max(1, tokens // int(lengths[order[at]])), len(order) - at
+        size = size if size <= left else 1 << left.bit_length() - 1
         batches.append(order[at : at + size])
         at += size
     return batches

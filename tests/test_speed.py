@@ -178,6 +178,8 @@ def test_prediction_batches_stay_in_their_budget():
     batches = budget_batches(lengths, 60)
     assert sorted(np.concatenate(batches)) == list(range(8)) and [len(b) for b in batches] == [1, 1, 2, 4]
     assert all(lengths[b].max() * len(b) <= 60 for b in batches[1:])
+    sizes = {len(b) for count in range(1, 400) for b in budget_batches(np.full(count, 10), 1000)}
+    assert sizes == {1, 2, 4, 8, 16, 32, 64, 100}
 
 
 def test_the_next_item_is_made_ahead_and_errors_arrive():
