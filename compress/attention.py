@@ -49,10 +49,14 @@ def add_to_first(module, hidden, residual):
     return type(module).forward(module, hidden, residual[:, :1])
 
 
+def like_bert(model):
+    """Whether the model's layers are built as BERT's are."""
+    return model.config.model_type in LIKE_BERT and not model.config.is_decoder
+
+
 def attentions(model):
-    """The layers' attention modules, in order; none if the model is not LIKE_BERT."""
-    known = model.config.model_type in LIKE_BERT and not model.config.is_decoder
-    return [layer.attention for layer in find_layers(model)[1]] if known else []
+    """The layers' attention modules, in order; none if the model is not like BERT."""
+    return [layer.attention for layer in find_layers(model)[1]] if like_bert(model) else []
 
 
 def first_token(model):

@@ -22,6 +22,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from compress.attention import first_token
 from compress.technique import CALIBRATION_NOTES, TARGET_MACS, Technique, encoder_linears, millions, parameter_count, replace_module
 from data import BadInput, number
 
@@ -38,8 +39,9 @@ def energy_rank(singular, energy):
 
 
 def second_moments(model, names, forward, batches):
-    """{name: E[x x^T] (in, in)} of the inputs of Linear layers over the real tokens of calibration batches."""
-    sums, counts, handles, mask = {}, {}, [], None
+    """({name: E[x x^T] (in, in)} of the inputs of Linear layers over the real tokens that they see in calibration batches,
+    {name: the share that those are of all real tokens})."""  # fmt: skip
+    sums, counts, handles, mask, tokens = {}, {}, [], None, 0
 
     def watch(name):
         def hook(_, inputs):
@@ -55,15 +57,17 @@ def second_moments(model, names, forward, batches):
         with torch.no_grad():
             for batch in batches:
                 mask = batch["attention_mask"].bool()
+                tokens += int(mask.sum())
                 forward(batch)
     finally:
         for handle in handles:
             handle.remove()
-    return {name: sums[name] / counts[name] for name in sums}
+    return {name: sums[name] / counts[name] for name in sums}, {name: count / tokens for name, count in counts.items()}
 
 
 def sensitivities(model, names, loss, batches):
-    """{name: E[g^2]} over tokens and outputs of the gradients g of a note's loss at what Linear layers put out; loss(batch) -> mean."""
+    """{name: E[g^2]} over the tokens that they see, and outputs, of the gradients g of a note's loss at what Linear layers put out;
+    loss(batch) -> mean."""  # fmt: skip
     sums, counts, handles = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0), []
 
     def watch(name):
@@ -74,12 +78,13 @@ def sensitivities(model, names, loss, batches):
 
     def add(name, gradient):
         sums[name] += float(gradient.float().square().sum())
-        counts[name] += int(real) * gradient.shape[-1]
+        seen = int(mask.sum()) if gradient.dim() == 3 and gradient.shape[:2] == mask.shape else gradient[..., 0].numel()
+        counts[name] += seen * gradient.shape[-1]
 
     handles = [model.get_submodule(name).register_forward_hook(watch(name)) for name in names]
     try:
         for batch in batches:
-            real = batch["attention_mask"].sum()
+            mask = batch["attention_mask"]
             (len(batch["input_ids"]) * loss(batch)).backward()
             model.zero_grad()
     finally:
@@ -96,27 +101,27 @@ def whitened_svd(weight, moment, damping=1e-4):
     return u.float(), s.float(), torch.linalg.solve_triangular(lower, vh, upper=False, left=False).float()
 
 
-def shared_ranks(spectra, shapes, target, weights=None):
+def shared_ranks(spectra, shapes, target, weights=None, shares=None):
     """{name: rank} so that all layers together take `target` of their dense multiply-adds. spectra {name: S}, shapes {name: (out, in)}.
 
-    Squared singular values times their layer's weight (by default 1 / its energy) are kept from the largest per multiply-add
+    shares: {name: share of the tokens that the layer sees}, if not all. Squared singular values times their layer's weight (by default 1 / its energy) are kept from the largest per multiply-add
     down. A rank at or above break-even means that the layer stays dense; its cost is then the dense one.
     """
-    steps = []
+    shares, steps = shares or dict.fromkeys(shapes, 1.0), []
     for name, singular in spectra.items():
         energy = singular.double().square()
         weight = weights[name] if weights else 1 / energy.sum()
-        steps += [(-float(value), name) for value in energy * weight / sum(shapes[name])]
-    budget = target * sum(out * into for out, into in shapes.values())
-    ranks, spent = {name: 1 for name in spectra}, sum(sum(shape) for shape in shapes.values())
+        steps += [(-float(value), name) for value in energy * weight / (shares[name] * sum(shapes[name]))]
+    budget = target * sum(shares[name] * out * into for name, (out, into) in shapes.items())
+    ranks, spent = {name: 1 for name in spectra}, sum(shares[name] * sum(shape) for name, shape in shapes.items())
     for _, name in sorted(steps):
         out, into = shapes[name]
         if ranks[name] * (out + into) >= out * into:
             continue  # dense already, nothing more to pay
-        if spent + out + into > budget:
+        if spent + shares[name] * (out + into) > budget:
             break
         ranks[name] += 1
-        spent += min(out + into, max(0, out * into - (ranks[name] - 1) * (out + into)))
+        spent += shares[name] * min(out + into, max(0, out * into - (ranks[name] - 1) * (out + into)))
     return ranks
 
 
@@ -169,15 +174,15 @@ class LowRank(Technique):
         """Replace what gains, name what does not."""
         linears, skipped = encoder_linears(model)
         before, total = parameter_count(model), len(linears) + len(skipped)
-        self.ranks, moments = {}, {}
-        if self.aware:
-            model.eval()
-            moments = second_moments(model, linears, lambda b: self.task.forward(model, b), self.calibration(self.notes))
+        self.ranks, moments, shares = {}, {}, None
+        if self.aware or self.target:
+            model = first_token(model.eval()) if self.task.reads_first else model.eval()
+            moments, shares = second_moments(model, linears, lambda b: self.task.forward(model, b), self.calibration(self.notes))
 
         @functools.cache  # spectra choose the ranks, then the factors are taken
         def factors(name):
             weight = linears[name].weight.detach().float()
-            return whitened_svd(weight, moments[name]) if name in moments else torch.linalg.svd(weight, full_matrices=False)
+            return whitened_svd(weight, moments[name]) if self.aware and name in moments else torch.linalg.svd(weight, full_matrices=False)
 
         ranks = dict.fromkeys(linears, self.rank)
         if self.target or self.energy is not None:
@@ -187,7 +192,9 @@ class LowRank(Technique):
                 if self.aware:
                     loss = lambda b: self.task.loss(model, b, self.task.forward(model, b))  # noqa: E731
                     weights = sensitivities(model, linears, loss, self.calibration(self.notes))
-                ranks = shared_ranks(spectra, {name: tuple(linear.weight.shape) for name, linear in linears.items()}, self.target, weights)
+                    weights = {name: weight * shares.get(name, 1.0) for name, weight in weights.items()}  # a token of the note
+                shapes = {name: tuple(linear.weight.shape) for name, linear in linears.items()}
+                ranks = shared_ranks(spectra, shapes, self.target, weights, {name: shares.get(name, 1.0) for name in linears})
             else:
                 ranks = {name: energy_rank(singular, self.energy) for name, singular in spectra.items()}
         for name, linear in tqdm(linears.items(), desc="SVD", unit="layer", leave=False, disable=None):

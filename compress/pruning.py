@@ -18,6 +18,7 @@ import re
 import torch
 
 from compress import structured
+from compress.attention import like_bert
 from compress.student import best_layers, keep_layers, spaced_layers
 from compress.technique import (CALIBRATION_NOTES, LAYER_CHOICE, TARGET_MACS, Technique, encoder_linears, find_layers, millions,
                                 parameter_count)  # fmt: skip
@@ -130,7 +131,7 @@ class Pruning(Technique):
 
     def _shrink(self, model):
         model.eval()
-        layers, hidden = structured.find_units(model), model.config.hidden_size
+        layers, hidden = structured.find_units(model, self.task.reads_first and like_bert(model)), model.config.hidden_size
         before, batches = parameter_count(model), self.calibration(self.notes)
         length = sum(int(b["attention_mask"].sum()) for b in batches) / sum(len(b["attention_mask"]) for b in batches)
         if self.importance == "fisher":

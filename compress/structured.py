@@ -27,16 +27,18 @@ MULTIPLE = 16  # neurons are kept in multiples of this, which matrix kernels lik
 
 
 class Layer(NamedTuple):
-    """One encoder layer's units: the module names of its six matrices, heads of how many channels, neurons."""
+    """One encoder layer's units: the module names of its six matrices, heads of how many channels, neurons; does it answer for
+    the first token alone."""  # fmt: skip
 
     names: tuple
     heads: int
     head_size: int
     neurons: int
+    first: bool = False
 
 
-def find_units(model):
-    """[Layer] of the encoder. Raises BadInput if its layers are of no known layout."""
+def find_units(model, first=False):
+    """[Layer] of the encoder; first: the last one answers for the first token alone. Raises BadInput if its layers are of no known layout."""
     prefix, layers = find_layers(model)
     found = []
     for index, layer in enumerate(layers):
@@ -49,13 +51,14 @@ def find_units(model):
         attention = modules[layout[0].rpartition(".")[0]]
         size = attention.attention_head_size
         found.append(Layer(tuple(f"{prefix}.{index}.{name}" for name in layout), modules[layout[0]].out_features // size, size,
-                           modules[layout[4]].out_features))  # fmt: skip
+                           modules[layout[4]].out_features, first and index == len(layers) - 1))  # fmt: skip
     return found
 
 
 def costs(layer, hidden, length):
     """Multiply-adds a token of (one head, one neuron) at this many tokens a note."""
-    return (4 * hidden + 2 * length) * layer.head_size, 2 * hidden
+    answered = 1 / length if layer.first else 1.0  # share of the tokens; keys and values are needed of all
+    return (2 * hidden + answered * (2 * hidden + 2 * length)) * layer.head_size, answered * 2 * hidden
 
 
 @torch.no_grad()

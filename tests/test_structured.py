@@ -12,6 +12,8 @@ from transformers import BertConfig, BertForSequenceClassification, DistilBertCo
 import checkpoint
 import compress
 import train
+from bench.shape import multiply_adds
+from compress.attention import first_token
 from compress.lowrank import LowRankLinear, second_moments, sensitivities, shared_ranks, whitened_svd
 from compress.pruning import Pruning, nm_mask
 from compress.structured import choose, costs, find_units, fisher, magnitude, remove, top
@@ -93,6 +95,26 @@ def test_choice_meets_the_target_and_keeps_what_is_worth_most(model, target):
     assert top(torch.tensor([3.0, 1.0, 2.0]), 2) == [0, 2]
 
 
+def test_what_the_last_layer_answers_for_one_token_costs_next_to_nothing(model):
+    layers = find_units(model, first=True)
+    assert [layer.first for layer in layers] == [False, False, True]
+    head, neuron = costs(layers[2], 32, 100)
+    assert head == pytest.approx((2 * 32 + 2 * 32 / 100 + 2) * 8) and neuron == pytest.approx(2 * 32 / 100)
+    kept = choose(layers, magnitude(model, layers), 32, 100, 0.25)
+    assert len(kept[2][1]) == 64 > min(len(kept[0][1]), len(kept[1][1]))  # its neurons stay, others go
+
+
+def test_ranks_are_not_taken_from_layers_that_see_one_token(model, batch):
+    chain = compress.build(["lowrank"], {"target_macs": 0.5}, calibration=lambda notes: [batch])
+    chain.task = Task()
+    small = chain.prepare(copy.deepcopy(model))
+    last = small.bert.encoder.layer[-1]
+    assert isinstance(last.intermediate.dense, nn.Linear) and isinstance(last.attention.self.query, nn.Linear)
+    assert isinstance(last.attention.self.key, LowRankLinear) and isinstance(small.bert.encoder.layer[0].output.dense, LowRankLinear)
+    macs = [multiply_adds(each, 40) for each in (first_token(model), small)]
+    assert 0.45 < macs[1] / macs[0] < 0.75  # attention's own products and the embeddings' are not the budget's
+
+
 def test_nm_keeps_the_largest_of_each_group():
     weight = torch.tensor([[1.0, -3.0, 2.0, 0.5, 0.0, 1.0, -2.0, 3.0]])
     assert nm_mask(weight, 2, 4).tolist() == [[False, True, True, False, False, False, True, True]]
@@ -166,7 +188,10 @@ def test_whitened_factors_minimise_the_error_of_the_outputs():
 def test_moments_are_of_real_tokens(model, batch):
     names = ["bert.encoder.layer.0.attention.self.query", "bert.pooler.dense"]
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    moments = second_moments(model, names, lambda b: model(**inputs), [batch, batch])
+    moments, shares = second_moments(model, names, lambda b: model(**inputs), [batch, batch])
+    rows, tokens = inputs["attention_mask"].shape[0], int(inputs["attention_mask"].sum())
+    assert {share for name, share in shares.items() if "pooler" not in name} == {1.0}
+    assert shares["bert.pooler.dense"] == pytest.approx(rows / tokens)
     hidden = model.bert.embeddings(batch["input_ids"])[batch["attention_mask"].bool()]
     assert torch.allclose(moments[names[0]].float(), hidden.T @ hidden / len(hidden), atol=1e-5)
     assert moments[names[1]].shape == (32, 32) and not model.get_submodule(names[0])._forward_pre_hooks
