@@ -44,14 +44,16 @@ def batch_tokens(device):
 def predict_rows(model, task, encoded, pad_id, tokens=None, autocast=None):
     """The task's read-out of every encoded row, in their order: a list of NumPy results.
 
-    Batches hold rows of similar length, `tokens` tokens in all (None = what suits the device).
+    Batches hold rows of similar length, `tokens` tokens in all (None = what suits the device). autocast: None = bf16 on CUDA,
+    else as the weights are.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     model = attention.first_token(model.eval()) if task.reads_first else model.eval()
+    autocast = autocast or (torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext())
     results = [None] * len(encoded.lengths)
     for rows in budget_batches(encoded.lengths, tokens or batch_tokens(device)):
         batch = collate(encoded, rows, pad_id, device)
-        with autocast or nullcontext():
+        with autocast:
             outputs = task.forward(model, batch)
         if not outputs.logits.isfinite().all():
             raise BadInput("the model answers NaN; train it with a lower --lr, or in fp32")
