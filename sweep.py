@@ -15,6 +15,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.ticker import LogLocator, NullFormatter
 from tqdm import tqdm
 
 import checkpoint
@@ -187,6 +188,9 @@ def plot(rows, task, path):
             bars = [[row[score] - row[f"{score}_least"]], [row[f"{score}_most"] - row[score]]]
             axes.errorbar(scale * row[cost], row[score], bars, color=color, marker="o", markersize=8, capsize=3, label=row["run"])
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set(xlabel=label, title=f"Pareto front by validation, test {wording} shown")
         axes.grid(alpha=0.3, which="both")
     both[0].set_ylabel(f"{wording}, mean of {rows[0]['seeds']} seeds, bars to the least and the most")
