@@ -1,6 +1,7 @@
 """A run directory -> an ONNX file, checked against PyTorch on notes: python export.py RUN_DIR --onnx model.onnx [--int8]
 
-Inputs input_ids and attention_mask (batch, length), int64, both sides free; output logits, as the run's head gives them.
+Inputs input_ids and attention_mask (batch, length), int64, both sides free; output logits, as the run's head gives them (of
+--head logistic the first token's). Where the head reads the first token alone, the last layer answers for no other.
 The tokenizer stays in the run directory (tokenizer.json). --int8 quantizes with ONNX Runtime's own dynamic int8, weights per
 channel; a run of --technique quantization holds torch's int8 layers, which have no ONNX form: export the run it came from.
 Needs pip install -r requirements-peers.txt.
@@ -29,15 +30,16 @@ TOLERANCE = 1e-3  # largest difference of a logit, in fp32, that is rounding
 
 
 class Logits(torch.nn.Module):
-    """A model as a function of two tensors, (B, T) each -> logits."""
+    """A model as a function of two tensors, (B, T) each -> logits; first: of the first token alone, if it has logits for each."""
 
-    def __init__(self, model):
+    def __init__(self, model, first):
         super().__init__()
-        self.model = model
+        self.model, self.first = model, first
 
     def forward(self, input_ids, attention_mask):
         """The model's logits."""
-        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+        logits = self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+        return logits[:, 0] if self.first and logits.dim() == 3 else logits
 
 
 def libraries():
@@ -52,10 +54,11 @@ def libraries():
     return onnx, onnxruntime
 
 
-def to_onnx(model, path):
-    """Write a model of fp32 layers as one ONNX file of free batch and length."""
+def to_onnx(model, path, first=False):
+    """Write a model of fp32 layers as one ONNX file of free batch and length; first: its last layer answers for the first token alone."""
     onnx, _ = libraries()
-    ids = torch.randint(0, model.config.vocab_size, (2, 16))
+    model = Logits(first_token(copy.deepcopy(model)) if first else model, first).eval()
+    ids = torch.randint(0, model.model.config.vocab_size, (2, 16))
     free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     logger = logging.getLogger("torch.onnx")
     level = logger.level
@@ -64,7 +67,7 @@ def to_onnx(model, path):
         with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()), torch.no_grad():
             warnings.simplefilter("ignore")
             torch.onnx.export(
-                Logits(model.eval()), (ids, torch.ones_like(ids)), path, dynamo=True, dynamic_shapes=(free, free), external_data=False,
+                model, (ids, torch.ones_like(ids)), path, dynamo=True, dynamic_shapes=(free, free), external_data=False,
                 input_names=["input_ids", "attention_mask"], output_names=["logits"],
             )  # fmt: skip
     finally:
@@ -103,12 +106,12 @@ def session(path, threads=None):
 
 @torch.inference_mode()
 def compare(model, call, encoded, pad_id):
-    """(largest difference of a logit, share of the largest logits that agree) of a model and a session, over encoded rows."""
+    """(largest difference of a logit, share of the largest logits that agree) of a Logits and a session, over encoded rows."""
     largest, agree, total = 0.0, 0, 0
     batches = [np.array([row]) for row in range(min(4, len(encoded.lengths)))] + budget_batches(encoded.lengths, 2048)
     for rows in batches:
         batch = collate(encoded, rows, pad_id)
-        ours = Logits(model)(batch["input_ids"], batch["attention_mask"]).numpy()
+        ours = model(batch["input_ids"], batch["attention_mask"]).numpy()
         theirs = call(batch["input_ids"], batch["attention_mask"])
         real = batch["attention_mask"].numpy().astype(bool) if ours.ndim == 3 else slice(None)
         ours, theirs = ours[real], theirs[real]
@@ -157,16 +160,16 @@ def main(argv=None):
     encoded, notes = some_notes(run, args.run, args.notes, args.count)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as directory:
         temporary, small = Path(directory) / "fp32.onnx", Path(directory) / "int8.onnx"
-        exported = copy.deepcopy(run.model)
-        to_onnx(first_token(exported) if run.task.reads_first else exported, temporary)
-        largest, agree = compare(run.model, session(temporary), encoded, run.tokenizer.pad_token_id)
+        to_onnx(run.model, temporary, run.task.reads_first)
+        ours = Logits(run.model, run.task.reads_first)
+        largest, agree = compare(ours, session(temporary), encoded, run.tokenizer.pad_token_id)
         print(f"onnx: {len(encoded.lengths)} rows of {notes}, largest logit difference from PyTorch {largest:.2g}, same answer {agree:.2%}")
         if not largest <= TOLERANCE:
             raise BadInput(f"{args.run}: ONNX Runtime answers otherwise than PyTorch (by {largest:.2g}); nothing was written")
         size = temporary.stat().st_size
         if args.int8:
             to_int8(temporary, small)
-            largest, agree = compare(run.model, session(small), encoded, run.tokenizer.pad_token_id)
+            largest, agree = compare(ours, session(small), encoded, run.tokenizer.pad_token_id)
             print(
                 f"int8: largest logit difference {largest:.2g}, same answer {agree:.2%}; {size / 1e6:.1f} -> {small.stat().st_size / 1e6:.1f} MB"
             )

@@ -44,22 +44,27 @@ def batch_tokens(device):
 def predict_rows(model, task, encoded, pad_id, tokens=None, autocast=None):
     """The task's read-out of every encoded row, in their order: a list of NumPy results.
 
-    Batches hold rows of similar length, `tokens` tokens in all (None = what suits the device). autocast: None = bf16 on CUDA,
-    else as the weights are.
+    Batches hold rows of similar length, `tokens` tokens in all (None = what suits the device). A model whose first token alone is
+    read stays set to that.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     model = attention.first_token(model.eval()) if task.reads_first else model.eval()
-    autocast = autocast or (torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext())
     results = [None] * len(encoded.lengths)
     for rows in budget_batches(encoded.lengths, tokens or batch_tokens(device)):
         batch = collate(encoded, rows, pad_id, device)
-        with autocast:
+        with autocast or nullcontext():
             outputs = task.forward(model, batch)
         if not outputs.logits.isfinite().all():
             raise BadInput("the model answers NaN; train it with a lower --lr, or in fp32")
         for row, result in zip(rows, task.read_out(model, batch, outputs)):
             results[row] = result
     return results
+
+
+def as_trained(device, facts):
+    """The autocast context of a finished run's predictions: bf16 on CUDA, if it was trained so and its head was not fitted in fp32."""
+    fits = device.type == "cuda" and facts.get("precision") == "bfloat16" and not facts.get("head")
+    return torch.autocast("cuda", torch.bfloat16) if fits else nullcontext()
 
 
 def encode_examples(run, examples):
@@ -70,7 +75,9 @@ def encode_examples(run, examples):
 def predict_examples(run, examples, tokens=None, encoded=None):
     """One prediction per example, as the run's task makes them."""
     encoded = encoded or encode_examples(run, examples)
-    return run.task.combine(examples, encoded, predict_rows(run.model, run.task, encoded, run.tokenizer.pad_token_id, tokens))
+    device = next((p.device for p in run.model.parameters()), torch.device("cpu"))
+    rows = predict_rows(run.model, run.task, encoded, run.tokenizer.pad_token_id, tokens, as_trained(device, run.facts))
+    return run.task.combine(examples, encoded, rows)
 
 
 def ahead(items):

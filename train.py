@@ -23,7 +23,7 @@ from compress import attention, cpu
 from compress.distillation import copy_of
 from data import (SPLITS, BadInput, Parser, cached, collate, encoding_key, fingerprint, keyword, make_batches, number, run_script, share_or_file,
                   write_csv, writable_directory)  # fmt: skip
-from predict import pick_device, predict_rows
+from predict import as_trained, pick_device, predict_rows
 from tasks import TASKS
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "compressed-clinical-bert"
@@ -404,11 +404,11 @@ def run(args):
         history, trained = train(model, technique, task, notes, splits["validation"], pad_id, args, rate, device, progress_file)
     if technique.trains:
         trained["head"] = task.fit_head(model, splits["train"], notes["train"], pad_id)
-    model = technique.finish(model).eval()
-    scores = {"validation": evaluate(model, task, splits["validation"], notes["validation"], pad_id)}
+    model, autocast = technique.finish(model).eval(), as_trained(device, trained)
+    scores = {"validation": evaluate(model, task, splits["validation"], notes["validation"], pad_id, autocast)}
     task.calibrate(splits["validation"], scores["validation"][1])
     scores["validation"] = task.score(splits["validation"], scores["validation"][1])
-    scores["test"], predictions = evaluate(model, task, splits["test"], notes["test"], pad_id, intervals=True)
+    scores["test"], predictions = evaluate(model, task, splits["test"], notes["test"], pad_id, autocast, intervals=True)
     if table := task.table(scores["test"]):
         print(table)
     print(f"{args.name}: test, {len(splits['test'])} {task.unit}, {spelled(scores['test'].overall, task.headline)}", flush=True)

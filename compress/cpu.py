@@ -57,7 +57,7 @@ def onednn_pays():
 def for_inference(model, task):
     """Ready a model of a task for prediction, in place: attention with less work, on a CPU fp32 by the faster library. Returns it.
 
-    It answers as before, but cannot be saved, trained or compressed any more.
+    It answers as `predict_rows` would without this, up to rounding, but cannot be saved, trained or compressed any more.
     """
     stack(first_token(model) if task.reads_first else model)
     if next((p.device.type for p in model.parameters()), "cpu") == "cpu" and onednn_pays():

@@ -38,16 +38,16 @@ def energy_rank(singular, energy):
     return int(torch.searchsorted(share, energy * share[-1]).clamp(max=len(share) - 1)) + 1
 
 
-def second_moments(model, names, forward, batches):
+def second_moments(model, names, forward, batches, products=True):
     """({name: E[x x^T] (in, in)} of the inputs of Linear layers over the real tokens that they see in calibration batches,
-    {name: the share that those are of all real tokens})."""  # fmt: skip
+    {name: the share that those are of all real tokens}). products=False: the shares alone."""  # fmt: skip
     sums, counts, handles, mask, tokens = {}, {}, [], None, 0
 
     def watch(name):
         def hook(_, inputs):
             x = inputs[0].detach()
             x = x[mask] if x.dim() == 3 and x.shape[:2] == mask.shape else x.flatten(0, -2)
-            sums[name] = sums.get(name, 0) + (x.T @ x).double()
+            sums[name] = sums.get(name, 0) + ((x.T @ x).double() if products else 0)
             counts[name] = counts.get(name, 0) + len(x)
 
         return hook
@@ -62,7 +62,7 @@ def second_moments(model, names, forward, batches):
     finally:
         for handle in handles:
             handle.remove()
-    return {name: sums[name] / counts[name] for name in sums}, {name: count / tokens for name, count in counts.items()}
+    return {name: sums[name] / counts[name] for name in sums}, {name: counts.get(name, tokens) / tokens for name in names}
 
 
 def sensitivities(model, names, loss, batches):
@@ -175,9 +175,10 @@ class LowRank(Technique):
         linears, skipped = encoder_linears(model)
         before, total = parameter_count(model), len(linears) + len(skipped)
         self.ranks, moments, shares = {}, {}, None
-        if self.aware or self.target:
+        if self.aware or (self.target and self.task.reads_first):
             model = first_token(model.eval()) if self.task.reads_first else model.eval()
-            moments, shares = second_moments(model, linears, lambda b: self.task.forward(model, b), self.calibration(self.notes))
+            forward, batches = lambda b: self.task.forward(model, b), self.calibration(self.notes)
+            moments, shares = second_moments(model, linears, forward, batches, products=self.aware)
 
         @functools.cache  # spectra choose the ranks, then the factors are taken
         def factors(name):
@@ -192,9 +193,9 @@ class LowRank(Technique):
                 if self.aware:
                     loss = lambda b: self.task.loss(model, b, self.task.forward(model, b))  # noqa: E731
                     weights = sensitivities(model, linears, loss, self.calibration(self.notes))
-                    weights = {name: weight * shares.get(name, 1.0) for name, weight in weights.items()}  # a token of the note
+                    weights = {name: weight * shares[name] for name, weight in weights.items()}  # a token of the note
                 shapes = {name: tuple(linear.weight.shape) for name, linear in linears.items()}
-                ranks = shared_ranks(spectra, shapes, self.target, weights, {name: shares.get(name, 1.0) for name in linears})
+                ranks = shared_ranks(spectra, shapes, self.target, weights, shares)
             else:
                 ranks = {name: energy_rank(singular, self.energy) for name, singular in spectra.items()}
         for name, linear in tqdm(linears.items(), desc="SVD", unit="layer", leave=False, disable=None):

@@ -14,6 +14,7 @@ import benchmark
 import checkpoint
 import export
 import sweep
+import train
 from bench import gpu, shape, training, volume
 from compress.technique import parameter_count
 from data import BadInput
@@ -105,6 +106,30 @@ def test_onnx_answers_as_pytorch_does(technique, runs, tmp_path, capsys):
         assert np.allclose(call(ids, mask), ours, atol=1e-4)
 
 
+def test_onnx_of_a_logistic_head_answers_for_the_note(tmp_path, capsys):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    call = [
+        "--task",
+        "readmission",
+        "--head",
+        "logistic",
+        "--epochs",
+        "0",
+        "--fraction",
+        "0.3",
+        "--max-length",
+        "48",
+        "--out",
+        str(tmp_path),
+    ]
+    train.main(call)
+    export.main([str(tmp_path / "base"), "--onnx", str(tmp_path / "a.onnx"), "--count", "8"])
+    assert "same answer 100.00%" in capsys.readouterr().out
+    ids = torch.randint(5, 100, (3, 12))
+    assert export.session(tmp_path / "a.onnx")(ids, torch.ones_like(ids)).shape == (3, 2)
+
+
 def test_onnx_int8_and_what_has_no_onnx_form(runs, tmp_path, refuses, capsys, monkeypatch):
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
@@ -115,7 +140,7 @@ def test_onnx_int8_and_what_has_no_onnx_form(runs, tmp_path, refuses, capsys, mo
     assert "holds torch's int8 layers" in refuses(export.main, [runs / "quantization", "--onnx", tmp_path / "c.onnx"])
     run = checkpoint.load(runs / "base")
     encoded = run.task.encode([run.task.example("1", "fever")], run.tokenizer, 16, progress=False)
-    assert np.isnan(export.compare(run.model, lambda ids, mask: np.full((len(ids), 5), np.nan), encoded, 0)[0])
+    assert np.isnan(export.compare(export.Logits(run.model, True), lambda ids, mask: np.full((len(ids), 5), np.nan), encoded, 0)[0])
     monkeypatch.setattr(export, "TOLERANCE", -1.0)
     assert "nothing was written" in refuses(export.main, [runs / "base", "--onnx", tmp_path / "c.onnx"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.onnx", "b.onnx"]
