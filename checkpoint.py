@@ -8,6 +8,7 @@ adapter/                                        of a LoRA run, in the PEFT layou
 """
 
 import contextlib
+import functools
 import json
 import os
 import platform
@@ -226,8 +227,9 @@ def cpu_name():
     return " ".join([values.get("model name", platform.machine()), *vectors])
 
 
+@functools.cache
 def git_commit():
-    """The commit this code stands at, '-dirty' if it was changed since; None outside a checkout."""
+    """The commit this code stood at when first asked, '-dirty' if it was changed since; None outside a checkout."""
     here = Path(__file__).parent
     try:
         command = ["git", "-C", here, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]

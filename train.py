@@ -347,6 +347,7 @@ def run(args):
         refuse_other_settings(directory, settings(args))
         print(f"{args.name}: finished already in {directory}; --overwrite trains it again")
         return directory
+    machine = checkpoint.machine()  # now, since the checkout may move on while this code runs
     distils, trains = "distillation" in args.parts, compress.trains(args.parts, args)
     start, teacher = args.start, args.teacher if distils else None
     tiny = uses_demo_model(args, start, teacher)
@@ -423,7 +424,7 @@ def run(args):
         "arguments": settings(args), "start": start and str(start),
         "teacher": teacher and str(teacher), "learning_rate": rate, "device": str(next(model.parameters()).device), "task": task.describe(),
         "data": facts, **trained, "run_seconds": round(time.perf_counter() - began, 1), "history": history,
-        "validation": scores["validation"]._asdict(), "test": scores["test"]._asdict(), "machine": checkpoint.machine(),
+        "validation": scores["validation"]._asdict(), "test": scores["test"]._asdict(), "machine": machine,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }  # fmt: skip
     write_score_files(out, task, record)
