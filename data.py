@@ -427,7 +427,7 @@ def make_batches(lengths, batch_size, seed, pool=50):
 def budget_batches(lengths, tokens):
     """Cut notes into batches for prediction: longest first, as many to a batch as fit `tokens` tokens, padding counted.
 
-    What is left at the end goes in powers of two, so that few shapes of batches occur: oneDNN keeps some 0.2 MB of code for each
+    What is left at the end goes in powers of two, so that few shapes of batches occur: oneDNN keeps some 0.3 MB for each
     shape of a product, and 200,000 notes took 1.3 times the memory of 20,000.
     """
     order, batches, at = np.argsort(-lengths, kind="stable"), [], 0

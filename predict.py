@@ -21,6 +21,7 @@ import torch
 
 import checkpoint
 from compress import attention, cpu
+from compress.technique import device_of
 from data import BadInput, Parser, Table, budget_batches, collate, digest, number, run_script, writable_directory
 
 
@@ -47,7 +48,7 @@ def predict_rows(model, task, encoded, pad_id, tokens=None, autocast=None):
     Batches hold rows of similar length, `tokens` tokens in all (None = what suits the device). A model whose first token alone is
     read stays set to that.
     """
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     model = attention.first_token(model.eval()) if task.reads_first else model.eval()
     results = [None] * len(encoded.lengths)
     for rows in budget_batches(encoded.lengths, tokens or batch_tokens(device)):
@@ -75,8 +76,8 @@ def encode_examples(run, examples):
 def predict_examples(run, examples, tokens=None, encoded=None):
     """One prediction per example, as the run's task makes them."""
     encoded = encoded or encode_examples(run, examples)
-    device = next((p.device for p in run.model.parameters()), torch.device("cpu"))
-    rows = predict_rows(run.model, run.task, encoded, run.tokenizer.pad_token_id, tokens, as_trained(device, run.facts))
+    autocast = as_trained(device_of(run.model), run.facts)
+    rows = predict_rows(run.model, run.task, encoded, run.tokenizer.pad_token_id, tokens, autocast)
     return run.task.combine(examples, encoded, rows)
 
 

@@ -99,8 +99,7 @@ def train_all(planned, seeds):
 def time_all(runs, task, encoded, rounds):
     """{name: (rows/s over all encoded rows, p50 ms of one row of median length)} of runs, in alternating rounds.
 
-    Each visit begins with a pass that does not count: many models side by side push each other's kernels out of oneDNN's cache
-    of 1,024, which a model at work alone keeps.
+    Each visit begins with a pass that does not count: the first pass after other models' is slower than a model at work alone.
     """
     middle = np.argsort(encoded.lengths)[[len(encoded.lengths) // 2]]
     all_rows, single = {name: [] for name in runs}, {name: [] for name in runs}

@@ -25,6 +25,7 @@ from compress import cpu
 from compress.attention import first_token
 from compress.distillation import copy_of
 from compress.quantization import is_int8
+from compress.technique import device_of
 from data import BadInput
 from tasks.task import Task
 
@@ -113,7 +114,7 @@ def multiply_adds(model, length):
     ]
     # the plain attention kernel, because the counter sees its products and not the fused CPU kernel's
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(**random_notes(model.config.vocab_size, 1, length, next((p.device for p in model.parameters()), "cpu")))
+        model(**random_notes(model.config.vocab_size, 1, length, device_of(model)))
     for hook in hooks:
         hook.remove()
     return counter.get_total_flops() // 2 + sum(int8)
@@ -156,8 +157,8 @@ def measure(calls, length, batch, rounds, singles=10):
 
 
 def peers(model, directory, length):
-    """{name: (call, bytes, multiply-adds)} of ONNX Runtime on a base model, fp32 and dynamic int8, of the model as it is and as export.py writes
-    it, its last layer for the first token alone; empty, with a line, if it is not installed."""  # fmt: skip
+    """{name: (call, bytes, multiply-adds)} of ONNX Runtime on a base model, fp32 and dynamic int8, as it is and as export.py writes it,
+    its last layer for the first token alone; empty, with a line, if it is not installed."""  # fmt: skip
     from export import session, to_int8, to_onnx
 
     found = {}

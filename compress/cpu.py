@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from compress.attention import first_token, stack
+from compress.technique import device_of
 
 
 def keep_memory():
@@ -60,7 +61,7 @@ def for_inference(model, task):
     It answers as `predict_rows` would without this, up to rounding, but cannot be saved, trained or compressed any more.
     """
     stack(first_token(model) if task.reads_first else model)
-    if next((p.device.type for p in model.parameters()), "cpu") == "cpu" and onednn_pays():
+    if device_of(model).type == "cpu" and onednn_pays():
         for module in model.modules():
             if type(module) is nn.Linear:
                 module.__class__ = OneDNNLinear  # the same weights, another forward

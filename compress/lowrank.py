@@ -104,8 +104,9 @@ def whitened_svd(weight, moment, damping=1e-4):
 def shared_ranks(spectra, shapes, target, weights=None, shares=None):
     """{name: rank} so that all layers together take `target` of their dense multiply-adds. spectra {name: S}, shapes {name: (out, in)}.
 
-    shares: {name: share of the tokens that the layer sees}, if not all. Squared singular values times their layer's weight (by default 1 / its energy) are kept from the largest per multiply-add
-    down. A rank at or above break-even means that the layer stays dense; its cost is then the dense one.
+    shares: {name: share of the tokens that the layer sees}, if not all. Squared singular values times their layer's weight (by
+    default 1 / its energy) are kept from the largest per multiply-add down. A rank at or above break-even means that the layer
+    stays dense; its cost is then the dense one.
     """
     shares, steps = shares or dict.fromkeys(shapes, 1.0), []
     for name, singular in spectra.items():

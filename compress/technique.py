@@ -1,5 +1,6 @@
 """What every technique is: a handful of hooks that the training loop calls, and helpers to find the layers to change."""
 
+import torch
 from torch import nn
 
 from data import BadInput, number
@@ -155,6 +156,11 @@ def replace_module(model, name, module):
 def millions(count):
     """1234567 -> '1.2M'."""
     return f"{count / 1e6:.1f}M" if count >= 1e5 else f"{count / 1e3:.1f}k"
+
+
+def device_of(model):
+    """Where a model is; one without parameters, such as int8 throughout, is on the CPU."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 def parameter_count(model):
