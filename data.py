@@ -35,16 +35,20 @@ class BadInput(Exception):
 
 
 def run_script(main):
-    """Call main(); turn BadInput into one line on standard error and exit code 2, Ctrl-C into exit code 130."""
+    """Call main(); turn BadInput into one line on standard error and exit code 2, Ctrl-C into 130, a reader that left (| head) into 141."""
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         main()
+        sys.stdout.flush()
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; the same command takes up where it left off", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more as it exits
+        sys.exit(141)
 
 
 def number(kind, low, high, low_open=False, high_open=False):

@@ -169,6 +169,7 @@ def main(argv=None):
     )
     parser.add_argument("--show-text", action="store_true", help="with -, print the words of each span beside its offsets")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="int8 runs are always on cpu")
+    parser.add_argument("--compile", action="store_true", help="predict through torch.compile; its first batches take a minute or more")
     args = parser.parse_args(argv)
 
     cpu.keep_memory()
@@ -176,6 +177,8 @@ def main(argv=None):
     if not any(facts["technique"] == "quantization" for facts in run.compression):
         run.model.to(pick_device(args.device))
     cpu.for_inference(run.model, run.task)
+    if args.compile:
+        run = run._replace(model=torch.compile(run.model, dynamic=True))
     options = run.task.options
     options.text_columns, options.row_column = args.text_columns or options.text_columns, args.row_column or options.row_column
     options.subject_column = None  # only a split needs it

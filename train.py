@@ -28,7 +28,7 @@ from tasks import TASKS
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "compressed-clinical-bert"
 # arguments that do not change what is learnt
-PLACES = ("out", "name", "overwrite", "technique", "parts", "device", "save_minutes", "cache", "data_path", "model_path")
+PLACES = ("out", "name", "overwrite", "technique", "parts", "device", "compile", "save_minutes", "cache", "data_path", "model_path")
 # arguments in which a run may differ from the base run that it starts from or learns from
 OPTIMISATION = ("start", "epochs", "batch_size", "accumulate", "lr", "warmup", "weight_decay", "clip", "precision", "seed",
                 "attention_dropout", "eval_steps", "patience", "combine", "scaling_factor", "threshold")  # fmt: skip
@@ -90,6 +90,7 @@ def build_parser():
     )
     add("--seed", type=number(int, 0, 2**63 - 1), default=42, help="seed of the new head, dropout and the order of batches (42)")
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="auto = CUDA, MPS, CPU, the first there is")
+    add("--compile", action="store_true", help="train through torch.compile; its first steps take a minute or more")
     add("--save-minutes", type=number(float, 0, 10**6), default=10.0, help="minutes between saves of an unfinished run (10)")
     for kind, classes in (("task", TASKS), ("technique", compress.TECHNIQUES)):
         for name, cls in classes.items():
@@ -215,7 +216,8 @@ def train(model, technique, task, notes, examples, pad_id, args, rate, device, p
     """
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = AdamW(weights, lr=rate, weight_decay=args.weight_decay, fused=device.type != "mps")
-    sparse_rows(model, args.batch_size * args.accumulate * int(notes["train"].lengths.mean()))
+    if not args.compile:  # which knows no sparse gradients
+        sparse_rows(model, args.batch_size * args.accumulate * int(notes["train"].lengths.mean()))
     precision = training_precision(args.precision, device)
     autocast = torch.autocast(device.type, precision) if precision != torch.float32 else nullcontext()
     on_cpu = device.type == "cpu" and precision == torch.bfloat16
@@ -223,6 +225,7 @@ def train(model, technique, task, notes, examples, pad_id, args, rate, device, p
         attention.first_token(model)
     if on_cpu:
         attention.bf16_attention(model)
+    called = torch.compile(model, dynamic=True) if args.compile else model  # one graph for batches of every length
     count = len(notes["train"].lengths)
     steps = math.ceil(math.ceil(count / args.batch_size) / args.accumulate)  # an epoch
     at = checkpoint.read_position(progress_file) or {
@@ -245,8 +248,8 @@ def train(model, technique, task, notes, examples, pad_id, args, rate, device, p
             for rows in group:
                 batch = collate(train_notes, rows, pad_id, device)
                 with autocast:
-                    outputs = task.forward(model, batch)
-                    loss = technique.loss(model, batch, outputs)
+                    outputs = task.forward(called, batch)
+                    loss = technique.loss(called, batch, outputs)
                 (loss / len(group)).backward()
                 summed += loss.detach() * len(rows)
                 at["seen"] += len(rows)

@@ -61,11 +61,17 @@ def attentions(model):
     return [layer.attention for layer in find_layers(model)[1]] if like_bert(model) else []
 
 
+def answers_first(attention):
+    """Whether `first_token` set this self-attention."""
+    return getattr(vars(attention).get("forward"), "keywords", {}).get("first", False)
+
+
 def first_token(model):
     """Let the last layer answer for the first token alone, in place, unless the config asks for all hidden states. Returns the model."""
     for last in [] if model.config.output_hidden_states else attentions(model)[-1:]:
-        last.self.forward = functools.partial(attend, last.self, first=True)
-        last.output.forward = functools.partial(add_to_first, last.output)
+        if not answers_first(last.self):  # a compiled model would take another forward for another model
+            last.self.forward = functools.partial(attend, last.self, first=True)
+            last.output.forward = functools.partial(add_to_first, last.output)
     return model
 
 
@@ -90,7 +96,7 @@ def joined(parts):
 def stack(model):
     """Make queries, keys and values by one product, in place, for prediction: afterwards the model cannot be saved. Returns it."""
     for module in (attention.self for attention in attentions(model)):
-        first = getattr(module.__dict__.get("forward"), "keywords", {}).get("first", False)
+        first = answers_first(module)
         names = ("key", "value") if first else ("query", "key", "value")
         if whole := joined([getattr(module, name) for name in names]):
             module.stacked, module.forward = whole, functools.partial(attend, module, first=first)

@@ -71,10 +71,10 @@ def test_the_parts_write_their_tables(tmp_path, refuses, runs, monkeypatch):
 
 
 def test_the_gpu_part_counts_on_any_device():
-    table = gpu.run("cpu", 16, 2, 4, steps=2, config=CONFIG, compiled=False)
-    assert [row["row"] for row in table] == ["training", "prediction"]
+    table = gpu.run("cpu", 16, 2, 4, steps=2, config=CONFIG, backend="eager")
+    assert [(row["row"], row["compiled"]) for row in table] == [(name, on) for on in (False, True) for name in ("training", "prediction")]
     macs = shape.multiply_adds(shape.bert_base(CONFIG), 16)
-    for row, passes in zip(table, (3, 1)):  # forward, and twice as much backward
+    for row, passes in zip(table, (3, 1, 3, 1)):  # forward, and twice as much backward
         assert row["peak_share"] == pytest.approx(passes * macs * row["notes_per_s"] / row["peak_macs_per_s"])
 
 

@@ -4,10 +4,13 @@ import csv
 import gzip
 import io
 import re
+import shlex
+import subprocess
+import sys
 
 import numpy as np
 import pytest
-from conftest import write_notes
+from conftest import ROOT, write_notes
 from transformers import AutoTokenizer
 
 from data import (SPLITS, BadInput, Note, Table, balance, cached, collate, digest, encode, encoding_key, fingerprint, fold_duplicates, make_batches,
@@ -200,3 +203,10 @@ def test_token_ids_are_kept_for_their_owner_alone(small, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     cached(tmp_path / "file", key, make)
     assert len(calls) == 3 and "token ids are not kept" in capsys.readouterr().out
+
+
+def test_a_reader_that_leaves_gets_no_traceback():
+    code = "import data; data.run_script(lambda: [print(i) for i in range(100_000)])"
+    line = f'{shlex.quote(sys.executable)} -c "{code}" | head -1; echo ${{PIPESTATUS[0]}}'
+    done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == ["0", "141"] and not done.stderr

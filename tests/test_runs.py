@@ -131,6 +131,25 @@ def test_predict_gives_the_logits_of_training_for_fp32_whatever_the_batch(runs, 
             assert abs(float(direct[row["row_id"]]["p_pain"]) - float(row["p_pain"])) < 2e-5
 
 
+def test_compiled_training_and_prediction_answer_the_same_by_few_graphs(runs, arguments, small, tmp_path, monkeypatch):
+    graphs, compiler = [], torch.compile
+
+    def traced(model, **keywords):
+        return compiler(model, backend=lambda graph, example: graphs.append(graph) or graph.forward, **keywords)
+
+    monkeypatch.setattr(torch, "compile", traced)
+    words = [*arguments, "--epochs", "1", "--technique", "distillation", "--augment", "0.3", "--teacher", str(runs / "base")]
+    for name, more in (("plain", []), ("compiled", ["--compile"])):
+        train.main([*words, "--out", str(tmp_path), "--name", name, *more])
+    plain, compiled = (read_csv(tmp_path / name / "predictions.csv") for name in ("plain", "compiled"))
+    assert max(abs(float(a["p_pain"]) - float(b["p_pain"])) for a, b in zip(plain, compiled)) < 1e-3
+    assert 1 <= len(graphs) <= 2  # batches of several notes, a batch of one
+    predict.main([str(tmp_path / "compiled"), str(small[0]), "--out", str(tmp_path / "p.csv"), "--compile", "--batch-tokens", "700"])
+    assert 2 <= len(graphs) <= 5
+    direct = {row["row_id"]: row for row in read_csv(tmp_path / "p.csv")}
+    assert max(abs(float(direct[row["row_id"]]["p_pain"]) - float(row["p_pain"])) for row in compiled) < 2e-5
+
+
 def test_predict_resumes_where_it_was_cut_off(runs, small, tmp_path, monkeypatch):
     run, out = checkpoint.load(runs / "base"), tmp_path / "p.csv"
     predict.predict_file(run, small[0], out, chunk=64)
