@@ -1,11 +1,11 @@
 """What everything costs, in one run: python benchmark.py; or what finished runs cost: python benchmark.py results/symptoms
 
-Without a directory, four parts, each in a table of benchmark.md and a CSV under --out (bench/ has a file for each):
+Without a directory, these parts, each in a table of benchmark.md and a CSV under --out (bench/ has a file for each but accuracy):
     shape     BERT-base of random weights: every technique, chains, ONNX Runtime; bytes, milliseconds, notes/s
+    accuracy  what strengths cost and save on real notes: sweep.py with --sweep's arguments (left out without; CSV and plot in its --out)
     training  notes/s beside the Hugging Face Trainer, on --training's notes (train.py's arguments; synthetic notes without)
     volume    predict.py over 20,000 and 200,000 notes: notes/s end to end, peak memory
     gpu       BERT-base in bf16, where there is a GPU
-What strengths cost in accuracy on real notes is sweep.py's table.
 
 With directories, their runs are timed in one process, in rounds that alternate their order, so that a machine that slows down
 slows them all. Input is random token ids at full length: no note is needed, and time does not depend on which words they are.
@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 import checkpoint
+import sweep
 from bench import gpu, shape, training, volume
 from bench.shape import measure, multiply_adds
 from compress import cpu
@@ -27,14 +28,16 @@ from report import find_runs, markdown_table, shown
 
 COLUMNS = ("technique", "bytes", "parameters", "nonzero", "macs", "p50_ms", "p95_ms", "notes_per_s",
            "length", "batch", "rounds", "device", "threads", "cpu", "torch", "finished")  # fmt: skip
-PARTS = ("shape", "training", "volume", "gpu")
+PARTS = ("shape", "accuracy", "training", "volume", "gpu")
 
 
 def run_parts(parts, args):
     """Run the named parts, print each table as it comes, and write CSVs and benchmark.md into args.out."""
-    calls = [shlex.split(words) for words in args.training or [""]]
+    calls, sweeps = ([shlex.split(words) for words in given] for given in (args.training or [""], args.sweep or []))
     for words in calls:
         training.train.parse(words)  # a slip there, or in --run, is said before the first part
+    for words in sweeps:
+        sweep.parse(words)
     if args.run and not checkpoint.is_finished(args.run):
         raise BadInput(f"--run {args.run}: no finished run; train one, e.g. python train.py")
     out = writable_directory(args.out or "results/benchmark")
@@ -42,6 +45,11 @@ def run_parts(parts, args):
     where = f"{machine['threads']} threads, {machine['cpu']}, GPU {machine['gpu'] or 'none'}, torch {machine['torch']}"
     lines = [f"# What everything costs: {where}, commit {machine['commit']}", ""]
     for part in parts:
+        if part == "accuracy":
+            for words in sweeps:
+                lines.append(f"## accuracy, {(sweep.main(words) / 'sweep.md').read_text().removeprefix('# ')}")
+                write_whole(out / "benchmark.md", "\n".join(lines))
+            continue
         for at, words in enumerate(calls if part == "training" else calls[:1], 1):
             table, module, conditions = run_part(part, words, args, out)
             text = [*markdown_table(*module.as_markdown(table)), ""]
@@ -78,10 +86,11 @@ def demo_run(out):
 def main(argv=None):
     """Benchmark runs; of a whole results directory, or with --out, write benchmark.csv."""
     parser = Parser(prog="benchmark.py", description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="*", help="run directories, or a results directory with several (none: the four parts)")
+    parser.add_argument("runs", nargs="*", help="run directories, or a results directory with several (none: the parts)")
     parser.add_argument("--out", default=None, help="directory to write (the results directory; results/benchmark for the parts)")
     parser.add_argument("--parts", default=None, help=f"of {','.join(PARTS)}, comma-separated (all that the machine allows)")
     parser.add_argument("--training", action="append", help="arguments of train.py that name notes and model; may be given twice")
+    parser.add_argument("--sweep", action="append", help="arguments of sweep.py for the part accuracy; may be given several times")
     parser.add_argument(
         "--train-tokens", type=number(int, 100, 10**8), default=40_000, help="tokens of an epoch in the part training (40,000)"
     )
@@ -94,7 +103,8 @@ def main(argv=None):
 
     cpu.keep_memory()
     if not args.runs:
-        parts = args.parts.split(",") if args.parts else [part for part in PARTS if part != "gpu" or torch.cuda.is_available()]
+        possible = {"gpu": torch.cuda.is_available(), "accuracy": bool(args.sweep)}
+        parts = args.parts.split(",") if args.parts else [part for part in PARTS if possible.get(part, True)]
         if not args.parts and not find_spec("accelerate"):
             parts.remove("training")
             print("training is left out: the Hugging Face Trainer needs pip install -r requirements-peers.txt")
@@ -102,6 +112,8 @@ def main(argv=None):
             raise BadInput(f"--length {args.length}: BERT-base reads at most 512 tokens")
         if unknown := [part for part in parts if part not in PARTS]:
             raise BadInput(f"--parts: no part {unknown[0]!r}; there are {', '.join(PARTS)}")
+        if "accuracy" in parts and not args.sweep:
+            raise BadInput('--parts accuracy: name notes and a model, as in --sweep "--task trials --data FILE --model DIR --out DIR"')
         if "gpu" in parts and not torch.cuda.is_available():
             raise BadInput("--parts gpu: this machine or this build of torch has no GPU")
         return run_parts(parts, args)

@@ -201,8 +201,8 @@ def plot(rows, task, path):
     save_figure(figure, path)
 
 
-def main(argv=None):
-    """Train the grid, time it, write the table and the plot."""
+def parse(argv=None):
+    """(Parsed arguments, those for train.py, the same parsed, seeds, grid). Raises BadInput for what cannot be one sweep."""
     parser = Parser(prog="sweep.py", description=__doc__.splitlines()[0], epilog="All other arguments are train.py's.")
     parser.add_argument("--seeds", default="1,2,3", help="seeds of the runs, comma-separated (1,2,3)")
     parser.add_argument("--grid", default=None, help="JSON file {name: arguments of train.py} (the grid in sweep.py)")
@@ -224,8 +224,13 @@ def main(argv=None):
         if unknown := [name for name in ["base", *wanted] if name not in grid or name not in wanted]:
             raise BadInput(f"--only: {unknown[0]} is missing; the grid has {', '.join(grid)}")
         grid = {name: words for name, words in grid.items() if name in wanted}
+    return args, common, train.parse(common), seeds, grid
+
+
+def main(argv=None):
+    """Train the grid, time it, write the table and the plot. Returns their directory."""
+    args, common, given, seeds, grid = parse(argv)
     cpu.keep_memory()
-    given = train.parse(common)
     out = writable_directory(given.out)
 
     made = train_all(plan(grid, common, seeds, out), seeds)
@@ -255,6 +260,7 @@ def main(argv=None):
     write_json(out / "sweep.json", {"grid": grid, "arguments": list(map(shown, common)), "machine": machine})
     plot(rows, first.task, out / "sweep.png")
     print((out / "sweep.md").read_text())
+    return out
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def build_parser():
     )
     add("--seed", type=number(int, 0, 2**63 - 1), default=42, help="seed of the new head, dropout and the order of batches (42)")
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="auto = CUDA, MPS, CPU, the first there is")
-    add("--compile", action="store_true", help="train through torch.compile; its first steps take a minute or more")
+    add("--compile", action="store_true", help="train through torch.compile, on CUDA; the first steps take a minute")
     add("--save-minutes", type=number(float, 0, 10**6), default=10.0, help="minutes between saves of an unfinished run (10)")
     for kind, classes in (("task", TASKS), ("technique", compress.TECHNIQUES)):
         for name, cls in classes.items():
@@ -382,7 +382,7 @@ def run(args):
 
     # model and technique, token ids
     torch.manual_seed(args.seed)
-    device = pick_device(args.device)
+    device = pick_device(args.device, args.compile)
     model, tokenizer, earlier, supplied = starting_point(args, task, facts, start, teacher, device)
     notes = {split: encoded(task, splits[split], tokenizer, args.max_length, args.cache) for split in SPLITS}
     pad_id = tokenizer.pad_token_id

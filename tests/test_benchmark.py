@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shlex
 import shutil
 
 import numpy as np
@@ -189,8 +190,11 @@ def test_a_sweep_trains_what_is_missing_and_reports_every_seed(arguments, tmp_pa
     assert (tmp_path / "out" / "sweep.png").stat().st_size > 10_000 and "Pareto front" in (tmp_path / "out" / "sweep.md").read_text()
     capsys.readouterr()
     shutil.rmtree(tmp_path / "out" / "seed2" / "int8")
-    sweep.main(call)
+    benchmark.main(["--parts", "accuracy", "--sweep", shlex.join(call), "--out", str(tmp_path / "benchmark")])
     assert capsys.readouterr().out.count("finished already") == 5
+    assert f"accuracy, {(tmp_path / 'out' / 'sweep.md').read_text()[2:]}" in (tmp_path / "benchmark" / "benchmark.md").read_text()
+    assert "name notes and a model" in refuses(benchmark.main, ["--parts", "accuracy"])
+    assert "no such task" in refuses(benchmark.main, ["--sweep", "--task x"])
     assert "the grid and --seeds say that" in refuses(sweep.main, [*call, "--technique", "base"])
     assert "give whole numbers" in refuses(sweep.main, [*call, "--seeds", "a"])
     assert "--only: tall is missing" in refuses(sweep.main, [*call, "--only", "base,tall"])

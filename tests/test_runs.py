@@ -25,6 +25,7 @@ import demo
 import predict
 import report
 import train
+from compress import cpu
 from compress.quantization import Int8Embedding, is_int8
 from data import SPLITS, fingerprint
 from metrics import OVERALL
@@ -133,6 +134,8 @@ def test_predict_gives_the_logits_of_training_for_fp32_whatever_the_batch(runs, 
 
 def test_compiled_training_and_prediction_answer_the_same_by_few_graphs(runs, arguments, small, tmp_path, monkeypatch):
     graphs, compiler = [], torch.compile
+    monkeypatch.setattr(predict, "COMPILES", ("cuda", "cpu"))
+    monkeypatch.setattr(cpu, "onednn_pays", lambda: False)  # whose layers are not to be compiled
 
     def traced(model, **keywords):
         return compiler(model, backend=lambda graph, example: graphs.append(graph) or graph.forward, **keywords)
@@ -427,6 +430,7 @@ def few(path, counts):
         ("--max-length 9999", "reads at most 256 tokens"),
         ("--lr 1e9x", "is not a number"),
         ("--device cuda", "--device cuda: this machine"),
+        ("--device cpu --compile", "--compile: gains nothing on cpu"),
         ("--nonsense", "unrecognized arguments: --nonsense"),
     ],
 )
@@ -482,6 +486,7 @@ def test_exploding_loss_names_the_step(arguments, refuses, tmp_path):
     [
         (predict.main, "none notes.csv", "none: no such run directory"),
         (predict.main, "BASE none.csv", "none.csv: no such file"),
+        (predict.main, "BASE quote.csv --device cpu --compile", "--compile: gains nothing on cpu"),
         (predict.main, "BASE quote.csv --out p.csv", "quote.csv, line 3"),
         (predict.main, "BASE nocolumn.csv", "no column 'TEXT'"),
         (predict.main, "BASE quote.csv --out quote.csv", "is the file of notes itself"),
