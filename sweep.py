@@ -29,6 +29,7 @@ from report import markdown_table, save_figure, shown
 # runs, {1x} the common number of epochs, {2x} twice as many. --grid takes a JSON file of the same form.
 GRID = {
     "base": "--technique base",
+    "base twice": "--technique base --start {base}",  # what longer training alone gains: a control for rows that start from base
     "pruning 50%": "--technique pruning --sparsity 0.5 --start {base} --epochs {half}",
     "structured 50%": "--technique pruning --structured --target-macs 0.5",
     "lowrank 25%": "--technique lowrank --activation-aware --target-macs 0.25 --start {base}",
@@ -187,9 +188,10 @@ def plot(rows, task, path):
         scale = 1e3 if cost == "seconds_per_row" else 1e-6
         front = sorted((row for row in rows if row[f"front_{cost}"]), key=lambda row: row[cost])
         axes.plot([scale * row[cost] for row in front], [row[score] for row in front], color="black", linewidth=1, alpha=0.5, zorder=1)
-        for color, row in zip(plt.get_cmap("tab10").colors * 9, rows):
+        for at, row in enumerate(rows):
+            look = {"color": plt.get_cmap("tab10")(at % 10), "marker": "oDs^v"[at // 10 % 5]}
             bars = [[row[score] - row[f"{score}_least"]], [row[f"{score}_most"] - row[score]]]
-            axes.errorbar(scale * row[cost], row[score], bars, color=color, marker="o", markersize=8, capsize=3, label=row["run"])
+            axes.errorbar(scale * row[cost], row[score], bars, **look, markersize=8, capsize=3, label=row["run"])
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
         axes.xaxis.set_major_formatter("{x:g}")
