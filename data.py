@@ -38,8 +38,10 @@ def run_script(main):
     """Call main(); turn BadInput into one line on standard error and exit code 2, Ctrl-C into 130, a reader that left (| head) into 141."""
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
-        main()
-        sys.stdout.flush()
+        try:
+            main()
+        finally:
+            sys.stdout.flush()
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -25,7 +25,7 @@ from compress.technique import device_of
 from data import BadInput, Parser, Table, budget_batches, collate, digest, number, run_script, writable_directory
 
 
-COMPILES = ("cuda",)  # on a CPU compiled steps took 1.06 to 1.13 times as long, predictions 0.93 to 1.43 times
+COMPILES = ("cuda",)  # on a CPU compiled steps took 1.06 to 1.13 times as long, predictions 0.91 to 1.43 times
 
 
 def pick_device(name="auto", compiles=False):
@@ -37,7 +37,7 @@ def pick_device(name="auto", compiles=False):
     if not present[name]:
         raise BadInput(f"--device {name}: this machine or this build of torch has none; use auto")
     if compiles and name not in COMPILES:
-        raise BadInput(f"--compile: gains nothing on {name}; leave it out")
+        raise BadInput(f"--compile: is for CUDA, not {name}; leave it out")
     return torch.device(name)
 
 

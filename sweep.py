@@ -8,6 +8,7 @@ least as good and cheaper. The front is drawn by validation scores; test scores 
 
 import statistics
 import time
+from pathlib import Path
 
 import matplotlib
 
@@ -136,9 +137,9 @@ def collect(made, times, task):
         row = {"run": name, "seeds": len(seeds)}
         for score in task.headline:
             values = [run["test"]["overall"][score] for run in seeds]
-            if any(value is None for value in values):
-                continue
             base = [run["test"]["overall"][score] for run in facts["base"]]
+            if any(value is None for value in [*values, *base]):
+                continue
             row[score], row[f"{score}_least"], row[f"{score}_most"] = statistics.mean(values), min(values), max(values)
             row[f"{score}_from_base"] = statistics.mean(a - b for a, b in zip(values, base))
             if score in seeds[0]["test"]["intervals"]:
@@ -204,7 +205,7 @@ def plot(rows, task, path):
 
 
 def parse(argv=None):
-    """(Parsed arguments, those for train.py, the same parsed, seeds, grid). Raises BadInput for what cannot be one sweep."""
+    """(Parsed arguments, those for train.py, seeds, grid, directory, plan). Raises BadInput for what cannot be one sweep."""
     parser = Parser(prog="sweep.py", description=__doc__.splitlines()[0], epilog="All other arguments are train.py's.")
     parser.add_argument("--seeds", default="1,2,3", help="seeds of the runs, comma-separated (1,2,3)")
     parser.add_argument("--grid", default=None, help="JSON file {name: arguments of train.py} (the grid in sweep.py)")
@@ -220,28 +221,31 @@ def parse(argv=None):
         seeds = [int(seed) for seed in args.seeds.split(",")]
     except ValueError:
         raise BadInput(f"--seeds {args.seeds}: give whole numbers, comma-separated") from None
+    given = train.parse(common)
     grid = read_grid(args.grid) if args.grid else GRID
+    if not args.grid and given.model == "demo":  # which has 128 channels
+        grid = {name.replace("256", "64"): words.replace("256", "64") for name, words in grid.items()}
     if args.only:
         wanted = [name.strip() for name in args.only.split(",")]
         if unknown := [name for name in ["base", *wanted] if name not in grid or name not in wanted]:
             raise BadInput(f"--only: {unknown[0]} is missing; the grid has {', '.join(grid)}")
         grid = {name: words for name, words in grid.items() if name in wanted}
-    return args, common, train.parse(common), seeds, grid
+    return args, common, seeds, grid, Path(given.out), plan(grid, common, seeds, Path(given.out))
 
 
 def main(argv=None):
     """Train the grid, time it, write the table and the plot. Returns their directory."""
-    args, common, given, seeds, grid = parse(argv)
+    args, common, seeds, grid, out, planned = parse(argv)
     cpu.keep_memory()
-    out = writable_directory(given.out)
+    writable_directory(out)
 
-    made = train_all(plan(grid, common, seeds, out), seeds)
+    made = train_all(planned, seeds)
     runs = {name: checkpoint.load(paths[0]) for name, paths in made.items()}
     for run in runs.values():
         cpu.for_inference(run.model, run.task)
     first = runs["base"]
     arguments = first.facts["arguments"]
-    path = train.demo.make(out / f"seed{seeds[0]}" / "demo", given.task)[0] if given.data == "demo" else given.data
+    path = train.demo.make(out / f"seed{seeds[0]}" / "demo", first.task.name)[0] if arguments["data"] == "demo" else arguments["data"]
     where = (arguments[key] for key in ("fraction", "validation", "test", "split_seed"))
     notes = type(first.task).from_facts(first.facts["task"]).load(str(path), *where)[0]["validation"]
     encoded = first.task.encode(notes, first.tokenizer, arguments["max_length"])

@@ -116,10 +116,23 @@ def parse(argv=None):
     args.max_length = getattr(args, task.length_flag) or 256
     if Path(args.name).name != args.name or args.name.startswith("."):
         raise BadInput(f"--name {args.name}: give a plain name, without / and not beginning with a dot")
-    trains = compress.trains(args.parts, args)
-    if trains and not args.epochs and not task.can_fit_head(options_of(task, args)):
-        raise BadInput("--epochs 0: nothing would be learnt; only --task readmission --head logistic can do without epochs")
+    refuse_no_epochs(args)
+    if "pruning" in args.parts and not args.structured:
+        given = {
+            "keep-heads": args.keep_heads,
+            "keep-neurons": args.keep_neurons,
+            "target-macs": args.target_macs and "lowrank" not in args.parts,
+        }
+        if idle := [flag for flag, value in given.items() if value]:
+            raise BadInput(f"--{idle[0]}: takes heads and neurons out, so it goes with --structured")
     return args
+
+
+def refuse_no_epochs(args):
+    """Raises BadInput for a run that trains, but for no epoch, and has no head to fit either."""
+    task = TASKS[args.task]
+    if compress.trains(args.parts, args) and not args.epochs and not task.can_fit_head(options_of(task, args)):
+        raise BadInput("--epochs 0: nothing would be learnt; only --task readmission --head logistic can do without epochs")
 
 
 # --- the loop ----------------------------------------------------------------------------------------------------
@@ -334,10 +347,12 @@ def settings(args):
     return dict(sorted({**common, **ours}.items()))
 
 
-def refuse_other_settings(directory, wanted):
-    """Raises BadInput if a finished run was made with other settings than those wanted now."""
-    made_with = checkpoint.read_json(directory / "run.json")["arguments"]
-    changed = [name for name, value in wanted.items() if made_with.get(name) != value]
+def refuse_other_settings(directory, technique, wanted):
+    """Raises BadInput if a finished run was made by another technique or with other settings than those wanted now."""
+    record = checkpoint.read_json(directory / "run.json")
+    changed = [name for name, value in wanted.items() if record["arguments"].get(name) != value]
+    if record["technique"] != technique:
+        changed = ["technique", *changed]
     if changed:
         raise BadInput(f"{directory}: finished with other {', '.join(changed)}; give another --out, or --overwrite")
 
@@ -347,7 +362,7 @@ def run(args):
     out = writable_directory(args.out)
     directory = out / args.name
     if checkpoint.is_finished(directory) and not args.overwrite:
-        refuse_other_settings(directory, settings(args))
+        refuse_other_settings(directory, args.technique, settings(args))
         print(f"{args.name}: finished already in {directory}; --overwrite trains it again")
         return directory
     machine = checkpoint.machine()  # now, since the checkout may move on while this code runs
@@ -490,16 +505,18 @@ def base_run(args):
     base.technique, base.name, base.parts, base.overwrite, base.start = "base", "base", ["base"], False, None
     directory = Path(args.out) / "base"
     if not checkpoint.is_finished(directory):
+        refuse_no_epochs(base)
         return run(base)
-    refuse_other_settings(directory, {name: value for name, value in settings(base).items() if name not in OPTIMISATION})
+    refuse_other_settings(directory, "base", {name: value for name, value in settings(base).items() if name not in OPTIMISATION})
     print(f"{args.name}: from the base run in {directory}")
     return directory
 
 
 def uses_demo_model(args, start, teacher):
     """Whether the model of this run descends from the demonstration's."""
-    origin = start or (teacher if teacher and not args.student else args.model if checkpoint.is_finished(args.model) else None)
-    return checkpoint.read_json(Path(origin) / "run.json")["demo_model"] if origin else args.model == "demo"
+    model = args.student if teacher and args.student else args.model
+    origin = start or (teacher if teacher and not args.student else model if checkpoint.is_finished(model) else None)
+    return checkpoint.read_json(Path(origin) / "run.json")["demo_model"] if origin else model == "demo"
 
 
 def started_from(directory, flag, task, facts, data):

@@ -32,6 +32,11 @@ def break_even_rank(linear):
     return linear.in_features * linear.out_features / (linear.in_features + linear.out_features)
 
 
+def as_double(x):
+    """x in float64, on the CPU if its device has none (MPS)."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
+
+
 def energy_rank(singular, energy):
     """The smallest rank whose singular values hold this share of the sum of squares. singular (n,), descending."""
     share = singular.cpu().double().square().cumsum(0)
@@ -47,7 +52,7 @@ def second_moments(model, names, forward, batches, products=True):
         def hook(_, inputs):
             x = inputs[0].detach()
             x = x[mask] if x.dim() == 3 and x.shape[:2] == mask.shape else x.flatten(0, -2)
-            sums[name] = sums.get(name, 0) + ((x.T @ x).double() if products else 0)
+            sums[name] = sums.get(name, 0) + (as_double(x.T @ x) if products else 0)
             counts[name] = counts.get(name, 0) + len(x)
 
         return hook
@@ -95,9 +100,10 @@ def sensitivities(model, names, loss, batches):
 
 def whitened_svd(weight, moment, damping=1e-4):
     """(U, S, V^T L^-1) of W L, L L^T = moment + damping * its mean diagonal: the factors that minimise the output's error."""
-    moment = moment.double() + damping * moment.diagonal().mean() * torch.eye(len(moment), device=moment.device, dtype=torch.double)
+    moment = as_double(moment)
+    moment = moment + damping * moment.diagonal().mean() * torch.eye(len(moment), device=moment.device, dtype=torch.double)
     lower = torch.linalg.cholesky(moment)
-    u, s, vh = torch.linalg.svd(weight.double() @ lower, full_matrices=False)
+    u, s, vh = torch.linalg.svd(as_double(weight) @ lower, full_matrices=False)
     return u.float(), s.float(), torch.linalg.solve_triangular(lower, vh, upper=False, left=False).float()
 
 
@@ -110,9 +116,10 @@ def shared_ranks(spectra, shapes, target, weights=None, shares=None):
     """
     shares, steps = shares or dict.fromkeys(shapes, 1.0), []
     for name, singular in spectra.items():
-        energy = singular.double().square()
+        energy = as_double(singular).square()
         weight = weights[name] if weights else 1 / energy.sum()
-        steps += [(-float(value), name) for value in energy * weight / (shares[name] * sum(shapes[name]))]
+        gains = energy[1:] * weight / (shares[name] * sum(shapes[name]))  # of the ranks after the first, which every layer has
+        steps += [(-float(gain), name) for gain in gains]
     budget = target * sum(shares[name] * out * into for name, (out, into) in shapes.items())
     ranks, spent = {name: 1 for name in spectra}, sum(shares[name] * sum(shape) for name, shape in shapes.items())
     for _, name in sorted(steps):

@@ -2,7 +2,7 @@
 
 Head h of a layer owns rows of query, key, value and columns of the output projection; neuron n owns a row of the first
 feed-forward matrix and a column of the second. What a unit is worth, by one of two measures:
-    magnitude  the mean square of the weights it owns
+    magnitude  the sum of squares of the weights it owns
     fisher     the mean over notes of (dL/dm)^2, m = 1 a factor on its output: the first-order (Taylor) estimate of what its
                loss costs (Michel et al., 2019; Kwon et al., 2022), per multiply-add it takes
 With a target of multiply-adds, the units worth least for their cost go first, whatever their kind and layer, so layers end

@@ -67,7 +67,9 @@ def keep_layers(model, kept):
     except (ValueError, TypeError, AssertionError, LookupError, AttributeError):
         expected = None
     if expected != {key: value.shape for key, value in model.base_model.state_dict().items()}:
-        raise BadInput(f"distillation cannot drop layers of {type(model).__name__}; give a smaller model with --student")
+        raise BadInput(
+            f"cannot drop layers of {type(model).__name__}: start from one whose layers are plain, or distil into a smaller one, --student"
+        )
     return model
 
 

@@ -130,7 +130,7 @@ def find_layers(model):
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == depth:
             return name, module
-    raise BadInput(f"cannot find the layers of {type(model).__name__}; distillation takes a smaller model with --student")
+    raise BadInput(f"cannot find the layers of {type(model).__name__}; to distil it, give a smaller model with --student")
 
 
 def encoder_linears(model):

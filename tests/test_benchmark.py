@@ -17,9 +17,11 @@ import export
 import sweep
 import train
 from bench import gpu, shape, training, volume
+from compress.attention import first_token
 from compress.technique import parameter_count
 from data import BadInput
 from report import shown
+from tasks.ner import Ner
 
 CONFIG = BertConfig(vocab_size=500, hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=512, num_labels=5)
 FEW = (
@@ -74,7 +76,7 @@ def test_the_parts_write_their_tables(tmp_path, refuses, runs, monkeypatch):
 def test_the_gpu_part_counts_on_any_device():
     table = gpu.run("cpu", 16, 2, 4, steps=2, config=CONFIG, backend="eager")
     assert [(row["row"], row["compiled"]) for row in table] == [(name, on) for on in (False, True) for name in ("training", "prediction")]
-    macs = shape.multiply_adds(shape.bert_base(CONFIG), 16)
+    macs = shape.multiply_adds(first_token(shape.bert_base(CONFIG)), 16)
     for row, passes in zip(table, (3, 1, 3, 1)):  # forward, and twice as much backward
         assert row["peak_share"] == pytest.approx(passes * macs * row["notes_per_s"] / row["peak_macs_per_s"])
 
@@ -166,6 +168,26 @@ def test_the_front_is_what_nothing_beats():
     rows = [dict(run=name, validation=score, bytes=size) for name, score, size in
             (("a", 0.9, 100), ("b", 0.9, 50), ("c", 0.8, 60), ("d", 0.7, 10), ("e", 0.7, 10), ("f", 0.95, 200))]  # fmt: skip
     assert sweep.pareto(rows, "bytes") == ["b", "d", "e", "f"]
+
+
+def test_the_demonstrations_sweep_has_a_student_that_fits(refuses):
+    _, _, seeds, grid, _, planned = sweep.parse(["--seeds", "1,2"])
+    student = planned["student 2x64"]
+    assert len(student) == len(seeds) == 2 and student[0].student_width == 64 < 128 and "student-2x64" in grid["student 2x64 + int8"]
+    assert list(sweep.parse(["--model", "x"])[3]) == list(sweep.GRID)
+    assert "must differ from each other" in refuses(sweep.parse, ["--seeds", "1,1"])
+
+
+def test_a_score_that_base_does_not_have_is_left_out(tmp_path):
+    facts = {"validation": {"overall": {"F1": 0.1}}, "sizes": {"bytes": 1, "parameters": 1}, "train_seconds": 1}
+    made = {}
+    for name, precision in (("base", None), ("thin", 0.5)):
+        test = {"overall": {"F1": 0.1, "Precision": precision, "Recall": 0.1}, "intervals": {}}
+        (tmp_path / name).mkdir()
+        checkpoint.write_json(tmp_path / name / "run.json", {**facts, "test": test})
+        made[name] = [tmp_path / name]
+    rows = sweep.collect(made, {"base": (1, 1), "thin": (2, 1)}, Ner())
+    assert [row["F1_from_base"] for row in rows] == [0, 0] and not any("Precision" in row for row in rows)
 
 
 def test_a_sweep_trains_what_is_missing_and_reports_every_seed(arguments, tmp_path, refuses, capsys):

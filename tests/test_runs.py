@@ -222,6 +222,8 @@ def test_a_finished_run_is_kept_and_another_one_is_not_mixed_with_it(runs, argum
     assert "finished already" in capsys.readouterr().out and (runs / "lowrank" / "run.json").stat().st_mtime_ns == before
     line = refuses(train.main, [*arguments, "--technique", "lowrank", "--out", runs, "--rank", "3"])
     assert "finished with other rank" in line and "--overwrite" in line
+    line = refuses(train.main, [*arguments, "--technique", "base", "--out", runs, "--name", "lowrank"])
+    assert "finished with other technique;" in line
 
 
 def test_same_seed_same_metrics_in_two_processes(arguments, tmp_path):
@@ -307,6 +309,12 @@ def test_demonstration_says_so_first_and_data_flow_is_printed(tmp_path, monkeypa
     assert all(re.match(rf"  {split}: \d+ notes, \d+ edema", line) for split, line in zip(SPLITS, lines[2:]))
     facts = checkpoint.read_json(tmp_path / "base" / "run.json")
     assert facts["learning_rate"] == demo.LEARNING_RATE and facts["demonstration"] and set(facts["data"]["splits"]) == set(SPLITS)
+
+
+def test_a_student_of_its_own_is_no_demonstration(runs, small):
+    words = ["--technique", "distillation", "--teacher", str(runs / "base"), "--data", str(small[0])]
+    assert train.uses_demo_model(train.parse([*words, "--student", "demo"]), None, str(runs / "base"))
+    assert not train.uses_demo_model(train.parse([*words, "--student", str(small[1])]), None, str(runs / "base"))
 
 
 def test_distillation_may_have_its_own_optimisation_but_not_other_notes(runs, arguments, refuses, capsys):
@@ -430,7 +438,10 @@ def few(path, counts):
         ("--max-length 9999", "reads at most 256 tokens"),
         ("--lr 1e9x", "is not a number"),
         ("--device cuda", "--device cuda: this machine"),
-        ("--device cpu --compile", "--compile: gains nothing on cpu"),
+        ("--device cpu --compile", "--compile: is for CUDA, not cpu"),
+        ("--technique pruning --keep-heads 1", "--keep-heads: takes heads and neurons out, so it goes with --structured"),
+        ("--technique pruning --target-macs 0.5", "--target-macs: takes heads and neurons out"),
+        ("--technique quantization --epochs 0", "--epochs 0: nothing would be learnt"),
         ("--nonsense", "unrecognized arguments: --nonsense"),
     ],
 )
@@ -486,7 +497,7 @@ def test_exploding_loss_names_the_step(arguments, refuses, tmp_path):
     [
         (predict.main, "none notes.csv", "none: no such run directory"),
         (predict.main, "BASE none.csv", "none.csv: no such file"),
-        (predict.main, "BASE quote.csv --device cpu --compile", "--compile: gains nothing on cpu"),
+        (predict.main, "BASE quote.csv --device cpu --compile", "--compile: is for CUDA, not cpu"),
         (predict.main, "BASE quote.csv --out p.csv", "quote.csv, line 3"),
         (predict.main, "BASE nocolumn.csv", "no column 'TEXT'"),
         (predict.main, "BASE quote.csv --out quote.csv", "is the file of notes itself"),
