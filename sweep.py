@@ -2,7 +2,7 @@
 
 Arguments are those of train.py, for every run, and --seeds 1,2,3 and --grid FILE. Runs go to OUT/seedN/NAME; finished ones
 are kept, so an interrupted sweep goes on where it was. At the end the runs of the first seed are timed on the validation
-notes themselves, order alternated, and sweep.csv, sweep.md and sweep.png say which are on the Pareto front: no other run is at
+notes themselves, in rotating order, and sweep.csv, sweep.md and sweep.png say which are on the Pareto front: no other run is at
 least as good and cheaper. The front is drawn by validation scores; test scores stand beside them.
 """
 
@@ -99,16 +99,17 @@ def train_all(planned, seeds):
 
 @torch.inference_mode()
 def time_all(runs, task, encoded, rounds):
-    """{name: (rows/s over all encoded rows, p50 ms of one row of median length)} of runs, in alternating rounds.
+    """{name: (rows/s over all encoded rows, p50 ms of one row of median length)} of runs, in rounds that begin with another run each.
 
-    Each visit begins with a pass that does not count: the first pass after other models' is slower than a model at work alone.
+    Each visit begins with two passes that do not count: the first after other models' are slower than a model at work alone.
     """
     middle = np.argsort(encoded.lengths)[[len(encoded.lengths) // 2]]
     all_rows, single = {name: [] for name in runs}, {name: [] for name in runs}
+    names = list(runs)
     for turn in tqdm(range(rounds), desc="timing", unit="round", leave=False, disable=None):
-        for name in list(runs)[:: 1 if turn % 2 else -1]:
+        for name in np.roll(names, -turn):  # not back and forth, or the outermost would be visited twice on end, and be warm
             run = runs[name]
-            for counts in (False, True):
+            for counts in (False, False, True):
                 began = time.perf_counter()
                 predict_rows(run.model, task, encoded, run.tokenizer.pad_token_id)
                 all_rows[name] += [time.perf_counter() - began] * counts
@@ -256,7 +257,7 @@ def main(argv=None):
     conditions = (f"**{train.demo.BANNER}**\n\n" if first.facts["demonstration"] else "") + (
         f"Test scores: means over seeds {args.seeds}, brackets: 95% bootstrap interval, averaged over the seeds. {first.task.unit}/s: the model "
         f"alone on {len(encoded.lengths)} validation rows of {encoded.lengths.mean():.0f} tokens on average, batches of 2,048 tokens; p50: one "
-        f"row of {int(np.median(encoded.lengths))} tokens; sizes and times of seed {seeds[0]}; medians of {args.rounds} alternating rounds, {machine['threads']} threads, "
+        f"row of {int(np.median(encoded.lengths))} tokens; sizes and times of seed {seeds[0]}; medians of {args.rounds} rounds in rotating order, {machine['threads']} threads, "
         f"{machine['cpu']}, torch {machine['torch']}. Front: no run is at least as good on validation and cheaper. "
         f"Call: {' '.join(map(shown, common))}."
     )
