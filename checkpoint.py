@@ -1,6 +1,6 @@
 """A run directory: written whole, rebuilt for any technique, resumed if interrupted. Safetensors and JSON, never a pickle.
 
-config.json model.safetensors tokenizer files   what transformers needs; what is no structure of ours loads with it alone
+config.json model.safetensors tokenizer files   what transformers needs; base, pruning by zeros, distillation and merged LoRA load with it alone
 compression.json                                [facts per technique], from which the structure is rebuilt before loading
 run.json                                        arguments, versions, machine, times, splits, scores, sizes
 predictions.csv                                 test rows: row id, label, predicted, probabilities; no text

@@ -175,7 +175,7 @@ def main(argv=None):
     )
     parser.add_argument("--show-text", action="store_true", help="with -, print the words of each span beside its offsets")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="int8 runs are always on cpu")
-    parser.add_argument("--compile", action="store_true", help="predict through torch.compile, on CUDA; the first batches take a minute")
+    parser.add_argument("--compile", action="store_true", help="predict through torch.compile, on CUDA; the first batches wait for it")
     args = parser.parse_args(argv)
 
     cpu.keep_memory()

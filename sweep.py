@@ -27,7 +27,7 @@ from predict import predict_rows
 from report import markdown_table, save_figure, shown
 
 # What train.py is told for each run, beside the common arguments; {base} is the seed's base run, {runs} the directory of its
-# runs, {1x} the common number of epochs, {2x} twice as many. --grid takes a JSON file of the same form.
+# runs, {1x} the common number of epochs, {2x} twice as many, {half} half. --grid takes a JSON file of the same form.
 GRID = {
     "base": "--technique base",
     "base twice": "--technique base --start {base}",  # what longer training alone gains: a control for rows that start from base
@@ -231,7 +231,8 @@ def parse(argv=None):
         if unknown := [name for name in ["base", *wanted] if name not in grid or name not in wanted]:
             raise BadInput(f"--only: {unknown[0]} is missing; the grid has {', '.join(grid)}")
         grid = {name: words for name, words in grid.items() if name in wanted}
-    return args, common, seeds, grid, Path(given.out), plan(grid, common, seeds, Path(given.out))
+    out = Path(given.out)
+    return args, common, seeds, grid, out, plan(grid, common, seeds, out)
 
 
 def main(argv=None):

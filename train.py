@@ -90,7 +90,7 @@ def build_parser():
     )
     add("--seed", type=number(int, 0, 2**63 - 1), default=42, help="seed of the new head, dropout and the order of batches (42)")
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="auto = CUDA, MPS, CPU, the first there is")
-    add("--compile", action="store_true", help="train through torch.compile, on CUDA; the first steps take a minute")
+    add("--compile", action="store_true", help="train through torch.compile, on CUDA; the first steps wait for it")
     add("--save-minutes", type=number(float, 0, 10**6), default=10.0, help="minutes between saves of an unfinished run (10)")
     for kind, classes in (("task", TASKS), ("technique", compress.TECHNIQUES)):
         for name, cls in classes.items():

@@ -39,7 +39,7 @@ def as_double(x):
 
 def energy_rank(singular, energy):
     """The smallest rank whose singular values hold this share of the sum of squares. singular (n,), descending."""
-    share = singular.cpu().double().square().cumsum(0)
+    share = as_double(singular).square().cumsum(0)
     return int(torch.searchsorted(share, energy * share[-1]).clamp(max=len(share) - 1)) + 1
 
 
