@@ -17,14 +17,16 @@ from pathlib import Path
 
 import torch
 
-import checkpoint
 import sweep
 from bench import gpu, shape, training, volume
 from bench.shape import measure, multiply_adds
-from compress import cpu
-from data import BadInput, Parser, number, run_script, write_csv, write_whole, writable_directory
-from predict import pick_device
-from report import find_runs, markdown_table, shown
+from cli import BadInput, Parser, number, run_script
+from fast import cpu
+from files import writable_directory, write_csv, write_whole
+from run import arguments, checkpoint
+from run.inference import pick_device
+from run.machine import this_machine
+from run.results import find_runs, markdown_table, shown
 
 COLUMNS = ("technique", "bytes", "parameters", "nonzero", "macs", "p50_ms", "p95_ms", "notes_per_s",
            "length", "batch", "rounds", "device", "threads", "cpu", "torch", "finished")  # fmt: skip
@@ -35,13 +37,13 @@ def run_parts(parts, args):
     """Run the named parts, print each table as it comes, and write CSVs and benchmark.md into args.out."""
     calls, sweeps = ([shlex.split(words) for words in given] for given in (args.training or [""], args.sweep or []))
     for words in calls:
-        training.train.parse(words)  # a slip there, or in --run, is said before the first part
+        training.arguments.parse(words)  # a slip there, or in --run, is said before the first part
     for words in sweeps:
         sweep.parse(words)
     if args.run and not checkpoint.is_finished(args.run):
         raise BadInput(f"--run {args.run}: no finished run; train one, e.g. python train.py")
     out = writable_directory(args.out or "results/benchmark")
-    machine = checkpoint.machine()
+    machine = this_machine()
     where = f"{machine['threads']} threads, {machine['cpu']}, GPU {machine['gpu'] or 'none'}, torch {machine['torch']}"
     lines = [f"# What everything costs: {where}, commit {machine['commit']}", ""]
     for part in parts:
@@ -80,7 +82,7 @@ def run_part(part, words, args, out):
 def demo_run(out):
     """A run of the demonstration, trained for one epoch if it is not there."""
     train = training.train
-    return train.run(train.parse(["--out", str(out / "demo-run"), "--epochs", "1", "--max-length", "64"]))
+    return train.run(arguments.parse(["--out", str(out / "demo-run"), "--epochs", "1", "--max-length", "64"]))
 
 
 def main(argv=None):
@@ -135,7 +137,7 @@ def main(argv=None):
     calls = {name: (model, model.config.vocab_size, devices[name]) for name, model in models.items()}
     timed = measure(calls, length, args.batch_size, args.rounds)
 
-    machine = checkpoint.machine()
+    machine = this_machine()
     table = []
     print(f"{length} tokens, batch {args.batch_size}, {args.rounds} rounds, {machine['threads']} threads, {machine['cpu']}")
     for name, path in zip(names, paths):

@@ -4,133 +4,48 @@ A file is read as a stream, whatever its size. Only what the model will see of a
 label means (tasks/ does) or what a model is; and nothing here ever puts a note's text into a message.
 """
 
-import argparse
 import csv
 import gzip
 import hashlib
 import io
-import json
 import math
 import os
 import re
-import shutil
-import sys
-import warnings
 import zlib
 from collections import Counter
-from dataclasses import dataclass, fields
-from keyword import iskeyword
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from cli import BadInput
+
 SPLITS = ("train", "validation", "test")
 IGNORE = -100  # the label of a token that no loss and no score looks at
 
 
-class BadInput(Exception):
-    """What the user gave cannot be used. The message is one line: what is wrong, where, what to do."""
 
 
-def run_script(main):
-    """Call main(); turn BadInput into one line on standard error and exit code 2, Ctrl-C into 130, a reader that left (| head) into 141."""
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
-    try:
-        try:
-            main()
-        finally:
-            sys.stdout.flush()
-    except BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; the same command takes up where it left off", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more as it exits
-        sys.exit(141)
 
 
-def number(kind, low, high, low_open=False, high_open=False):
-    """An argparse type: a finite int or float between low and high, the ends included unless they are open."""
-
-    interval = f"{'(' if low_open else '['}{low}, {high}{')' if high_open else ']'}"
-
-    def parse(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not {'a whole number' if kind is int else 'a number'}") from None
-        if not (low < value if low_open else low <= value) or not (value < high if high_open else value <= high):
-            raise argparse.ArgumentTypeError(f"{text} is outside {interval}")
-        return value
-
-    return parse
 
 
-def share_or_file(text):
-    """An argparse type: a share in (0, 0.5), or else the path of a file."""
-    try:
-        float(text)
-    except ValueError:
-        return text
-    return number(float, 0, 0.5, True, True)(text)
 
 
-def keyword(flag):
-    """'--student-layers' -> 'student_layers', '--global' -> 'global_': the constructor's keyword for a flag."""
-    name = flag.lstrip("-").replace("-", "_")
-    return f"{name}_" if iskeyword(name) else name
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line and exit code 2, like every other bad input; no flag can be abbreviated."""
-
-    def __init__(self, **keywords):
-        super().__init__(allow_abbrev=False, **keywords)
-
-    def error(self, message):
-        """Raise BadInput instead of printing the usage."""
-        raise BadInput(f"{message} (see python {self.prog} --help)")
 
 
 # --- files -------------------------------------------------------------------------------------------------------
 
 
-def write_whole(path, text):
-    """Write a text file under a temporary name, then rename it: readers see the old file or the new one, never half."""
-    temporary = f"{path}.{os.getpid()}.tmp"
-    with open(temporary, "w", encoding="utf-8", newline="") as file:
-        file.write(text)
-    os.replace(temporary, path)
 
 
-def write_json(path, value):
-    """Write JSON, whole."""
-    write_whole(path, json.dumps(value, indent=2) + "\n")
 
 
-def write_csv(path, header, rows):
-    """Write a CSV, whole. None becomes an empty cell, a float keeps six digits."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows([f"{cell:.6f}" if isinstance(cell, float) else cell for cell in row] for row in rows)
-    write_whole(path, buffer.getvalue())
 
 
-def writable_directory(path):
-    """Make the directory if need be. Raises BadInput if it cannot be written."""
-    path, probe = Path(path), Path(path) / f".write-probe.{os.getpid()}"
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be written ({error.strerror}); choose another --out") from None
-    return path
 
 
 def open_text(path):
@@ -345,62 +260,14 @@ def encode(texts, tokenizer, max_length, progress=True):
     return pack([np.asarray(ids, np.int32) for batch in batches for ids in batch["input_ids"]])
 
 
-ENCODING = 1  # counts up when this project makes other rows of the same notes, so that old ones are not taken
 
 
-def encoding_key(tokenizer, settings, examples):
-    """32 hex digits that change with the tokenizer, the settings (JSON) and every example, its text and its label."""
-    words = json.loads(tokenizer.backend_tokenizer.to_str())
-    del words["truncation"], words["padding"]  # left there by the last call, and said again by the next
-    made_by = [ENCODING, words, getattr(tokenizer, "truncation_side", None), settings]
-    state = hashlib.blake2b(json.dumps(made_by, sort_keys=True).encode(), digest_size=16)
-    for example in examples:
-        state.update(repr(example).encode(errors="surrogatepass"))
-    return state.hexdigest()
 
 
-def cached(directory, key, make):
-    """make() -> Encoded, or what it gave for the same key before, memory-mapped from owner-only files under `directory`.
-
-    Token ids are the text: nobody else may read them, and a directory that others can read or own is not used.
-    """
-    place = Path(directory) / key
-    encoded = _kept(place)
-    if encoded is None:
-        encoded = make()
-        _keep(place, encoded)
-    return encoded
 
 
-def _kept(place):
-    try:
-        if not place.is_dir():
-            return None
-        if hasattr(os, "getuid") and (place.stat().st_uid != os.getuid() or place.stat().st_mode & 0o077):
-            print(f"note: {place} can be read by others, so it is not used; delete it")
-            return None
-        return Encoded(**{path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in place.glob("*.npy")})
-    except (OSError, ValueError, EOFError, TypeError) as error:
-        print(f"note: {place} cannot be used ({type(error).__name__}); delete it")
-        return None
 
 
-def _keep(place, encoded):
-    temporary = place.with_name(f".{place.name}.{os.getpid()}")
-    try:
-        place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(mode=0o700)
-        for field in fields(Encoded):
-            if (array := getattr(encoded, field.name)) is not None:
-                with os.fdopen(os.open(temporary / f"{field.name}.npy", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
-                    np.save(file, array)
-        if not place.exists():  # another process may have been faster
-            temporary.rename(place)
-    except OSError as error:
-        print(f"note: token ids are not kept, {place.parent} cannot be written ({error.strerror})")
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def frame(tokenizer):

@@ -21,10 +21,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import checkpoint
-import demo
-from compress.attention import first_token
-from data import BadInput, Parser, Table, budget_batches, collate, number, run_script, writable_directory
+from cli import BadInput, Parser, number, run_script
+from data import Table, budget_batches, collate
+from fast.attention import first_token
+from files import writable_directory
+from run import checkpoint
+from tasks import demo
 
 TOLERANCE = 1e-3  # largest difference of a logit, in fp32, that is rounding
 

@@ -4,7 +4,6 @@ Writes results.csv, results.md and PNGs into the results directory. Reads run.js
 run there, and benchmark.csv if benchmark.py was run. Nothing is scored again.
 """
 
-import csv
 from pathlib import Path
 
 import matplotlib
@@ -13,41 +12,27 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-import checkpoint
-import demo
-from data import BadInput, Parser, run_script, write_csv, write_whole
+import files
+from cli import BadInput, Parser, run_script
+from files import write_csv, write_whole
 from metrics import OVERALL, calibration, mcnemar
-from tasks import TASKS
+from run import checkpoint
+from run.plots import save_figure
+from run.results import find_runs, markdown_table, read_table, shown
+from tasks import TASKS, demo
 
 REFERENCE = Path(__file__).parent / "reference"  # the paper's tables as data; SOURCE.md there says where they come from
 ORDER = ("base", "lora", "pruning", "lowrank", "distillation", "quantization")
 
 
-def find_runs(paths):
-    """Finished run directories among the paths and one level below them, base first, the others as they come."""
-    found = []
-    for path in map(Path, paths):
-        if not path.is_dir():
-            raise BadInput(f"{path}: no such directory")
-        inside = [path] if checkpoint.is_finished(path) else sorted(p for p in path.iterdir() if checkpoint.is_finished(p))
-        found += [run for run in inside if run not in found and not run.name.startswith(".")]
-    if not found:
-        raise BadInput(f"{', '.join(map(str, paths))}: no finished run in there; train one with python train.py")
-    return sorted(found, key=lambda run: run.name != "base")
 
 
-def read_table(path):
-    """A CSV as a list of dicts; empty if there is no such file."""
-    if not path.exists():
-        return []
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def collect(out):
     """(task, rows of the report, {run: run.json}, {run: timings}): scores, intervals, the test against base, sizes, the paper's figures."""
     directories = sorted(find_runs([out]), key=lambda p: (ORDER.index(p.name) if p.name in ORDER else len(ORDER), p.name))
-    facts = {path.name: checkpoint.read_json(path / "run.json") for path in directories}
+    facts = {path.name: files.read_json(path / "run.json") for path in directories}
     tasks = [TASKS[run["task"]["task"]].from_facts(run["task"]) for run in facts.values()]
     if len({(task.name, *task.labels, *task.overall) for task in tasks}) > 1:
         raise BadInput(f"{out}: its runs have different tasks or labels; report them from separate results directories")
@@ -87,17 +72,8 @@ def p_value(p):
     return f"= {p:.3f}" if p >= 0.001 else "< 0.001"
 
 
-def markdown_table(header, rows):
-    """Lines of a Markdown table, numbers to the right."""
-    return [f"| {' | '.join(header)} |", "|---" + "|---:" * (len(header) - 1) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
 
 
-def shown(source):
-    """A path, a name or a flag=path as a report may show it: of an absolute path the last two parts."""
-    if source.startswith("--") and "=" in source:
-        flag, _, value = source.partition("=")
-        return f"{flag}={shown(value)}"
-    return "/".join(Path(source).parts[-2:]) if Path(source).is_absolute() else source
 
 
 def with_interval(row, score):
@@ -210,12 +186,6 @@ def differing(facts):
 # --- plots -------------------------------------------------------------------------------------------------------
 
 
-def save_figure(figure, path):
-    """Write a PNG under a temporary name, then rename it."""
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, dpi=120, bbox_inches="tight", format="png")
-    plt.close(figure)
-    temporary.rename(path)
 
 
 def plot_trade(task, rows, path):

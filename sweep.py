@@ -19,12 +19,18 @@ import torch
 from matplotlib.ticker import LogLocator, NullFormatter
 from tqdm import tqdm
 
-import checkpoint
+import files
 import train
-from compress import cpu
-from data import BadInput, Parser, collate, number, run_script, writable_directory, write_csv, write_json, write_whole
-from predict import predict_rows
-from report import markdown_table, save_figure, shown
+from cli import BadInput, Parser, number, run_script
+from data import collate
+from fast import cpu
+from files import writable_directory, write_csv, write_json, write_whole
+from run import arguments, checkpoint
+from run.inference import predict_rows
+from run.machine import this_machine
+from run.plots import save_figure
+from run.results import markdown_table, shown
+from tasks import demo
 
 # What train.py is told for each run, beside the common arguments; {base} is the seed's base run, {runs} the directory of its
 # runs, {1x} the common number of epochs, {2x} twice as many, {half} half. --grid takes a JSON file of the same form.
@@ -59,7 +65,7 @@ def flags_of(words, runs, epochs):
 
 def read_grid(path):
     """A grid from a JSON file {name: arguments}. Raises BadInput if it is not of that form."""
-    grid = checkpoint.read_json(path)
+    grid = files.read_json(path)
     if not isinstance(grid, dict) or "base" not in grid or not all(isinstance(words, str) for words in grid.values()):
         raise BadInput(f'--grid {path}: give a JSON object of names and arguments, with a "base" among them')
     return grid
@@ -71,7 +77,7 @@ COMMON = ("task", "data", "model", "fraction", "validation", "test", "split_seed
 
 def plan(grid, common, seeds, out):
     """{name: [arguments of each seed's run]}, all parsed before the first is trained. Raises BadInput for what cannot be one sweep."""
-    given, places = train.parse(common), [directory_name(name) for name in grid]
+    given, places = arguments.parse(common), [directory_name(name) for name in grid]
     if len(set(seeds)) < len(seeds) or len(set(places)) < len(places):
         raise BadInput("sweep: seeds, and names without their blanks, must differ from each other")
     planned = {name: [] for name in grid}
@@ -79,7 +85,7 @@ def plan(grid, common, seeds, out):
         for seed in seeds:
             runs = out / f"seed{seed}"
             own = flags_of(grid[name], runs, given.epochs)
-            args = train.parse([*common, *own, "--seed", str(seed), "--out", str(runs), "--name", directory_name(name)])
+            args = arguments.parse([*common, *own, "--seed", str(seed), "--out", str(runs), "--name", directory_name(name)])
             other = [key for key in COMMON if getattr(args, key, None) != getattr(given, key, None)]
             if other:
                 raise BadInput(f"--grid: {name} has another {', '.join(other)} than the rest; give it to all, on the command line")
@@ -133,7 +139,7 @@ def pareto(rows, cost):
 def collect(made, times, task):
     """One row a grid entry: means over the seeds, the bootstrap interval averaged, the test score's distance from the same seed's base."""
     rows = []
-    facts = {name: [checkpoint.read_json(path / "run.json") for path in paths] for name, paths in made.items()}
+    facts = {name: [files.read_json(path / "run.json") for path in paths] for name, paths in made.items()}
     for name, seeds in facts.items():
         row = {"run": name, "seeds": len(seeds)}
         for score in task.headline:
@@ -222,7 +228,7 @@ def parse(argv=None):
         seeds = [int(seed) for seed in args.seeds.split(",")]
     except ValueError:
         raise BadInput(f"--seeds {args.seeds}: give whole numbers, comma-separated") from None
-    given = train.parse(common)
+    given = arguments.parse(common)
     grid = read_grid(args.grid) if args.grid else GRID
     if not args.grid and given.model == "demo":  # which has 128 channels
         grid = {name.replace("256", "64"): words.replace("256", "64") for name, words in grid.items()}
@@ -247,15 +253,15 @@ def main(argv=None):
         cpu.for_inference(run.model, run.task)
     first = runs["base"]
     arguments = first.facts["arguments"]
-    path = train.demo.make(out / f"seed{seeds[0]}" / "demo", first.task.name)[0] if arguments["data"] == "demo" else arguments["data"]
+    path = demo.make(out / f"seed{seeds[0]}" / "demo", first.task.name)[0] if arguments["data"] == "demo" else arguments["data"]
     where = (arguments[key] for key in ("fraction", "validation", "test", "split_seed"))
     notes = type(first.task).from_facts(first.facts["task"]).load(str(path), *where)[0]["validation"]
     encoded = first.task.encode(notes, first.tokenizer, arguments["max_length"])
     times = time_all(runs, first.task, encoded, args.rounds)
 
     rows = collect(made, times, first.task)
-    machine = checkpoint.machine()
-    conditions = (f"**{train.demo.BANNER}**\n\n" if first.facts["demonstration"] else "") + (
+    machine = this_machine()
+    conditions = (f"**{demo.BANNER}**\n\n" if first.facts["demonstration"] else "") + (
         f"Test scores: means over seeds {args.seeds}, brackets: 95% bootstrap interval, averaged over the seeds. {first.task.unit}/s: the model "
         f"alone on {len(encoded.lengths)} validation rows of {encoded.lengths.mean():.0f} tokens on average, batches of 2,048 tokens; p50: one "
         f"row of {int(np.median(encoded.lengths))} tokens; sizes and times of seed {seeds[0]}; medians of {args.rounds} rounds in rotating order, {machine['threads']} threads, "

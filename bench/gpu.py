@@ -10,9 +10,9 @@ import time
 import torch
 import torch.nn.functional as F
 
-import train
 from bench.shape import bert_base, matrix_rate, multiply_adds, random_notes
-from compress.attention import first_token
+from fast import precision
+from fast.attention import first_token
 
 
 def run(device="cuda", length=256, train_batch=64, predict_batch=256, steps=20, config=None, backend="inductor"):
@@ -22,7 +22,7 @@ def run(device="cuda", length=256, train_batch=64, predict_batch=256, steps=20, 
     table = []
     for compiled in (False, True):
         model = first_token(bert_base(config)).to(device)
-        train.set_attention_dropout(model, 0.0)
+        precision.set_attention_dropout(model, 0.0)
         call = torch.compile(model, dynamic=True, backend=backend) if compiled else model
         for name, batch, passes in (("training", train_batch, 3), ("prediction", predict_batch, 1)):
             model.train(name == "training")

@@ -19,14 +19,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 from transformers import BertConfig, BertForSequenceClassification
 
-import checkpoint
 import compress
-from compress import cpu
-from compress.attention import first_token
+from cli import BadInput
 from compress.distillation import copy_of
 from compress.quantization import is_int8
-from compress.technique import device_of
-from data import BadInput
+from fast import cpu
+from fast.attention import first_token
+from layers import device_of
+from run import checkpoint
 from tasks.task import Task
 
 STUDENT = {"student_layers": 4, "student_width": 312}

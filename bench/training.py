@@ -22,13 +22,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import checkpoint
 import train
 from bench.shape import matrix_rate, multiply_adds
-from compress import cpu
+from cli import BadInput
 from compress.technique import Technique
-from data import SPLITS, BadInput, Encoded, collate
-from tasks import TASKS
+from data import SPLITS, Encoded, collate
+from fast import cpu, precision
+from run import arguments, checkpoint
+from tasks import TASKS, demo
 
 
 def load_notes(words, tokens):
@@ -36,12 +37,12 @@ def load_notes(words, tokens):
 
     Of the training notes as many, drawn at random, as make up `tokens` tokens.
     """
-    args = train.parse(words)
-    task = TASKS[args.task](**train.options_of(TASKS[args.task], args))
+    args = arguments.parse(words)
+    task = TASKS[args.task](**arguments.options_of(TASKS[args.task], args))
     with tempfile.TemporaryDirectory() as directory:
         path, source = args.data, args.model
         if "demo" in (args.data, args.model):
-            made = train.demo.make(directory, args.task)
+            made = demo.make(directory, args.task)
             path, source = (made[0] if args.data == "demo" else path), (made[1] if args.model == "demo" else source)
         splits, _ = task.load(str(path), args.fraction, args.validation, args.test, args.split_seed)
         model, tokenizer, _ = checkpoint.from_pretrained(source, task)
@@ -57,7 +58,7 @@ def load_notes(words, tokens):
         torch.manual_seed(0)
         again = task.attach_head(task.auto_class.from_config(model.config, dtype=torch.float32))
         again.load_state_dict(state)
-        train.set_attention_dropout(again, attention_dropout)
+        precision.set_attention_dropout(again, attention_dropout)
         return again
 
     return args, task, fresh, notes, splits["validation"], tokenizer.pad_token_id
@@ -120,7 +121,7 @@ def run(words, tokens=40_000, padded=4, rounds=3):
     encoded = notes["train"]
     part = padded * args.batch_size
     few = Encoded(encoded.ids, encoded.starts[: part + 1], encoded.owner[:part], encoded.labels[:part])
-    bf16 = train.training_precision(args.precision, torch.device("cpu")) == torch.bfloat16
+    bf16 = precision.training_precision(args.precision, torch.device("cpu")) == torch.bfloat16
     dropout, how = args.attention_dropout, "bf16" if bf16 else "fp32"
     calls = {
         f"Trainer, padded to {args.max_length} tokens": (lambda: trainer(args, fresh(0.1), few, pad_id, False, args.max_length), few),

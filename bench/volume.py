@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from data import BadInput
+from cli import BadInput
 
 ROOT = Path(__file__).resolve().parent.parent
 WORDS = "patient denies reports chest abdominal pain fever cough edema bleeding stable improved daily mg left right no acute severe".split()
@@ -30,7 +30,7 @@ CHILD = """
 import resource, sys
 sys.path.insert(0, sys.argv.pop(1))
 import predict
-from data import run_script
+from cli import run_script
 run_script(lambda: predict.main(sys.argv[1:]))
 try:  # of this process alone; ru_maxrss begins with what the parent had
     kilobytes = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))

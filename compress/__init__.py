@@ -1,12 +1,12 @@
 """The techniques by name. Adding one = one new file + one line of this dict; its place in the dict is its place in a chain."""
 
+from cli import BadInput, keyword
 from compress.distillation import Distillation
 from compress.lora import LoRA
 from compress.lowrank import LowRank
 from compress.pruning import Pruning
 from compress.quantization import Quantization
 from compress.technique import Chain, Technique
-from data import BadInput, keyword
 
 TECHNIQUES = {
     "base": Technique,

@@ -20,11 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from cli import BadInput, number
 from compress import structured
-from compress.attention import first_token
 from compress.student import best_layers, keep_layers, narrow, norm_moments, spaced_layers
-from compress.technique import CALIBRATION_NOTES, LAYER_CHOICE, Technique, find_layers, millions, parameter_count
-from data import BadInput, number
+from compress.technique import CALIBRATION_NOTES, LAYER_CHOICE, Technique
+from fast.attention import first_token
+from layers import find_layers, millions, parameter_count
 
 RELATION_HEADS = 12
 

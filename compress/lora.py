@@ -15,8 +15,9 @@ import math
 import torch
 from torch import nn
 
-from compress.technique import Technique, encoder_linears, millions, parameter_count, replace_module
-from data import BadInput, number
+from cli import BadInput, number
+from compress.technique import Technique
+from layers import encoder_linears, millions, parameter_count, replace_module
 
 
 class LoRALinear(nn.Module):

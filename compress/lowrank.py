@@ -22,9 +22,10 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from compress.attention import first_token
-from compress.technique import CALIBRATION_NOTES, TARGET_MACS, Technique, encoder_linears, millions, parameter_count, replace_module
-from data import BadInput, number
+from cli import BadInput, number
+from compress.technique import CALIBRATION_NOTES, TARGET_MACS, Technique
+from fast.attention import first_token
+from layers import encoder_linears, millions, parameter_count, replace_module
 
 
 def break_even_rank(linear):

@@ -17,12 +17,12 @@ import re
 
 import torch
 
+from cli import BadInput, number
 from compress import structured
-from compress.attention import like_bert
 from compress.student import best_layers, keep_layers, spaced_layers
-from compress.technique import (CALIBRATION_NOTES, LAYER_CHOICE, TARGET_MACS, Technique, encoder_linears, find_layers, millions,
-                                parameter_count)  # fmt: skip
-from data import BadInput, number
+from compress.technique import CALIBRATION_NOTES, LAYER_CHOICE, TARGET_MACS, Technique
+from fast.attention import like_bert
+from layers import encoder_linears, find_layers, millions, parameter_count
 
 CUBIC_END = 0.5  # share of the training after which the sparsity stands
 

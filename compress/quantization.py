@@ -24,8 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from compress.attention import bf16_attention
-from compress.technique import Technique, millions, replace_module
+from compress.technique import Technique
+from fast.attention import bf16_attention
+from layers import millions, replace_module
 
 # Fastest first. On an AVX-512 VNNI CPU, 4096 x 768 -> 3072 -> 768 with 2 threads took 50 ms by onednn, 58 to 62 by x86 and
 # fbgemm, 208 in fp32 and 370 by qnnpack, which is for ARM.

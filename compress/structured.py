@@ -16,13 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from compress.technique import find_layers, replace_module
-from data import BadInput
+from cli import BadInput
+from layers import LAYOUTS, find_layers, replace_module
 
-LAYOUTS = (  # names of query, key, value, output projection, first and second feed-forward matrix: BERT's, DistilBERT's
-    ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense", "intermediate.dense", "output.dense"),
-    ("attention.q_lin", "attention.k_lin", "attention.v_lin", "attention.out_lin", "ffn.lin1", "ffn.lin2"),
-)
 MULTIPLE = 16  # neurons are kept in multiples of this, which matrix kernels like
 
 

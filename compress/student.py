@@ -17,9 +17,9 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from cli import BadInput
 from compress import structured
-from compress.technique import find_layers
-from data import BadInput
+from layers import find_layers
 
 
 def spaced_layers(teacher_layers, student_layers):

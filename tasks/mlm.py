@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from transformers import AutoModelForMaskedLM
 
 import metrics
-from data import IGNORE, BadInput, Encoded, Note, Table, frame, number, pack, tokenise
+from cli import BadInput, number
+from data import IGNORE, Encoded, Note, Table, frame, pack, tokenise
 from tasks.task import COLUMNS, Task
 
 MASKED = 0.15

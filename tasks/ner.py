@@ -19,7 +19,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForTokenClassification
 
 import metrics
-from data import IGNORE, BadInput, digest, frame, open_text, pack, text_lines, tokenise, windows
+from cli import BadInput
+from data import IGNORE, digest, frame, open_text, pack, text_lines, tokenise, windows
 from tasks.task import COLUMNS, Task
 
 TAG = re.compile(r"O|[BI]-\S+")

@@ -21,7 +21,8 @@ from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 import metrics
-from data import BadInput, Note, Table, budget_batches, collate, digest, frame, number, pack, tokenise, windows
+from cli import BadInput, number
+from data import Note, Table, budget_batches, collate, digest, frame, pack, tokenise, windows
 from tasks.task import CLASS_WEIGHTS, COLUMNS, LABEL_COLUMN, Task
 
 NOTHING = ("", "0", "0.0", "na", "nat", "nan", "null", "none")  # how tables write that nobody died
@@ -258,7 +259,9 @@ class Readmission(Task):
         """
         if not self.logistic:
             return {}
-        from sklearn.linear_model import LogisticRegression  # imported here: it takes a second, and nothing else needs it
+        from sklearn.linear_model import (
+            LogisticRegression,  # imported here: it takes a second, and nothing else needs it
+        )
         from sklearn.model_selection import GroupKFold
 
         x, y = self._cls_vectors(model, encoded, pad_id), encoded.labels

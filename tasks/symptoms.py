@@ -8,7 +8,8 @@ that scores 1.0 has learnt to search for five words. What it is good for is comp
 import re
 from collections import Counter
 
-from data import SPLITS, BadInput, Note, Table, balance, number
+from cli import BadInput, number
+from data import SPLITS, Note, Table, balance
 from tasks.task import CLASS_WEIGHTS, COLUMNS, Task
 
 SYMPTOMS = ("edema", "pain", "cough", "fever", "bleeding")

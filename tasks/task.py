@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from transformers import AutoModelForSequenceClassification
 
 import metrics
-from data import SPLITS, BadInput, Note, digest, encode, fold_duplicates, keyword, sampled, split_by_subject
+from cli import BadInput, keyword
+from data import SPLITS, Note, digest, encode, fold_duplicates, sampled, split_by_subject
 
 COLUMNS = {
     "--text-columns": dict(default=None, help="column of the note, or several to join, comma-separated, in any case (the task's usual)",

@@ -12,7 +12,8 @@ import numpy as np
 import torch.nn.functional as F
 
 import metrics
-from data import BadInput, Note, Table, fold_duplicates, number
+from cli import BadInput, number
+from data import Note, Table, fold_duplicates
 from tasks.task import CLASS_WEIGHTS, COLUMNS, LABEL_COLUMN, Task
 
 

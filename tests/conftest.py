@@ -13,9 +13,9 @@ sys.path.insert(0, str(ROOT))
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()  # before train is imported; token ids of these tests go there
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported, which reads it once
 
-import demo  # noqa: E402
 import train  # noqa: E402
-from data import run_script  # noqa: E402
+from cli import run_script
+from tasks import demo
 
 
 @pytest.fixture(scope="session")

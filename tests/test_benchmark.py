@@ -8,19 +8,20 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import read_csv
 from transformers import BertConfig
 
 import benchmark
-import checkpoint
 import export
+import files
 import sweep
 import train
 from bench import gpu, shape, training, volume
-from compress.attention import first_token
-from compress.technique import parameter_count
-from data import BadInput
-from report import shown
+from cli import BadInput
+from conftest import read_csv
+from fast.attention import first_token
+from layers import parameter_count
+from run import checkpoint
+from run.results import shown
 from tasks.ner import Ner
 
 CONFIG = BertConfig(vocab_size=500, hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=512, num_labels=5)
@@ -184,7 +185,7 @@ def test_a_score_that_base_does_not_have_is_left_out(tmp_path):
     for name, precision in (("base", None), ("thin", 0.5)):
         test = {"overall": {"F1": 0.1, "Precision": precision, "Recall": 0.1}, "intervals": {}}
         (tmp_path / name).mkdir()
-        checkpoint.write_json(tmp_path / name / "run.json", {**facts, "test": test})
+        files.write_json(tmp_path / name / "run.json", {**facts, "test": test})
         made[name] = [tmp_path / name]
     rows = sweep.collect(made, {"base": (1, 1), "thin": (2, 1)}, Ner())
     assert [row["F1_from_base"] for row in rows] == [0, 0] and not any("Precision" in row for row in rows)
@@ -206,7 +207,7 @@ def test_a_sweep_trains_what_is_missing_and_reports_every_seed(arguments, tmp_pa
     rows = {row["run"]: row for row in read_csv(tmp_path / "out" / "sweep.csv")}
     assert list(rows) == ["base", "thin", "int8"] and {row["seeds"] for row in rows.values()} == {"2"}
     scores = [
-        checkpoint.read_json(tmp_path / "out" / f"seed{seed}" / "thin" / "run.json")["test"]["overall"]["Accuracy"] for seed in (1, 2)
+        files.read_json(tmp_path / "out" / f"seed{seed}" / "thin" / "run.json")["test"]["overall"]["Accuracy"] for seed in (1, 2)
     ]
     assert float(rows["thin"]["Accuracy"]) == pytest.approx(np.mean(scores), abs=1e-6)
     assert (tmp_path / "out" / "sweep.png").stat().st_size > 10_000 and "Pareto front" in (tmp_path / "out" / "sweep.md").read_text()

@@ -7,18 +7,32 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import prune
-from transformers import (AutoConfig, AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification, DistilBertConfig,
-                          DistilBertForSequenceClassification)  # fmt: skip
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,  # fmt: skip
+)
 
 import compress
+from cli import BadInput
 from compress.distillation import Distillation, copy_of, hidden_loss, kd_loss
-from compress.student import spaced_layers
 from compress.lowrank import LowRank, LowRankLinear, break_even_rank, energy_rank
 from compress.pruning import Pruning, cubic, global_masks, magnitude_mask
-from compress.quantization import (Int8Embedding, Quantization, fastest_engine, is_int8, load_plain_state, plain_state,
-                                   quantize_linears, rounded_linear)  # fmt: skip
-from compress.technique import encoder_linears
-from data import BadInput
+from compress.quantization import (
+    Int8Embedding,
+    Quantization,
+    fastest_engine,
+    is_int8,
+    load_plain_state,
+    plain_state,
+    quantize_linears,  # fmt: skip
+    rounded_linear,
+)
+from compress.student import spaced_layers
+from layers import encoder_linears
 from tasks.task import Task
 
 CONFIG = BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=64, num_labels=3)

@@ -10,11 +10,26 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, write_notes
 from transformers import AutoTokenizer
 
-from data import (SPLITS, BadInput, Note, Table, balance, cached, collate, digest, encode, encoding_key, fingerprint, fold_duplicates, make_batches,
-                  sampled, split_by_subject, write_csv)  # fmt: skip
+from cli import BadInput
+from conftest import ROOT, write_notes
+from data import (
+    SPLITS,
+    Note,
+    Table,
+    balance,
+    collate,
+    digest,
+    encode,
+    fingerprint,
+    fold_duplicates,
+    make_batches,
+    sampled,
+    split_by_subject,
+)
+from files import write_csv
+from run.cache import cached, encoding_key
 from tasks.symptoms import LEXICON, SYMPTOMS, Symptoms, first_match
 
 WORDS = ["no", "edema", "edematous", "pain", "painless", "cough", "fever", "bleeding", "non-bleeding", "chest", "pain,", "Fever."]
@@ -206,7 +221,7 @@ def test_token_ids_are_kept_for_their_owner_alone(small, tmp_path, capsys):
 
 
 def test_a_reader_that_leaves_gets_no_traceback():
-    code = "import data; data.run_script(lambda: [print(i) for i in range(100_000)])"
+    code = "import cli; cli.run_script(lambda: [print(i) for i in range(100_000)])"
     line = f'{shlex.quote(sys.executable)} -c "{code}" | head -1; echo ${{PIPESTATUS[0]}}'
     done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.split() == ["0", "141"] and not done.stderr

@@ -15,20 +15,21 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, read_csv, write_notes
 from safetensors import safe_open
 from transformers import AutoModelForSequenceClassification
 
 import benchmark
-import checkpoint
-import demo
+import files
 import predict
 import report
 import train
-from compress import cpu
 from compress.quantization import Int8Embedding, is_int8
+from conftest import ROOT, read_csv, write_notes
 from data import SPLITS, fingerprint
+from fast import cpu
 from metrics import OVERALL
+from run import arguments, checkpoint, inference, origin
+from tasks import demo
 from tasks.symptoms import SYMPTOMS, Symptoms
 
 CHAIN = "distillation+lowrank+pruning+quantization"
@@ -40,7 +41,7 @@ def scored_again(run, small):
     facts = run.facts["arguments"]
     splits, _ = run.task.load(str(small[0]), facts["fraction"], facts["validation"], facts["test"], facts["split_seed"])
     assert fingerprint(splits) == run.facts["data"]["split"]
-    return [note.row_id for note in splits["test"]], np.stack(predict.predict_examples(run, splits["test"]))
+    return [note.row_id for note in splits["test"]], np.stack(inference.predict_examples(run, splits["test"]))
 
 
 @pytest.mark.parametrize("technique", TECHNIQUES)
@@ -63,7 +64,7 @@ def test_a_run_directory_is_safetensors_and_json_and_holds_no_text(runs, small, 
     for name in names - {"model.safetensors", "tokenizer.json", "vocab.txt"}:
         content = (runs / technique / name).read_text().lower()
         assert not any(line in content for text in texts[:50] for line in text.lower().splitlines() if len(line) > 25)
-    facts = checkpoint.read_json(runs / technique / "run.json")
+    facts = files.read_json(runs / technique / "run.json")
     with safe_open(runs / technique / "model.safetensors", "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}
     int8 = sum(tensor.dtype == torch.int8 for tensor in tensors.values())
@@ -134,7 +135,7 @@ def test_predict_gives_the_logits_of_training_for_fp32_whatever_the_batch(runs, 
 
 def test_compiled_training_and_prediction_answer_the_same_by_few_graphs(runs, arguments, small, tmp_path, monkeypatch):
     graphs, compiler = [], torch.compile
-    monkeypatch.setattr(predict, "COMPILES", ("cuda", "cpu"))
+    monkeypatch.setattr(inference, "COMPILES", ("cuda", "cpu"))
     monkeypatch.setattr(cpu, "onednn_pays", lambda: False)  # whose layers are not to be compiled
 
     def traced(model, **keywords):
@@ -165,7 +166,7 @@ def test_predict_resumes_where_it_was_cut_off(runs, small, tmp_path, monkeypatch
             raise KeyboardInterrupt
         return original(*args)
 
-    original = predict.predict_examples
+    original = inference.predict_examples
     monkeypatch.setattr(predict, "predict_examples", breaks)
     with pytest.raises(KeyboardInterrupt):
         predict.predict_file(run, small[0], tmp_path / "q.csv", chunk=64)
@@ -293,7 +294,7 @@ def test_benchmark_and_report(runs, capsys):
 
 def test_the_demonstration_teaches_something(tmp_path):
     train.main(["--epochs", "3", "--out", str(tmp_path)])
-    run = checkpoint.read_json(tmp_path / "base" / "run.json")
+    run = files.read_json(tmp_path / "base" / "run.json")
     counts = run["data"]["splits"]["test"].values()
     majority = max(counts) / sum(counts)
     assert run["test"]["overall"]["Accuracy"] > majority + 0.3 and run["test"]["overall"]["F1"] > 0.5
@@ -307,14 +308,14 @@ def test_demonstration_says_so_first_and_data_flow_is_printed(tmp_path, monkeypa
     assert lines[0] == demo.BANNER and "not comparable" in lines[0]
     assert re.match(r"data: \d+ rows, .* without label.* exact duplicates -> \d+ notes", lines[1])
     assert all(re.match(rf"  {split}: \d+ notes, \d+ edema", line) for split, line in zip(SPLITS, lines[2:]))
-    facts = checkpoint.read_json(tmp_path / "base" / "run.json")
+    facts = files.read_json(tmp_path / "base" / "run.json")
     assert facts["learning_rate"] == demo.LEARNING_RATE and facts["demonstration"] and set(facts["data"]["splits"]) == set(SPLITS)
 
 
 def test_a_student_of_its_own_is_no_demonstration(runs, small):
     words = ["--technique", "distillation", "--teacher", str(runs / "base"), "--data", str(small[0])]
-    assert train.uses_demo_model(train.parse([*words, "--student", "demo"]), None, str(runs / "base"))
-    assert not train.uses_demo_model(train.parse([*words, "--student", str(small[1])]), None, str(runs / "base"))
+    assert origin.uses_demo_model(arguments.parse([*words, "--student", "demo"]), None, str(runs / "base"))
+    assert not origin.uses_demo_model(arguments.parse([*words, "--student", str(small[1])]), None, str(runs / "base"))
 
 
 def test_distillation_may_have_its_own_optimisation_but_not_other_notes(runs, arguments, refuses, capsys):
@@ -385,7 +386,7 @@ def test_run_trials_stands_plain_and_adapted_side_by_side(tmp_path):
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "out/results.md").read_text()
     assert "| base |" in text and "| adapted |" in text and "adapted was trained with another model" in text
-    assert checkpoint.read_json(tmp_path / "out/mlm/lora/run.json")["arguments"]["data"] == str(data.parent / "trials.csv")
+    assert files.read_json(tmp_path / "out/mlm/lora/run.json")["arguments"]["data"] == str(data.parent / "trials.csv")
     refused = subprocess.run([*call, "--task", "ner"], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert refused.returncode == 2 and "sets --task itself" in refused.stderr
 
@@ -537,7 +538,7 @@ def test_commands_exist_as_the_readme_writes_them():
         assert (ROOT / script).exists(), script
         if script in ("train.py", "run_all.sh", "run_trials.sh"):
             rest = re.sub(r"[|<>#].*", "", rest)
-            train.parse(shlex.split(rest))
+            arguments.parse(shlex.split(rest))
     for script in ("run_all.sh", "run_trials.sh", "run_tests.sh", "env.sh", ".ci/run"):
         subprocess.run(["bash", "-n", script], cwd=ROOT, check=True)
     assert "run_tests.sh" in (ROOT / ".ci/run").read_text()

@@ -6,12 +6,17 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+)
 
-import train
 from bench.shape import bert_base, compressed, multiply_adds
-from compress import attention, cpu
 from data import budget_batches
+from fast import attention, cpu, precision
+from fast.optimizer import AdamW, clip_gradients, sparse_rows
 from predict import ahead
 from tasks.ner import Ner
 from tasks.task import Task
@@ -31,7 +36,7 @@ def steps(table, optimizers, ids, clip=None):
     for batch in ids:
         (table(torch.tensor(batch)) * torch.randn(len(batch), 8)).sum().backward()
         if clip:
-            train.clip_gradients(list(table.parameters()), clip)
+            clip_gradients(list(table.parameters()), clip)
         elif table.sparse:
             table.weight.grad = table.weight.grad.coalesce()
         for optimizer in optimizers:
@@ -45,12 +50,12 @@ def test_rows_step_as_in_sparse_adam_and_as_in_adamw_where_all_are_met():
     start, sparse = nn.Embedding(6, 8), [[0, 2, 2], [2, 5], [0, 1, 1, 5]]
     tables = [copy.deepcopy(start) for _ in range(4)]
     tables[0].sparse = tables[1].sparse = tables[2].sparse = True
-    ours = steps(tables[0], [train.AdamW(tables[0].parameters(), lr=0.1, weight_decay=0.0)], sparse)
+    ours = steps(tables[0], [AdamW(tables[0].parameters(), lr=0.1, weight_decay=0.0)], sparse)
     reference = steps(tables[1], [torch.optim.SparseAdam(tables[1].parameters(), lr=0.1)], sparse)
     assert torch.allclose(ours, reference, atol=1e-6)
     assert torch.equal(ours[[3, 4]], start.weight[[3, 4]]) and not torch.allclose(ours[[0, 1, 2, 5]], start.weight[[0, 1, 2, 5]], atol=0.05)
     every = [[5, 4, 3, 2, 1, 0, 0]] * 3
-    ours = steps(tables[2], [train.AdamW(tables[2].parameters(), lr=0.1, weight_decay=0.2)], every, clip=0.7)
+    ours = steps(tables[2], [AdamW(tables[2].parameters(), lr=0.1, weight_decay=0.2)], every, clip=0.7)
     optimizer = torch.optim.AdamW(tables[3].parameters(), lr=0.1, weight_decay=0.2)
     torch.manual_seed(1)
     for batch in every:
@@ -62,9 +67,9 @@ def test_rows_step_as_in_sparse_adam_and_as_in_adamw_where_all_are_met():
 
 
 def test_word_embeddings_are_sparse_only_where_it_pays(model):
-    train.sparse_rows(model, 25)
+    sparse_rows(model, 25)
     assert not model.get_input_embeddings().sparse
-    train.sparse_rows(model, 24)
+    sparse_rows(model, 24)
     assert model.get_input_embeddings().sparse
 
 
@@ -74,7 +79,7 @@ def test_sparse_and_dense_gradients_are_clipped_together(model, batch):
     norms = []
     for each in (model, dense):
         each(**{name: batch[name] for name in ("input_ids", "attention_mask", "labels")}).loss.backward()
-        train.clip_gradients(list(each.parameters()), 0.01)
+        clip_gradients(list(each.parameters()), 0.01)
         grads = [p.grad.to_dense() if p.grad.is_sparse else p.grad for p in each.parameters()]
         norms.append(torch.cat([g.flatten() for g in grads]))
     assert torch.allclose(*norms, atol=1e-8) and norms[0].norm() == pytest.approx(0.01, rel=1e-3)
@@ -203,7 +208,7 @@ def test_attention_dropout_is_found_in_every_family_and_no_other_is_touched(kind
     config = AutoConfig.for_model(kind, vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48,
                                   hidden_dropout_prob=0.2, pad_token_id=0)  # fmt: skip
     model = AutoModelForSequenceClassification.from_config(config)
-    train.set_attention_dropout(model, 0.07)
+    precision.set_attention_dropout(model, 0.07)
     held = [m.attention_dropout for m in model.modules() if hasattr(m, "attention_dropout")]
     held += [m.dropout for m in model.modules() if "SelfAttention" in type(m).__name__ and hasattr(m, "dropout")]
     assert len(held) >= (1 if kind == "albert" else 2)

@@ -7,18 +7,23 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification, DistilBertConfig, DistilBertForSequenceClassification
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+)
 
-import checkpoint
 import compress
 import train
 from bench.shape import multiply_adds
-from compress.attention import first_token
+from cli import BadInput
 from compress.lowrank import LowRankLinear, second_moments, sensitivities, shared_ranks, whitened_svd
 from compress.pruning import Pruning, nm_mask
 from compress.structured import choose, costs, find_units, fisher, magnitude, remove, top
-from compress.technique import parameter_count
-from data import BadInput
+from fast.attention import first_token
+from layers import parameter_count
+from run import checkpoint
 from tasks.task import Task
 
 CONFIG = BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64, num_labels=3)

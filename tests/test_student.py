@@ -6,14 +6,21 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification, DistilBertConfig, DistilBertForSequenceClassification
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+)
 
-import checkpoint
+import files
 import train
+from cli import BadInput
 from compress.distillation import Distillation, copy_of, kd_loss, relation_loss, relations, renamed, replaced
-from compress.student import best_layers, keep_layers, narrow, norm_moments, strongest
 from compress.structured import find_units, fisher
-from data import BadInput, collate
+from compress.student import best_layers, keep_layers, narrow, norm_moments, strongest
+from data import collate
+from run import checkpoint
 from tasks.task import Task
 
 CONFIG = BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64, num_labels=3)
@@ -237,4 +244,4 @@ def test_a_narrow_student_trains_saves_and_loads(runs, arguments, capsys):
     assert "16 of 32 channels" in capsys.readouterr().out
     run = checkpoint.load(runs / "narrow")
     assert run.model.config.hidden_size == 16 and np.isfinite(run.facts["test"]["overall"]["F1"])
-    assert run.facts["sizes"]["bytes"] < 0.5 * checkpoint.read_json(runs / "distillation" / "run.json")["sizes"]["bytes"]
+    assert run.facts["sizes"]["bytes"] < 0.5 * files.read_json(runs / "distillation" / "run.json")["sizes"]["bytes"]

@@ -13,26 +13,32 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import read_csv
 from peft import LoraConfig, PeftModel, get_peft_model
 from seqeval.metrics import v1
 from seqeval.metrics.sequence_labeling import get_entities, precision_recall_fscore_support
 from seqeval.scheme import IOB2, Entities
 from sklearn import metrics as sk
 from sklearn.linear_model import LogisticRegression
-from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+)
 
 import benchmark
-import checkpoint
 import compress
-import demo
+import files
 import metrics
 import predict
 import report
 import train
 from compress.lora import LoRA, LoRALinear, head_modules
+from conftest import read_csv
 from data import IGNORE, SPLITS, collate, windows
-from tasks import TASKS
+from run import arguments, checkpoint, inference
+from tasks import TASKS, demo
 from tasks.mlm import Mlm
 from tasks.ner import CRF, Ner, allowed, marginals, read_bio, repair, viterbi
 from tasks.readmission import Readmission, combine_chunks, readmitted
@@ -283,7 +289,7 @@ def test_windows_cover_and_every_word_is_answered_once(demos):
     assert encoded.lengths.max() <= 32 and (encoded.token_labels != IGNORE).sum() == sum(len(s.words) for s in sentences)
     torch.manual_seed(0)
     model = task.auto_class.from_pretrained(demos["ner"][1], num_labels=3, ignore_mismatched_sizes=True).eval()
-    predictions = task.combine(sentences, encoded, predict.predict_rows(model, task, encoded, tokenizer.pad_token_id, 4))
+    predictions = task.combine(sentences, encoded, inference.predict_rows(model, task, encoded, tokenizer.pad_token_id, 4))
     assert [len(tags) for tags, *_ in predictions] == [len(s.words) for s in sentences]
     whole = task.encode(sentences, tokenizer, 256, progress=False)
     assert len(whole.lengths) == 3 < len(encoded.lengths)
@@ -354,7 +360,7 @@ def test_logistic_head_is_scikit_learns_and_patients_stay_together(demos, tmp_pa
     c = float(run.facts["head"]["C"])
     fit = LogisticRegression(C=c, max_iter=1000).fit((x["train"] - mean) / scale, encoded["train"].labels)
     theirs = fit.predict_proba((x["test"] - mean) / scale)[:, 1]
-    ours = np.array(predict.predict_rows(run.model, run.task, encoded["test"], run.tokenizer.pad_token_id))
+    ours = np.array(inference.predict_rows(run.model, run.task, encoded["test"], run.tokenizer.pad_token_id))
     assert np.allclose(ours, theirs, atol=2e-3)  # float32 sums of standardised against raw vectors
     assert np.ptp(ours) > 0.01  # the last layer differs from note to note
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
@@ -550,7 +556,7 @@ def test_lora_claims(demos, capsys):
 def test_a_rebuilt_run_of_any_task_scores_as_it_did(trained, demos, task, technique):
     run = checkpoint.load(trained[task] / technique)
     splits = splits_of(run, demos[task][0])
-    predictions = predict.predict_examples(run, splits["test"])
+    predictions = inference.predict_examples(run, splits["test"])
     scores = run.task.score(splits["test"], predictions, intervals=True)
     for name, value in run.facts["test"]["overall"].items():
         assert (scores.overall[name] or 0) == pytest.approx(value or 0, abs=1e-6), name
@@ -649,7 +655,7 @@ def test_the_adapted_encoder_starts_another_task(trained, demos, tmp_path, refus
 def test_evaluation_by_steps_stops_by_patience_and_resumes_to_the_same_weights(demos, tmp_path, monkeypatch, capsys):
     words = ["--eval-steps", 5, "--patience", 2, "--epochs", 40, "--lr", 0.02]
     train.main(call(demos, "readmission", tmp_path / "a", *words))
-    run = checkpoint.read_json(tmp_path / "a" / "base" / "run.json")
+    run = files.read_json(tmp_path / "a" / "base" / "run.json")
     history, best = run["history"], run["best_epoch"]
     assert "stopped, 2 validations without a better one" in capsys.readouterr().out
     assert [row["Step"] for row in history][:3] == [5, 10, 15] and history[-1]["Epoch"] < 40
@@ -800,6 +806,6 @@ def test_bad_input_of_the_tasks_is_one_line(task, words, message, demos, refuses
 
 def test_every_task_is_in_the_dict_and_its_flags_in_the_parser():
     assert list(TASKS) == ["symptoms", "readmission", "ner", "mlm", "trials"]
-    parser = train.build_parser()
+    parser = arguments.build_parser()
     for cls in (*TASKS.values(), *compress.TECHNIQUES.values()):
         assert all(flag in parser._option_string_actions for flag in cls.OPTIONS)

@@ -8,12 +8,7 @@ adapter/                                        of a LoRA run, in the PEFT layou
 """
 
 import contextlib
-import functools
-import json
-import os
-import platform
 import shutil
-import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,8 +20,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoTokenizer
 
 import compress
+from cli import BadInput
 from compress.quantization import load_plain_state, plain_state
-from data import BadInput, write_json
+from files import read_json, write_json
 from tasks import TASKS
 
 transformers.logging.set_verbosity_error()
@@ -118,14 +114,6 @@ def load_tokenizer(source, config):
 # --- a run directory ---------------------------------------------------------------------------------------------
 
 
-def read_json(path):
-    """Parse a JSON file. Raises BadInput if it is missing or damaged."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BadInput(f"{path}: no such file; is {Path(path).parent} a finished run directory?") from None
-    except (ValueError, OSError) as error:
-        raise BadInput(f"{path}: cannot be read as JSON ({type(error).__name__})") from None
 
 
 def is_finished(directory):
@@ -201,83 +189,16 @@ def sizes(directory):
     }
 
 
-def machine():
-    """What a figure depends on: CPU, cores, threads, GPU, versions, the project's commit."""
-    return {
-        "cpu": cpu_name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "commit": git_commit(),
-    }
 
 
-def cpu_name():
-    """The processor's name and the vector instructions that matter to speed, as the system gives them."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    values = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    flags = set(values.get("flags", "").split())
-    vectors = [flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8") if flag in flags]
-    return " ".join([values.get("model name", platform.machine()), *vectors])
 
 
-@functools.cache
-def git_commit():
-    """The commit this code stood at when first asked, '-dirty' if it was changed since; None outside a checkout."""
-    here = Path(__file__).parent
-    try:
-        command = ["git", "-C", here, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 # --- an interrupted run ------------------------------------------------------------------------------------------
 
 
-def save_progress(path, position, model, best, optimizer):
-    """One safetensors file with all that training needs to go on: weights, best weights, moments, random state."""
-    tensors = {f"model/{k}": v for k, v in model.state_dict().items()}
-    tensors.update({f"best/{k}": v for k, v in (best or {}).items()})
-    for index, moments in optimizer.state_dict()["state"].items():
-        tensors.update({f"optimizer/{index}/{name}": value for name, value in moments.items()})
-    tensors["random/cpu"] = torch.get_rng_state()
-    for name in ("cuda", "mps"):
-        if getattr(torch, name).is_available():
-            tensors[f"random/{name}"] = getattr(torch, name).get_rng_state()
-    temporary = Path(path).with_suffix(".tmp")
-    save_file({k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}, temporary, {"position": json.dumps(position)})
-    os.replace(temporary, path)
 
 
-def read_position(path):
-    """The JSON position that save_progress stored, or None if there is no progress file."""
-    if not Path(path).exists():
-        return None
-    with safetensors.safe_open(path, "pt") as file:
-        return json.loads(file.metadata()["position"])
 
 
-def load_progress(path, model, optimizer):
-    """Put weights, moments and random state back as they were. Returns the best weights so far, or None."""
-    parts = {"model": {}, "best": {}, "optimizer": {}, "random": {}}
-    for key, value in load_file(path).items():
-        part, _, name = key.partition("/")
-        parts[part][name] = value
-    model.load_state_dict(parts["model"])
-    state = optimizer.state_dict()
-    for key, value in parts["optimizer"].items():
-        index, name = key.split("/")
-        state["state"].setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict(state)
-    torch.set_rng_state(parts["random"]["cpu"])
-    for name in ("cuda", "mps"):
-        if name in parts["random"] and getattr(torch, name).is_available():
-            getattr(torch, name).set_rng_state(parts["random"][name])
-    return parts["best"] or None

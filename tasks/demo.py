@@ -16,7 +16,8 @@ import torch
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
-from data import BadInput, run_script, write_csv, write_whole
+from cli import BadInput, run_script
+from files import write_csv, write_whole
 
 LEARNING_RATE = 5e-4  # a model of random weights needs a larger step than a pre-trained one; every technique uses it
 TASK_FILES = {  # the first is the one a run reads as --data

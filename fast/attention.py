@@ -22,7 +22,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from compress.technique import find_layers
+from layers import find_layers
 
 LIKE_BERT = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
 LONGEST = 512  # tokens for which attention probabilities are held whole, (B, heads, T, T)

@@ -15,8 +15,8 @@ import time
 import torch
 from torch import nn
 
-from compress.attention import first_token, stack
-from compress.technique import device_of
+from fast.attention import first_token, stack
+from layers import device_of
 
 
 def keep_memory():

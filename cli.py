@@ -1,0 +1,73 @@
+"""What every script shares: bad input in one line, flags with bounds, one way to start."""
+
+import argparse
+import os
+import sys
+import warnings
+from keyword import iskeyword
+
+
+class BadInput(Exception):
+    """What the user gave cannot be used. The message is one line: what is wrong, where, what to do."""
+
+
+def run_script(main):
+    """Call main(); turn BadInput into one line on standard error and exit code 2, Ctrl-C into 130, a reader that left (| head) into 141."""
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    try:
+        try:
+            main()
+        finally:
+            sys.stdout.flush()
+    except BadInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command takes up where it left off", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more as it exits
+        sys.exit(141)
+
+
+def number(kind, low, high, low_open=False, high_open=False):
+    """An argparse type: a finite int or float between low and high, the ends included unless they are open."""
+
+    interval = f"{'(' if low_open else '['}{low}, {high}{')' if high_open else ']'}"
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {'a whole number' if kind is int else 'a number'}") from None
+        if not (low < value if low_open else low <= value) or not (value < high if high_open else value <= high):
+            raise argparse.ArgumentTypeError(f"{text} is outside {interval}")
+        return value
+
+    return parse
+
+
+def share_or_file(text):
+    """An argparse type: a share in (0, 0.5), or else the path of a file."""
+    try:
+        float(text)
+    except ValueError:
+        return text
+    return number(float, 0, 0.5, True, True)(text)
+
+
+def keyword(flag):
+    """'--student-layers' -> 'student_layers', '--global' -> 'global_': the constructor's keyword for a flag."""
+    name = flag.lstrip("-").replace("-", "_")
+    return f"{name}_" if iskeyword(name) else name
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line and exit code 2, like every other bad input; no flag can be abbreviated."""
+
+    def __init__(self, **keywords):
+        super().__init__(allow_abbrev=False, **keywords)
+
+    def error(self, message):
+        """Raise BadInput instead of printing the usage."""
+        raise BadInput(f"{message} (see python {self.prog} --help)")
