@@ -5,6 +5,7 @@ import os
 import sys
 import warnings
 from keyword import iskeyword
+from pathlib import Path
 
 
 class BadInput(Exception):
@@ -35,7 +36,7 @@ def number(kind, low, high, low_open=False, high_open=False):
 
     interval = f"{'(' if low_open else '['}{low}, {high}{')' if high_open else ']'}"
 
-    def parse(text):
+    def convert(text):
         try:
             value = kind(text)
         except ValueError:
@@ -44,7 +45,7 @@ def number(kind, low, high, low_open=False, high_open=False):
             raise argparse.ArgumentTypeError(f"{text} is outside {interval}")
         return value
 
-    return parse
+    return convert
 
 
 def share_or_file(text):
@@ -54,6 +55,13 @@ def share_or_file(text):
     except ValueError:
         return text
     return number(float, 0, 0.5, True, True)(text)
+
+
+def plain_name(text):
+    """An argparse type: a name without / that does not begin with a dot."""
+    if Path(text).name != text or text.startswith("."):
+        raise argparse.ArgumentTypeError(f"{text}: give a plain name, without / and not beginning with a dot")
+    return text
 
 
 def keyword(flag):

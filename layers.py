@@ -1,5 +1,8 @@
 """Finding and exchanging the layers of a model: the encoder's stack, its Linear layers, the projections of known layouts."""
 
+import contextlib
+import copy
+
 import torch
 from torch import nn
 
@@ -53,3 +56,45 @@ def device_of(model):
 def parameter_count(model):
     """Number of trainable and frozen parameters of an fp32 model."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def is_int8(module):
+    """Whether a module is one of torch.ao's dynamic int8 layers, which --technique quantization makes."""
+    return isinstance(module, torch.ao.nn.quantized.dynamic.Linear)
+
+
+@contextlib.contextmanager
+def exchanged(model, places):
+    """Put modules in the places of others, {name: module}, while open; then the originals are back, in the mode of the others."""
+    originals = {name: model.get_submodule(name) for name in places}
+    for name, module in places.items():
+        replace_module(model, name, module)
+    try:
+        yield model
+    finally:
+        for name, original in originals.items():
+            original.train(model.get_submodule(name).training)
+            replace_module(model, name, original)
+
+
+def trainable_copy(model):
+    """A copy of a model, ready to be trained, such as a student that is cut from its teacher."""
+    return copy.deepcopy(model).requires_grad_(True).train()
+
+
+def set_attention_dropout(model, probability):
+    """Set, in place, the dropout of attention probabilities.
+
+    BERT, MPNet and DeBERTa hold it in modules named ...SelfAttention, ModernBERT and ALBERT as `attention_dropout`.
+    """
+    for key in ("attention_probs_dropout_prob", "attention_dropout"):
+        if hasattr(model.config, key):
+            setattr(model.config, key, probability)
+    for module in model.modules():
+        holds = ["attention_dropout"] + ["dropout"] * ("SelfAttention" in type(module).__name__)
+        for name in holds:
+            inner = getattr(module, name, None)
+            if isinstance(inner, nn.Dropout):
+                inner.p = probability
+            elif isinstance(inner, float) and name == "attention_dropout":
+                module.attention_dropout = probability

@@ -4,9 +4,10 @@ keep_memory   glibc gives blocks of some MB back to the system as soon as they a
               zeroed by the kernel: 3 of 4 milliseconds of a GELU. With mallopt(3) they stay with the process.
 OneDNNLinear  PyTorch multiplies fp32 by MKL, which on AMD leaves half of the CPU idle; oneDNN does not. Chosen by timing.
 
-What it does not save: bytes. It changes no weight; answers move by rounding, 1e-6. compress/attention.py has what attention gains.
+What it does not save: bytes. It changes no weight; answers move by rounding, 1e-6.
 """
 
+import contextlib
 import ctypes
 import functools
 import sys
@@ -15,8 +16,7 @@ import time
 import torch
 from torch import nn
 
-from fast.attention import first_token, stack
-from layers import device_of
+from layers import device_of, exchanged
 
 
 def keep_memory():
@@ -27,8 +27,13 @@ def keep_memory():
         libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never trim
 
 
-class OneDNNLinear(nn.Linear):
-    """nn.Linear for inference in fp32, by oneDNN whatever the build prefers."""
+class OneDNNLinear(nn.Module):
+    """An nn.Linear's product in fp32 by oneDNN, whatever the build prefers; it shares the Linear's weights. No gradients."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+        self.in_features, self.out_features = linear.in_features, linear.out_features
 
     def forward(self, x):
         """x (..., in) -> (..., out)."""
@@ -42,7 +47,7 @@ def onednn_pays():
     if not torch.backends.mkldnn.is_available():
         return False
     own, x = nn.Linear(768, 768), torch.randn(512, 768)
-    other = OneDNNLinear(768, 768)
+    other = OneDNNLinear(own)
 
     def fastest(layer):
         times = []
@@ -55,14 +60,10 @@ def onednn_pays():
     return 1.1 * fastest(other) < fastest(own)
 
 
-def for_inference(model, task):
-    """Ready a model of a task for prediction, in place: attention with less work, on a CPU fp32 by the faster library. Returns it.
-
-    It answers as `predict_rows` would without this, up to rounding, but cannot be saved, trained or compressed any more.
-    """
-    stack(first_token(model) if task.reads_first else model)
-    if device_of(model).type == "cpu" and onednn_pays():
-        for module in model.modules():
-            if type(module) is nn.Linear:
-                module.__class__ = OneDNNLinear  # the same weights, another forward
-    return model.eval()
+@contextlib.contextmanager
+def faster_products(model):
+    """Every nn.Linear of a model on a CPU by the faster library, in place; off again at the end."""
+    pays = device_of(model).type == "cpu" and onednn_pays()
+    linears = {name: module for name, module in model.named_modules() if pays and type(module) is nn.Linear}
+    with exchanged(model, {name: OneDNNLinear(linear).eval() for name, linear in linears.items()}):
+        yield model

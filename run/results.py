@@ -50,7 +50,7 @@ def write_score_files(out, task, record):
     name, epoch = record["name"], record["best_epoch"]
     rows = record["history"] or [{"Epoch": 0, **record["validation"]["overall"], "Split": "validation"}]
     rows = [*rows, {"Epoch": epoch, **record["test"]["overall"], "Split": "test"}]
-    header = ["Epoch", *task.overall, "Split", "Loss", "Step"]
+    header = ["Epoch", *task.overall, "Split", "Loss", "TrainingLoss", "Step"]
     write_csv(out / task.overall_csv.format(name), header, [[row.get(column) for column in header] for row in rows])
     if per_label := record["test"]["per_label"].items():
         header = ["Epoch", task.label_column, *task.per_label, "Split"]
