@@ -103,11 +103,6 @@ def parameter_count(model):
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def is_int8(module):
-    """Whether a module is one of torch.ao's dynamic int8 layers, which --technique quantization makes."""
-    return isinstance(module, torch.ao.nn.quantized.dynamic.Linear)
-
-
 @contextlib.contextmanager
 def exchanged(model, places):
     """Put modules in the places of others, {name: module}, while open; then the originals are back, in the mode of the others."""
