@@ -47,6 +47,11 @@ def trains(parts, options):
     return any(TECHNIQUES[part].trains_with(options) for part in parts)
 
 
+def needs(parts):
+    """Names of what the named techniques take from outside, such as a teacher."""
+    return {need for part in parts for need in TECHNIQUES[part].NEEDS}
+
+
 def build(parts, options, **supplied):
     """A Chain of the named techniques. options: {keyword: value} of all flags; supplied: what train.py loads for them."""
     chain = []
@@ -60,6 +65,11 @@ def build(parts, options, **supplied):
 def changed(compression):
     """Names of the techniques in a run's compression.json whose layers are not a plain checkpoint's."""
     return [facts["technique"] for facts in compression if not TECHNIQUES[facts["technique"]].is_plain(facts)]
+
+
+def cpu_only(compression):
+    """Whether any technique in a run's compression.json runs on a CPU alone."""
+    return any(TECHNIQUES[facts["technique"]].cpu_only for facts in compression)
 
 
 def rebuild(model, compression):

@@ -181,6 +181,7 @@ class Quantization(Technique):
     name = "quantization"
     learning_rate = 2e-5
     trains = False
+    cpu_only = True
     OPTIONS = {
         "--fp32-embeddings": dict(action="store_true", help="leave embedding tables as they are (they become int8, too)"),
         "--qat": dict(action="store_true", help="train with int8's rounding first, from the base run (2 epochs are enough)"),

@@ -23,6 +23,7 @@ class Technique:
     NEEDS = ()  # keywords whose value train.py supplies: a teacher, calibration notes
     learning_rate = 3e-5  # the paper's, per technique
     trains = True  # False: applied to a finished run, no epochs of its own
+    cpu_only = False  # True: its layers run on a CPU alone
     task = None
 
     @classmethod
