@@ -18,6 +18,7 @@ import tempfile
 import time
 import warnings
 from contextlib import redirect_stdout
+from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -120,7 +121,8 @@ def trainer_seconds(work, encoded, attention_dropout, bf16, order="random", pad_
             directory, per_device_train_batch_size=args.batch_size, num_train_epochs=1,
             learning_rate=1e-5, max_grad_norm=args.clip, weight_decay=args.weight_decay,
             save_strategy="no", logging_strategy="no", report_to=[], disable_tqdm=True, use_cpu=True,
-            bf16=bf16, remove_unused_columns=False, dataloader_pin_memory=False, seed=0, train_sampling_strategy=order,
+            bf16=bf16, remove_unused_columns=False, dataloader_pin_memory=False, seed=0,
+            train_sampling_strategy=order,
         )  # fmt: skip
         trainer_utils.logging.set_verbosity_error()
         trainer = Trainer(work.fresh(attention_dropout), settings, train_dataset=rows, data_collator=gather)
@@ -164,22 +166,21 @@ def epochs_to_time(work, padded):
     }
 
 
+def require_accelerate():
+    """Raises BadInput if accelerate is not installed; the Hugging Face Trainer needs it."""
+    if not find_spec("accelerate"):
+        need = "accelerate is not installed, and the Hugging Face Trainer needs it"
+        raise BadInput(f"{need}; pip install -r requirements-peers.txt")
+
+
 def training_rows(words, tokens=40_000, padded=4, rounds=3):
     """Rows of the comparison, a dict each. padded: batches of the row that pads all notes to one length."""
-    try:
-        import accelerate  # noqa: F401  the Trainer needs it
-    except ImportError:
-        raise BadInput(
-            "accelerate is not installed, and the Hugging Face Trainer needs it; "
-            "pip install -r requirements-peers.txt"
-        ) from None
+    require_accelerate()
     cpu.keep_memory()
     work = load_workload(words, tokens)
     encoded = work.notes["train"]
     if encoded.labels is None:
-        raise BadInput(
-            f"--training: the comparison is for tasks with one label per row, not {work.args.task}"
-        )
+        raise BadInput(f"--training: compares tasks with one label per row, not {work.args.task}")
 
     epochs = epochs_to_time(work, padded)
     epochs["Trainer, its default padding"][0]()  # what only a first call costs, such as imports
@@ -188,18 +189,13 @@ def training_rows(words, tokens=40_000, padded=4, rounds=3):
         times[name].append(epochs[name][0]())
 
     peak, length = matrix_rate(), round(float(encoded.lengths.mean()))
-    per_token = (
-        3 * multiply_adds(work.fresh(0.0).eval(), length) / length
-    )  # forward, and twice as much backward
+    per_token = multiply_adds(work.fresh(0.0).eval(), length) / length
     table = []
     for name, (_, notes) in epochs.items():
-        count, rate = len(notes.lengths), int(notes.lengths.sum()) / statistics.median(times[name])
-        row = {"row": name, "notes": count, "tokens_per_note": notes.lengths.mean()}
-        row |= {
-            "notes_per_s": rate / notes.lengths.mean(),
-            "tokens_per_s": rate,
-            "peak_share": per_token * rate / peak,
-        }
+        count, total, took = len(notes.lengths), int(notes.lengths.sum()), statistics.median(times[name])
+        share = 3 * per_token * total / took / peak  # forward, and twice as much backward
+        row = {"row": name, "notes": count, "tokens_per_note": total / count, "notes_per_s": count / took}
+        row |= {"tokens_per_s": total / took, "peak_share": share}
         table.append({**row, "rounds": rounds, "batch": work.args.batch_size})
     return table
 
