@@ -1,28 +1,32 @@
-"""What everything costs, in one run: python benchmark.py; or what finished runs cost: python benchmark.py results/symptoms
+"""What everything costs: python benchmark.py; what finished runs cost: python benchmark.py results/symptoms
 
-Without a directory, these parts, each in a table of benchmark.md and a CSV under --out (bench/ has a file for each but accuracy):
-    shape     BERT-base of random weights: every technique, chains, ONNX Runtime; bytes, milliseconds, notes/s
-    accuracy  what strengths cost and save on real notes: sweep.py with --sweep's arguments (left out without; CSV and plot in its --out)
-    training  notes/s beside the Hugging Face Trainer, on --training's notes (train.py's arguments; synthetic notes without)
+Without a directory it measures these parts (bench/ has a file for each):
+    shape     BERT-base, random weights: every technique, chains, ONNX Runtime; bytes, milliseconds, notes/s
+    training  notes/s beside the Hugging Face Trainer, on the notes of --training
     volume    predict.py over 20,000 and 200,000 notes: notes/s end to end, peak memory
     gpu       BERT-base in bf16, where there is a GPU
+Each part writes a CSV into --out. benchmark.md has all tables, benchmark.json the machine, the conditions
+and the arguments. What techniques cost in accuracy: see sweep.py.
 
-With directories, their runs are timed in one process, in rounds that alternate their order, so that a machine that slows down
-slows them all. Input is random token ids at full length: no note is needed, and time does not depend on which words they are.
+With directories it times their runs in one process, in alternating order, so that a machine that slows
+down slows them all; a results directory gets benchmark.csv. The input is random token ids at full length:
+it needs no notes, and time does not depend on the words.
 """
 
+import contextlib
 import shlex
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-import sweep
+import compress
+import train
 from bench import gpu, shape, training, volume
-from bench.shape import measure, multiply_adds
 from cli import BadInput, Parser, number, run_script
 from fast import cpu
-from files import writable_directory, write_csv, write_whole
+from files import writable_directory, write_csv, write_json, write_whole
 from run import arguments, checkpoint
 from run.inference import pick_device
 from run.machine import this_machine
@@ -30,127 +34,255 @@ from run.results import find_runs, markdown_table, shown
 
 COLUMNS = ("technique", "bytes", "parameters", "nonzero", "macs", "p50_ms", "p95_ms", "notes_per_s",
            "length", "batch", "rounds", "device", "threads", "cpu", "torch", "finished")  # fmt: skip
-PARTS = ("shape", "accuracy", "training", "volume", "gpu")
 
 
-def run_parts(parts, args):
-    """Run the named parts, print each table as it comes, and write CSVs and benchmark.md into args.out."""
-    calls, sweeps = ([shlex.split(words) for words in given] for given in (args.training or [""], args.sweep or []))
-    for words in calls:
-        training.arguments.parse(words)  # a slip there, or in --run, is said before the first part
-    for words in sweeps:
-        sweep.parse(words)
+# --- the parts ------------------------------------------------------------------------------------
+
+
+class Measured(NamedTuple):
+    """What a part measured: rows, a dict each; their table (header, cells); the conditions as text."""
+
+    rows: list
+    table: tuple
+    conditions: str
+
+
+def shape_part(args, words, out):
+    """Every technique on BERT-base's shape."""
+    rows = shape.shape_rows(args.length or 256, args.batch_size, args.rounds)
+    conditions = (
+        f"Medians of {args.rounds} alternating rounds; int8 rows compute attention in bf16 where the CPU "
+        "multiplies it, as they do in use."
+    )
+    return Measured(rows, shape.shape_table(rows), conditions)
+
+
+def training_part(args, words, out):
+    """Training beside the Hugging Face Trainer. words: train.py's arguments."""
+    rounds = max(3, args.rounds // 2)
+    rows = training.training_rows(words, args.train_tokens, rounds=rounds)
+    notes = " ".join(map(shown, words)) or "the demonstration's synthetic notes and tiny model"
+    return Measured(rows, training.training_table(rows), f"Medians of {rounds} alternating rounds; {notes}.")
+
+
+def volume_part(args, words, out):
+    """predict.py over many notes, by the run of --run, or one of the demonstration made for it."""
+    flags = ["--out", str(out / "demo-run"), "--epochs", "1", "--max-length", "64"]
+    rows = volume.volume_rows(args.run or train.run(arguments.parse(flags)))
+    run = shown(args.run) if args.run else "a run of the demonstration's tiny model"
+    return Measured(rows, volume.volume_table(rows), f"One call per size, on the CPU; {run}.")
+
+
+def gpu_part(args, words, out):
+    """BERT-base on a GPU."""
+    rows = gpu.gpu_rows()
+    return Measured(rows, gpu.gpu_table(rows), "Medians of 20 steps.")
+
+
+PARTS = {"shape": shape_part, "training": training_part, "volume": volume_part, "gpu": gpu_part}
+
+
+def possible_parts():
+    """Names of the parts that this machine allows; says how to get the one that needs another package."""
+    parts = [part for part in PARTS if part != "gpu" or torch.cuda.is_available()]
+    if not find_spec("accelerate"):
+        parts.remove("training")
+        print("training is left out: the Hugging Face Trainer needs pip install -r requirements-peers.txt")
+    return parts
+
+
+def chosen_parts(args):
+    """Names of the parts to measure: those of --parts, else all that this machine allows."""
+    if args.parts is None:
+        return possible_parts()
+    parts = args.parts.split(",")
+    if unknown := [part for part in parts if part not in PARTS]:
+        raise BadInput(f"--parts: no part {unknown[0]!r}; there are {', '.join(PARTS)}")
+    if "gpu" in parts and not torch.cuda.is_available():
+        raise BadInput("--parts gpu: this machine or this build of torch has no GPU")
+    return parts
+
+
+def check_parts(args):
+    """Raises BadInput, before the first part begins, for what a later part would refuse."""
+    if args.length and args.length > 512:
+        raise BadInput(f"--length {args.length}: BERT-base reads at most 512 tokens")
+    for words in args.training or []:
+        arguments.parse(words)
     if args.run and not checkpoint.is_finished(args.run):
         raise BadInput(f"--run {args.run}: no finished run; train one, e.g. python train.py")
-    out = writable_directory(args.out or "results/benchmark")
-    machine = this_machine()
-    where = f"{machine['threads']} threads, {machine['cpu']}, GPU {machine['gpu'] or 'none'}, torch {machine['torch']}"
-    lines = [f"# What everything costs: {where}, commit {machine['commit']}", ""]
+
+
+def planned_calls(parts, trainings):
+    """[(name of the CSV, part, train.py's arguments)]; the part training comes once for each --training."""
+    calls = []
     for part in parts:
-        if part == "accuracy":
-            for words in sweeps:
-                lines.append(f"## accuracy, {(sweep.main(words) / 'sweep.md').read_text().removeprefix('# ')}")
-                write_whole(out / "benchmark.md", "\n".join(lines))
-            continue
-        for at, words in enumerate(calls if part == "training" else calls[:1], 1):
-            table, module, conditions = run_part(part, words, args, out)
-            text = [*markdown_table(*module.as_markdown(table)), ""]
-            lines += [f"## {part}", "", conditions, "", *text]
-            print("\n".join(text), flush=True)
-            write_csv(
-                out / f"{part}{f'-{at}' if at > 1 else ''}.csv", list(table[0]), [[row.get(key) for key in table[0]] for row in table]
-            )
-            write_whole(out / "benchmark.md", "\n".join(lines))
+        for count, words in enumerate(trainings if part == "training" else [[]], 1):
+            calls.append((part if count == 1 else f"{part}-{count}", part, words))
+    return calls
+
+
+def shown_arguments(args, parts):
+    """The flags that the parts read, defaults included, as a published file may show them."""
+    flags = {"--parts": ",".join(parts), "--length": args.length or 256, "--batch-size": args.batch_size,
+             "--rounds": args.rounds, "--train-tokens": args.train_tokens}  # fmt: skip
+    flags |= {"--run": shown(args.run)} if args.run else {}
+    told = [f"{flag}={value}" for flag, value in flags.items()]
+    return told + [f"--training={' '.join(map(shown, words))}" for words in args.training or []]
+
+
+def measure_parts(args):
+    """Measure the parts, print each table, and write the CSVs, benchmark.md and benchmark.json."""
+    parts = chosen_parts(args)
+    check_parts(args)
+    out = writable_directory(args.out or "results/benchmark")
+    machine, conditions = this_machine(), {}
+    cpu_and_gpu = f"{machine['threads']} threads, {machine['cpu']}, GPU {machine['gpu'] or 'none'}"
+    versions = f"torch {machine['torch']}, commit {machine['commit']}"
+    lines = [f"# What everything costs: {cpu_and_gpu}, {versions}", ""]
+    told = shown_arguments(args, parts)
+    for name, part, words in planned_calls(parts, args.training or [[]]):
+        measured = PARTS[part](args, words, out)
+        table = [*markdown_table(*measured.table), ""]
+        print("\n".join(table), flush=True)
+
+        conditions[name] = measured.conditions
+        lines += [f"## {name}", "", measured.conditions, "", *table]
+        header = list(measured.rows[0])
+        write_csv(out / f"{name}.csv", header, [[row.get(key) for key in header] for row in measured.rows])
+        write_whole(out / "benchmark.md", "\n".join(lines))
+        write_json(out / "benchmark.json", {"machine": machine, "conditions": conditions, "arguments": told})
     print(f"-> {out}/benchmark.md")
 
 
-def run_part(part, words, args, out):
-    """(rows, module, a line on the conditions) of one part."""
-    if part == "shape":
-        conditions = f"Medians of {args.rounds} alternating rounds; int8 rows compute attention in bf16 where the CPU multiplies it, as they do in use."
-        return shape.run(args.length or 256, args.batch_size, args.rounds), shape, conditions
-    if part == "training":
-        rounds = max(3, args.rounds // 2)
-        told = " ".join(map(shown, words)) or "the demonstration's synthetic notes and tiny model"
-        return training.run(words, args.train_tokens, rounds=rounds), training, f"Medians of {rounds} alternating rounds; {told}."
-    if part == "volume":
-        told = shown(str(args.run)) if args.run else "a run of the demonstration's tiny model"
-        return volume.measure(args.run or demo_run(out)), volume, f"One call a size, on the CPU; {told}."
-    return gpu.run(), gpu, "Medians of 20 steps."
+# --- finished runs --------------------------------------------------------------------------------
 
 
-def demo_run(out):
-    """A run of the demonstration, trained for one epoch if it is not there."""
-    train = training.train
-    return train.run(arguments.parse(["--out", str(out / "demo-run"), "--epochs", "1", "--max-length", "64"]))
+def note_length(args, runs):
+    """Tokens per note for all runs: --length, else the least that any of them was trained with.
+
+    Raises BadInput if a model cannot read so many.
+    """
+    length = args.length or min(run.facts["arguments"]["max_length"] for run in runs.values())
+    longest = min(
+        getattr(run.model.config, "max_position_embeddings", None) or 10**6 for run in runs.values()
+    )
+    if length > longest:
+        raise BadInput(f"--length {length}: a model among them reads at most {longest} tokens")
+    return length
+
+
+def measure_runs(runs, args, length):
+    """{name: what its row needs of COLUMNS: multiply-adds, times, conditions} of {name: checkpoint.Run}."""
+    facts, calls = {}, {}
+    with contextlib.ExitStack() as opened:
+        for name, run in runs.items():
+            device = "cpu" if compress.cpu_only(run.compression) else args.device
+            model = opened.enter_context(shape.ready(run.model.to(device), run.task))
+            calls[name] = (model, model.config.vocab_size, device)
+            facts[name] = {"macs": shape.multiply_adds(model, length), "device": device}
+        timed = shape.time_models(calls, length, args.batch_size, args.rounds)
+    same = {"length": length, "batch": args.batch_size, "rounds": args.rounds}
+    return {name: {**facts[name], **timed[name], **same} for name in runs}
+
+
+def table_place(args):
+    """The directory for benchmark.csv: --out, else the one results directory that was given, else None."""
+    whole = len(args.runs) == 1 and not checkpoint.is_finished(args.runs[0])
+    return args.out or (args.runs[0] if whole else None)
+
+
+def time_runs(args):
+    """Time finished runs, print a line for each, and write benchmark.csv if there is a place for it."""
+    paths = find_runs(args.runs)
+    if out := table_place(args):
+        writable_directory(out)
+    names = [path.name if path.parent == paths[0].parent else str(path) for path in paths]
+    runs = dict(zip(names, map(checkpoint.load, paths), strict=True))
+    pick_device(args.device)
+    length, machine = note_length(args, runs), this_machine()
+    measured = measure_runs(runs, args, length)
+
+    print(
+        f"{length} tokens, batch {args.batch_size}, {args.rounds} rounds, "
+        f"{machine['threads']} threads, {machine['cpu']}"
+    )
+    rows = []
+    for name, path in zip(names, paths, strict=True):
+        row = {"technique": name, **checkpoint.sizes(path), **measured[name], **machine}
+        row["finished"] = runs[name].facts["finished"]
+        rows.append(row)
+        print(run_line(row, rows[0]))
+    if out:
+        write_csv(Path(out) / "benchmark.csv", COLUMNS, [[row[column] for column in COLUMNS] for row in rows])
+
+
+def run_line(row, first):
+    """What a timed run costs, in one line, its speed beside that of the first run."""
+    return (
+        f"{row['technique']}: {row['bytes'] / 1e6:.1f} MB, "
+        f"{row['parameters']:,} parameters, {row['nonzero']:,} nonzero, "
+        f"{row['macs'] / 1e6:,.0f} M multiply-adds per note, "
+        f"batch 1 p50 {row['p50_ms']:.1f} ms p95 {row['p95_ms']:.1f} ms, "
+        f"{row['notes_per_s']:.1f} notes/s "
+        f"({row['notes_per_s'] / first['notes_per_s']:.2f} x {first['technique']})"
+    )
+
+
+# --- the command line -----------------------------------------------------------------------------
+
+
+def benchmark_arguments(argv):
+    """Parsed arguments; --training as a list of words for each time it is given."""
+    parser = Parser(prog="benchmark.py", description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("runs", nargs="*", help="run directories, or a results directory with several (none: the parts)")
+    add("--out", help="directory to write (results/benchmark; for runs, the results directory)")
+    add("--parts", help=f"parts to measure, comma-separated: {','.join(PARTS)} (all that the machine allows)")
+    add(
+        "--training",
+        action="append",
+        type=shlex.split,
+        help="train.py's arguments that name notes and model; can be repeated (the demonstration)",
+    )
+    add(
+        "--train-tokens",
+        type=number(int, 100, 10**8),
+        default=40_000,
+        help="tokens per epoch in the part training (40000)",
+    )
+    add("--run", help="run directory for the part volume (a run of the demonstration)")
+    add(
+        "--length",
+        type=number(int, 4, 10**6),
+        help="tokens per note (256; for runs, what they were trained with)",
+    )
+    add(
+        "--batch-size", type=number(int, 1, 10**5), default=16, help="notes per batch for the throughput (16)"
+    )
+    add(
+        "--rounds",
+        type=number(int, 2, 10**4),
+        default=7,
+        help="full batches per model; 10 single notes go with each (7)",
+    )
+    add(
+        "--device",
+        choices=("cpu", "cuda", "mps"),
+        default="cpu",
+        help="where runs are timed; int8 runs always on cpu (cpu)",
+    )
+    return parser.parse_args(argv)
 
 
 def main(argv=None):
-    """Benchmark runs; of a whole results directory, or with --out, write benchmark.csv."""
-    parser = Parser(prog="benchmark.py", description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="*", help="run directories, or a results directory with several (none: the parts)")
-    parser.add_argument("--out", default=None, help="directory to write (the results directory; results/benchmark for the parts)")
-    parser.add_argument("--parts", default=None, help=f"of {','.join(PARTS)}, comma-separated (all that the machine allows)")
-    parser.add_argument("--training", action="append", help="arguments of train.py that name notes and model; may be given twice")
-    parser.add_argument("--sweep", action="append", help="arguments of sweep.py for the part accuracy; may be given several times")
-    parser.add_argument(
-        "--train-tokens", type=number(int, 100, 10**8), default=40_000, help="tokens of an epoch in the part training (40,000)"
-    )
-    parser.add_argument("--run", default=None, help="run directory for the part volume (one of the demonstration)")
-    parser.add_argument("--length", type=number(int, 4, 10**6), default=None, help="tokens a note (what the runs were trained with)")
-    parser.add_argument("--batch-size", type=number(int, 1, 10**5), default=16, help="notes a batch for the throughput (16)")
-    parser.add_argument("--rounds", type=number(int, 2, 10**4), default=7, help="full batches a run; 10 single notes go with each (7)")
-    parser.add_argument("--device", choices=("cpu", "cuda", "mps"), default="cpu", help="int8 runs are always on cpu (cpu)")
-    args = parser.parse_args(argv)
-
+    """Time finished runs if there are any, else measure the parts."""
+    args = benchmark_arguments(argv)
     cpu.keep_memory()
-    if not args.runs:
-        possible = {"gpu": torch.cuda.is_available(), "accuracy": bool(args.sweep)}
-        parts = args.parts.split(",") if args.parts else [part for part in PARTS if possible.get(part, True)]
-        if not args.parts and not find_spec("accelerate"):
-            parts.remove("training")
-            print("training is left out: the Hugging Face Trainer needs pip install -r requirements-peers.txt")
-        if (args.length or 256) > 512:
-            raise BadInput(f"--length {args.length}: BERT-base reads at most 512 tokens")
-        if unknown := [part for part in parts if part not in PARTS]:
-            raise BadInput(f"--parts: no part {unknown[0]!r}; there are {', '.join(PARTS)}")
-        if "accuracy" in parts and not args.sweep:
-            raise BadInput('--parts accuracy: name notes and a model, as in --sweep "--task trials --data FILE --model DIR --out DIR"')
-        if "gpu" in parts and not torch.cuda.is_available():
-            raise BadInput("--parts gpu: this machine or this build of torch has no GPU")
-        return run_parts(parts, args)
-    paths = find_runs(args.runs)
-    out = args.out or (args.runs[0] if len(args.runs) == 1 and not checkpoint.is_finished(args.runs[0]) else None)
-    if out:
-        writable_directory(out)
-    names = [path.name if path.parent == paths[0].parent else str(path) for path in paths]
-    runs = dict(zip(names, map(checkpoint.load, paths)))
-    pick_device(args.device)
-    length = args.length or min(run.facts["arguments"]["max_length"] for run in runs.values())
-    longest = min(getattr(run.model.config, "max_position_embeddings", None) or 10**6 for run in runs.values())
-    if length > longest:
-        raise BadInput(f"--length {length}: a model among them reads at most {longest} tokens")
-    on_cpu = {name: any(f["technique"] == "quantization" for f in run.compression) for name, run in runs.items()}
-    devices = {name: "cpu" if on_cpu[name] else args.device for name in runs}
-    models = {name: cpu.for_inference(run.model.to(devices[name]), run.task) for name, run in runs.items()}
-    macs = {name: multiply_adds(model, length) for name, model in models.items()}
-    calls = {name: (model, model.config.vocab_size, devices[name]) for name, model in models.items()}
-    timed = measure(calls, length, args.batch_size, args.rounds)
-
-    machine = this_machine()
-    table = []
-    print(f"{length} tokens, batch {args.batch_size}, {args.rounds} rounds, {machine['threads']} threads, {machine['cpu']}")
-    for name, path in zip(names, paths):
-        row = {
-            "technique": name, **checkpoint.sizes(path), "macs": macs[name], **timed[name], "length": length,
-            "batch": args.batch_size, "rounds": args.rounds, "device": devices[name], **machine, "finished": runs[name].facts["finished"],
-        }  # fmt: skip
-        table.append([row[column] for column in COLUMNS])
-        print(f"{name}: {row['bytes'] / 1e6:.1f} MB, {row['parameters']:,} parameters, {row['nonzero']:,} nonzero, "
-              f"{macs[name] / 1e6:,.0f} M multiply-adds a note, batch 1 p50 {row['p50_ms']:.1f} ms p95 {row['p95_ms']:.1f} ms, "
-              f"{row['notes_per_s']:.1f} notes/s ({row['notes_per_s'] / timed[names[0]]['notes_per_s']:.2f} x {names[0]})")  # fmt: skip
-    if out:
-        write_csv(Path(out) / "benchmark.csv", COLUMNS, table)
+    if args.runs:
+        time_runs(args)
+    else:
+        measure_parts(args)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""BERT-base on a GPU at 256 tokens: training and prediction notes/s in bf16, as they come and with --compile, and the share of the
-measured bf16 matrix rate. As in train.py, the last layer answers for [CLS] alone and attention has no dropout.
+"""BERT-base on a GPU at 256 tokens, in bf16: training and prediction, without and with torch.compile.
 
-Written to run on any device; only where a GPU is present does benchmark.py call it.
+Each row says how many notes/s, and what share of the measured bf16 matrix rate that is. As in train.py, the
+last layer answers for [CLS] alone and attention has no dropout. The code runs on any device; benchmark.py
+calls it where there is a GPU.
 """
 
 import statistics
@@ -10,34 +11,48 @@ import time
 import torch
 import torch.nn.functional as F
 
-from bench.shape import bert_base, matrix_rate, multiply_adds, random_notes
+from bench.shape import answering_first, bert_base, matrix_rate, multiply_adds, random_notes, wait_for
 from fast import precision
-from fast.attention import first_token
 
 
-def run(device="cuda", length=256, train_batch=64, predict_batch=256, steps=20, config=None, backend="inductor"):
-    """Rows, a dict each, of training and prediction, each without torch.compile and with it, by the named backend."""
-    macs = multiply_adds(first_token(bert_base(config)), length)
+def gpu_rows(
+    device="cuda", length=256, train_batch=64, predict_batch=256, steps=20, config=None, backend="inductor"
+):
+    """Rows, a dict each: training and prediction, without torch.compile and with it (the named backend)."""
     peak = matrix_rate(torch.bfloat16, device, 8192 if device == "cuda" else 512)
     table = []
     for compiled in (False, True):
-        model = first_token(bert_base(config)).to(device)
-        precision.set_attention_dropout(model, 0.0)
-        call = torch.compile(model, dynamic=True, backend=backend) if compiled else model
-        for name, batch, passes in (("training", train_batch, 3), ("prediction", predict_batch, 1)):
-            model.train(name == "training")
-            step = training_step(call, length, batch, device) if name == "training" else prediction_step(call, length, batch, device)
-            times = []
-            for turn in range(steps + 5):
-                began = time.perf_counter()
-                step()
-                if device != "cpu":
-                    getattr(torch, device).synchronize()
-                times += [time.perf_counter() - began] * (turn >= 5)
-            rate = batch / statistics.median(times)
-            table.append({"row": name, "compiled": compiled, "batch": batch, "length": length, "notes_per_s": rate,
-                          "peak_share": passes * macs * rate / peak, "peak_macs_per_s": peak})  # fmt: skip
+        with answering_first(bert_base(config)) as model:
+            macs = multiply_adds(model, length)
+            precision.set_attention_dropout(model.to(device), 0.0)
+            call = torch.compile(model, dynamic=True, backend=backend) if compiled else model
+            for name, batch, passes, make in (
+                ("training", train_batch, 3, training_step),  # forward, and twice as much backward
+                ("prediction", predict_batch, 1, prediction_step),
+            ):
+                model.train(name == "training")
+                rate = batch / median_seconds(make(call, length, batch, device), steps, device)
+                share = passes * macs * rate / peak
+                row = {
+                    "row": name,
+                    "compiled": compiled,
+                    "batch": batch,
+                    "length": length,
+                    "notes_per_s": rate,
+                }
+                table.append({**row, "peak_share": share, "peak_macs_per_s": peak})
     return table
+
+
+def median_seconds(step, steps, device, warm=5):
+    """Median wall seconds of a step; the first `warm` calls do not count."""
+    times = []
+    for _ in range(warm + steps):
+        began = time.perf_counter()
+        step()
+        wait_for(device)
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[warm:])
 
 
 def training_step(model, length, batch, device):
@@ -68,9 +83,17 @@ def prediction_step(model, length, batch, device):
     return step
 
 
-def as_markdown(table):
-    """Header and cells."""
+def gpu_table(rows):
+    """(header, cells) of gpu_rows."""
     header = ["BERT-base shape, bf16, GPU", "torch.compile", "batch x tokens", "notes/s", "of bf16 peak"]
-    cells = ([row["row"], "yes" if row["compiled"] else "no", f"{row['batch']} x {row['length']}", f"{row['notes_per_s']:,.0f}",
-              f"{row['peak_share']:.2f}"] for row in table)  # fmt: skip
-    return header, list(cells)
+    cells = [
+        [
+            row["row"],
+            "yes" if row["compiled"] else "no",
+            f"{row['batch']} x {row['length']}",
+            f"{row['notes_per_s']:,.0f}",
+            f"{row['peak_share']:.2f}",
+        ]
+        for row in rows
+    ]
+    return header, cells

@@ -1,7 +1,7 @@
-"""Every technique and some chains on BERT-base's shape, random weights, beside ONNX Runtime: bytes and time, no accuracy.
+"""Every technique and some chains on BERT-base's shape, beside ONNX Runtime: bytes and time, no accuracy.
 
-Weights are random and nothing is trained: time does not depend on what a matrix holds, only on its shape. Heads, neurons and
-factors are therefore chosen from noise, as many of them as on a trained model.
+Weights are random and nothing is trained: time depends on the shape of a matrix, not on its values. So the
+heads, neurons and factors to keep are chosen from noise, as many of them as in a trained model.
 """
 
 import contextlib
@@ -21,17 +21,17 @@ from transformers import BertConfig, BertForSequenceClassification
 
 import compress
 from cli import BadInput
-from compress.distillation import copy_of
 from compress.quantization import is_int8
 from fast import cpu
 from fast.attention import first_token
 from layers import device_of
 from run import checkpoint
+from run.onnx_file import session, to_int8, to_onnx
 from tasks.task import Task
 
 STUDENT = {"student_layers": 4, "student_width": 312}
 HALF = {"structured": True, "target_macs": 0.5, "calibration_notes": 8}
-ROWS = {  # name: technique, options, whether plain torch serves it (False: compress/cpu.py's for_inference)
+ROWS = {  # name: technique, its options, whether it runs as plain torch, without the speed-ups of fast/
     "base, plain torch": ("base", {}, True),
     "base": ("base", {}, False),
     "pruning 30%": ("pruning", {}, False),
@@ -43,33 +43,64 @@ ROWS = {  # name: technique, options, whether plain torch serves it (False: comp
     "quantization --fp32-embeddings": ("quantization", {"fp32_embeddings": True}, False),
     "quantization": ("quantization", {}, False),
     "lowrank+quantization": ("lowrank+quantization", {"rank": 32}, False),
-    "pruning+quantization": ("pruning+quantization", {**HALF}, False),
-    "distillation+quantization, 4 layers of 312": ("distillation+quantization", {**STUDENT}, False),
-    "distillation+pruning+quantization, 4 of 312, half": ("distillation+pruning+quantization", {**STUDENT, **HALF}, False),
+    "pruning+quantization": ("pruning+quantization", HALF, False),
+    "distillation+quantization, 4 layers of 312": ("distillation+quantization", STUDENT, False),
+    "distillation+pruning+quantization, 4 of 312, half": (
+        "distillation+pruning+quantization",
+        {**STUDENT, **HALF},
+        False,
+    ),
 }
+REFERENCES = (  # heading of a column of ratios: the row that it divides by
+    ("plain", "base, plain torch"),
+    ("base", "base"),
+    ("ORT int8", "ONNX Runtime, dynamic int8"),
+)
+
+
+# --- models to time -------------------------------------------------------------------------------
 
 
 def bert_base(config=None):
     """A BERT of base size, or of another config, with random weights and five labels."""
     torch.manual_seed(0)
-    return BertForSequenceClassification(copy.deepcopy(config) or BertConfig(vocab_size=28996, num_labels=5)).eval()
+    return BertForSequenceClassification(
+        copy.deepcopy(config) or BertConfig(vocab_size=28996, num_labels=5)
+    ).eval()
 
 
 def compressed(technique, options, config=None):
-    """The model that a technique makes of bert_base(), untrained; what it prints is not shown."""
+    """The untrained model that a technique makes of bert_base(); what the technique prints is not shown."""
     model = bert_base(config)
     vocabulary = model.config.vocab_size
 
     def calibration(notes):
         ids = torch.randint(0, vocabulary, (min(notes, 8), 64))
-        return [{"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.arange(len(ids)) % 5}]
+        return [
+            {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.arange(len(ids)) % 5}
+        ]
 
     parts = compress.parse(technique)
-    taught = "distillation" in parts
-    chain = compress.build(parts, options, calibration=calibration, teacher=model if taught else None, fresh=["classifier.weight"])
+    supplied = {"calibration": calibration, "fresh": ["classifier.weight"]}
+    start = model
+    if "teacher" in compress.needs(parts):
+        supplied["teacher"], start = model, copy.deepcopy(model).train()
+    chain = compress.build(parts, options, **supplied)
     chain.task = Task()
     with contextlib.redirect_stdout(io.StringIO()):
-        return chain.finish(chain.prepare(copy_of(model) if taught else model)).eval()
+        return chain.finish(chain.prepare(start)).eval()
+
+
+@contextlib.contextmanager
+def ready(model, task):
+    """While open, the model predicts with every speed-up of fast/, as in predict.py. Yields the model."""
+    yield cpu.for_inference(model, task)
+
+
+@contextlib.contextmanager
+def answering_first(model):
+    """While open, the last layer answers for the first token, [CLS], alone. Yields the model."""
+    yield first_token(model)
 
 
 def stored_bytes(model):
@@ -79,8 +110,34 @@ def stored_bytes(model):
         return path.stat().st_size
 
 
+# --- counting and timing --------------------------------------------------------------------------
+
+
+def random_notes(vocabulary, notes, length, device="cpu"):
+    """Model inputs of random token ids, (notes, length), without padding."""
+    ids = torch.randint(0, vocabulary, (notes, length), generator=torch.Generator().manual_seed(0)).to(device)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+@torch.inference_mode()
+def multiply_adds(model, length):
+    """Multiply-adds of one note of `length` tokens: matrix products and attention, zero weights too."""
+    uncounted = []  # by the layers whose products FlopCounterMode does not know
+    hooks = [
+        module.register_forward_hook(lambda m, x, y: uncounted.append(x[0].numel() * m.out_features))
+        for module in model.modules()
+        if is_int8(module) or isinstance(module, cpu.OneDNNLinear)
+    ]
+    # the plain attention kernel: the counter sees its products, but not those of the fused CPU kernel
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(**random_notes(model.config.vocab_size, 1, length, device_of(model)))
+    for hook in hooks:
+        hook.remove()
+    return counter.get_total_flops() // 2 + sum(uncounted)
+
+
 def matrix_rate(dtype=torch.float32, device="cpu", size=4096):
-    """Multiply-adds a second of a large matrix product: the best of PyTorch's own and, in fp32 on a CPU, oneDNN's."""
+    """Multiply-adds per second of a large matrix product; in fp32 on a CPU the better of MKL and oneDNN."""
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     calls = [lambda: a @ b]
     if device == "cpu" and dtype == torch.float32 and torch.backends.mkldnn.is_available():
@@ -91,61 +148,52 @@ def matrix_rate(dtype=torch.float32, device="cpu", size=4096):
             for _ in range(4):
                 began = time.perf_counter()
                 call()
-                if device != "cpu":
-                    getattr(torch, device).synchronize()
+                wait_for(device)
                 times.append(time.perf_counter() - began)
     return size**3 / min(times)
 
 
-def random_notes(vocabulary, notes, length, device="cpu"):
-    """Model inputs of random token ids, (notes, length), nothing padded."""
-    ids = torch.randint(0, vocabulary, (notes, length), generator=torch.Generator().manual_seed(0)).to(device)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+def wait_for(device):
+    """Wait until a device has done its work; a CPU has."""
+    if device != "cpu":
+        getattr(torch, device).synchronize()
 
 
 @torch.inference_mode()
-def multiply_adds(model, length):
-    """Multiply-adds of one note of `length` tokens: matrix products and attention, zeros counted like other weights."""
-    int8 = []
-    hooks = [
-        module.register_forward_hook(lambda m, x, y: int8.append(x[0].numel() * m.out_features))
-        for module in model.modules()
-        if is_int8(module) or isinstance(module, cpu.OneDNNLinear)
-    ]
-    # the plain attention kernel, because the counter sees its products and not the fused CPU kernel's
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(**random_notes(model.config.vocab_size, 1, length, device_of(model)))
-    for hook in hooks:
-        hook.remove()
-    return counter.get_total_flops() // 2 + sum(int8)
-
-
-@torch.inference_mode()
-def seconds(call, inputs):
-    """Wall seconds of one forward pass, the device's queue emptied."""
+def forward_seconds(call, inputs):
+    """Wall seconds of one forward pass."""
     began = time.perf_counter()
     call(**inputs)
-    if (device := inputs["input_ids"].device.type) != "cpu":
-        getattr(torch, device).synchronize()
+    wait_for(inputs["input_ids"].device.type)
     return time.perf_counter() - began
 
 
-def measure(calls, length, batch, rounds, singles=10):
-    """Time calls {name: (call(input_ids, attention_mask), vocabulary, device)} in alternating rounds.
+def alternating(names, rounds, desc="timing"):
+    """Yield every name once per round, in every second round in reverse order, under a progress bar."""
+    names = list(names)
+    for turn in tqdm(range(rounds), desc=desc, unit="round", leave=False, disable=None):
+        yield from names if turn % 2 == 0 else reversed(names)
 
-    Returns {name: {p50_ms, p95_ms, notes_per_s}}: p50 and p95 of rounds * singles passes at batch 1; notes/s is batch over
-    the median of `rounds` full batches. One pass of each kind goes before, uncounted.
+
+def time_models(calls, length, batch, rounds, singles=10):
+    """Time calls {name: (call(input_ids, attention_mask), vocabulary, device)} in alternating order.
+
+    Returns {name: {p50_ms, p95_ms, notes_per_s}}: p50 and p95 of rounds * singles passes at batch 1; notes/s
+    is the batch over the median time of `rounds` full batches. One pass of each kind goes first, uncounted.
     """
-    inputs = {n: [random_notes(vocabulary, size, length, device) for size in (1, batch)] for n, (_, vocabulary, device) in calls.items()}
-    single, full = {name: [] for name in calls}, {name: [] for name in calls}
+    inputs = {
+        name: [random_notes(vocabulary, size, length, device) for size in (1, batch)]
+        for name, (_, vocabulary, device) in calls.items()
+    }
     for name, (call, *_) in calls.items():
         for example in inputs[name]:
-            seconds(call, example)
-    for turn in tqdm(range(rounds), desc="timing", unit="round", leave=False, disable=None):
-        for name in list(calls)[:: 1 if turn % 2 == 0 else -1]:
-            call, (one, many) = calls[name][0], inputs[name]
-            single[name] += [1e3 * seconds(call, one) for _ in range(singles)]
-            full[name].append(seconds(call, many))
+            forward_seconds(call, example)
+
+    single, full = {name: [] for name in calls}, {name: [] for name in calls}
+    for name in alternating(calls, rounds):
+        call, (one, many) = calls[name][0], inputs[name]
+        single[name] += [1e3 * forward_seconds(call, one) for _ in range(singles)]
+        full[name].append(forward_seconds(call, many))
     return {
         name: {
             "p50_ms": statistics.median(single[name]),
@@ -156,18 +204,35 @@ def measure(calls, length, batch, rounds, singles=10):
     }
 
 
-def peers(model, directory, length):
-    """{name: (call, bytes, multiply-adds)} of ONNX Runtime on a base model, fp32 and dynamic int8, as it is and as export.py writes it,
-    its last layer for the first token alone; empty, with a line, if it is not installed."""  # fmt: skip
-    from export import session, to_int8, to_onnx
+# --- the comparison -------------------------------------------------------------------------------
 
+
+def contenders(rows, length, config, opened):
+    """{name: (model, bytes, multiply-adds)} of rows like ROWS; opened: an ExitStack for their speed-ups."""
     found = {}
+    for name, (technique, options, plain) in tqdm(rows.items(), desc="building", leave=False, disable=None):
+        model = compressed(technique, options, config)
+        size = stored_bytes(model)
+        model = model if plain else opened.enter_context(ready(model, Task()))
+        found[name] = (model, size, multiply_adds(model, length))
+    return found
+
+
+def onnx_peers(config, directory, length):
+    """{name: (call, bytes, multiply-adds)} of the base model in ONNX Runtime, fp32 and dynamic int8.
+
+    Each as the model is, and as export.py writes it: the last layer answers for the first token alone.
+    Empty, with a line that says so, if ONNX Runtime is not installed.
+    """
+    found, folder = {}, Path(directory)
     try:
         for how, first in (("", False), (", export.py", True)):
-            dense, small = Path(directory) / f"base-{first}.onnx", Path(directory) / f"int8-{first}.onnx"
+            model = bert_base(config)
+            dense, small = folder / f"fp32-{first}.onnx", folder / f"int8-{first}.onnx"
             to_onnx(model, dense, first)
             to_int8(dense, small)
-            macs = multiply_adds(first_token(copy.deepcopy(model)) if first else model, length)
+            with answering_first(model) if first else contextlib.nullcontext():
+                macs = multiply_adds(model, length)
             found[f"ONNX Runtime, fp32{how}"] = (session(dense), dense.stat().st_size, macs)
             found[f"ONNX Runtime, dynamic int8{how}"] = (session(small), small.stat().st_size, macs)
     except BadInput as error:
@@ -176,44 +241,48 @@ def peers(model, directory, length):
     return found
 
 
-def run(length=256, batch=16, rounds=5, rows=ROWS, config=None):
-    """Rows of the comparison, a dict each, the peers' last."""
-    with tempfile.TemporaryDirectory() as directory:
-        others = peers(bert_base(config), directory, length)
-        calls, facts, peak = {}, {}, matrix_rate()
-        for name, (technique, options, plain) in tqdm(rows.items(), desc="building", leave=False, disable=None):
-            model = compressed(technique, options, config)
-            size = stored_bytes(model)
-            model = model if plain else cpu.for_inference(model, Task())
-            calls[name], facts[name] = (model, model.config.vocab_size, "cpu"), {"bytes": size, "macs": multiply_adds(model, length)}
-        for name, (call, size, macs) in others.items():
-            calls[name], facts[name] = (call, model.config.vocab_size, "cpu"), {"bytes": size, "macs": macs}
-        timed = measure(calls, length, batch, rounds)
-    table = [{"row": name, **facts[name], **timed[name]} for name in calls]
-    for row in table:
-        row["peak_share"] = row["macs"] * row["notes_per_s"] / peak  # of what a large fp32 product reaches; int8 may pass 1
-        row["length"], row["batch"], row["rounds"], row["peak_macs_per_s"] = length, batch, rounds, peak
+def shape_rows(length=256, batch=16, rounds=5, rows=ROWS, config=None):
+    """Rows of the comparison, a dict each, ONNX Runtime's last."""
+    with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as opened:
+        peers = onnx_peers(config, directory, length)
+        peak = matrix_rate()
+        entries = {**contenders(rows, length, config, opened), **peers}
+        vocabulary = bert_base(config).config.vocab_size
+        calls = {name: (call, vocabulary, "cpu") for name, (call, _, _) in entries.items()}
+        timed = time_models(calls, length, batch, rounds)
+    table = []
+    for name, (_, size, macs) in entries.items():
+        share = (
+            macs * timed[name]["notes_per_s"] / peak
+        )  # of what a large fp32 product reaches; int8 may pass 1
+        row = {"row": name, "bytes": size, "macs": macs, **timed[name], "peak_share": share}
+        table.append({**row, "length": length, "batch": batch, "rounds": rounds, "peak_macs_per_s": peak})
     return table
 
 
-def as_markdown(table):
-    """Header and cells of the comparison: each figure, and how many times better than base and than ONNX Runtime's int8."""
-    rows = {row["row"]: row for row in table}
-    references = [
-        ("plain", rows.get("base, plain torch")),
-        ("base", rows.get("base")),
-        ("ORT int8", rows.get("ONNX Runtime, dynamic int8")),
+def shape_table(rows):
+    """(header, cells): each figure, and how many times better it is than that of each reference row."""
+    named = {row["row"]: row for row in rows}
+    references = [(heading, named[name]) for heading, name in REFERENCES if name in named]
+    ratios, first = [f"x {heading}" for heading, _ in references], rows[0]
+    header = [
+        "BERT-base shape, random weights",
+        "MB",
+        "M multiply-adds",
+        f"{first['batch']} x {first['length']}: ms",
     ]
-    references = [(name, row) for name, row in references if row]
-    first = table[0]
-    header = ["BERT-base shape, random weights", "MB", "M multiply-adds", f"{first['batch']} x {first['length']}: ms", *(f"x {n}" for n, _ in references),
-              "of fp32 peak", f"1 x {first['length']}: ms", *(f"x {n}" for n, _ in references)]  # fmt: skip
-    cells = []
-    for row in table:
-        cells.append([
-            row["row"], f"{row['bytes'] / 1e6:.1f} ({first['bytes'] / row['bytes']:.1f}x)", f"{row['macs'] / 1e6:,.0f}",
-            f"{1e3 * row['batch'] / row['notes_per_s']:.1f}", *(f"{row['notes_per_s'] / other['notes_per_s']:.2f}" for _, other in references),
+    header += [*ratios, "of fp32 peak", f"1 x {first['length']}: ms", *ratios]
+    cells = [
+        [
+            row["row"],
+            f"{row['bytes'] / 1e6:.1f} ({first['bytes'] / row['bytes']:.1f}x)",
+            f"{row['macs'] / 1e6:,.0f}",
+            f"{1e3 * row['batch'] / row['notes_per_s']:.1f}",
+            *(f"{row['notes_per_s'] / other['notes_per_s']:.2f}" for _, other in references),
             f"{row['peak_share']:.2f}",
-            f"{row['p50_ms']:.1f}", *(f"{other['p50_ms'] / row['p50_ms']:.2f}" for _, other in references),
-        ])  # fmt: skip
+            f"{row['p50_ms']:.1f}",
+            *(f"{other['p50_ms'] / row['p50_ms']:.2f}" for _, other in references),
+        ]
+        for row in rows
+    ]
     return header, cells
