@@ -1,7 +1,11 @@
 """Every flag of a run, and which of them decide what is learnt."""
 
+import sys
+from argparse import Namespace
+from contextlib import redirect_stdout
+
 import compress
-from cli import BadInput, Parser, keyword, number, plain_name, share_or_file
+from cli import BadInput, Parser, keyword, number, plain_name, run_script, share_or_file
 from run.cache import CACHE
 from tasks import TASKS, demo
 
@@ -171,3 +175,29 @@ def note_unused(args):
     ]
     if given:
         print(f"note: not used by --task {args.task} --technique {args.technique}: {', '.join(sorted(given))}")
+
+
+def given_names(argv):
+    """Names of the arguments that stand on a command line, or in a file that it names."""
+    parser, unset = build_parser(), object()
+    found = parser.parse_args(argv, Namespace(**{action.dest: unset for action in parser._actions}))
+    return [name for name, value in vars(found).items() if value is not unset]
+
+
+def main(argv=None):
+    """For the shell scripts: --show "NAME ..." [OURS ...] -- [THEIRS ...] prints values of both together, one per line.
+
+    Two names are more than arguments: "given" are those among THEIRS, "techniques" what the task's demonstration trains.
+    """
+    _, names, *words = sys.argv[1:] if argv is None else argv
+    cut = words.index("--")
+    with redirect_stdout(sys.stderr):
+        args = parse_arguments([*words[:cut], *words[cut + 1 :]])
+        given = given_names(words[cut + 1 :])
+    shown = {**vars(args), "given": " ".join(given), "techniques": " ".join(TASKS[args.task].techniques)}
+    for name in names.split():
+        print("" if shown[name] is None else shown[name])
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -43,6 +43,7 @@ class Mlm(Task):
     name, unit = "mlm", "documents"
     auto_class = AutoModelForMaskedLM
     reads_first = False
+    techniques = ("base", "lora")
     length_flag = "block_size"
     overall, per_label = metrics.MASKED, ()
     headline = {"Accuracy": "masked-token accuracy", "Perplexity": "perplexity"}

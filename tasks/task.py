@@ -46,6 +46,7 @@ class Task:
     json_lines = False  # predict.py writes answers as JSON lines, not as rows of a CSV
     usual_text, usual_row, usual_subject = (("TEXT",),), ("ROW_ID",), ("SUBJECT_ID",)
     published = None  # a line on the reference's figures, for the report
+    techniques = ("base", "pruning", "lowrank", "distillation", "quantization")  # what run_all.sh trains
 
     def __init__(self, **options):
         defaults = {keyword(flag): words.get("default", False) for flag, words in self.OPTIONS.items()}

@@ -9,7 +9,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -361,34 +360,7 @@ def test_class_weights_reach_the_loss(small):
     assert not torch.allclose(loss, torch.nn.functional.cross_entropy(logits, labels))
 
 
-def test_run_all_trains_reports_and_keeps_what_is_finished(arguments, tmp_path):
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "TECHNIQUES": "base pruning"}
-    call = ["bash", "run_all.sh", *arguments, "--epochs", "1", "--out", str(tmp_path / "out")]
-    first = subprocess.run(call, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert first.returncode == 0 and (tmp_path / "out/results.md").exists() and (tmp_path / "out/accuracy_latency.png").exists(), (
-        first.stderr
-    )
-    again = subprocess.run(call, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert again.stdout.count("finished already") == 2
-    refused = subprocess.run([*call, "--technique", "base"], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert refused.returncode == 2 and "TECHNIQUES" in refused.stderr
-
-
 # --- refused input: one line, exit code 2, nothing left behind
-
-
-def test_run_trials_stands_plain_and_adapted_side_by_side(tmp_path):
-    data, model = demo.make(tmp_path / "demo", "trials", notes=300, hidden=32, layers=2)
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "TEXT": str(data.parent / "trials.csv"),
-                   "MLM": "--epochs 1 --block-size 32"}  # fmt: skip
-    call = ["bash", "run_trials.sh", "--data", data, f"--model={model}", "--epochs", "1", "--max-length", "32", "--out", tmp_path / "out"]
-    done = subprocess.run(call, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    text = (tmp_path / "out/results.md").read_text()
-    assert "| base |" in text and "| adapted |" in text and "adapted was trained with another model" in text
-    assert files.read_json(tmp_path / "out/mlm/lora/run.json")["arguments"]["data"] == str(data.parent / "trials.csv")
-    refused = subprocess.run([*call, "--task", "ner"], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert refused.returncode == 2 and "sets --task itself" in refused.stderr
 
 
 def few(path, counts):
@@ -539,10 +511,6 @@ def test_commands_exist_as_the_readme_writes_them():
         if script in ("train.py", "run_all.sh", "run_trials.sh"):
             rest = re.sub(r"[|<>#].*", "", rest)
             arguments.parse(shlex.split(rest))
-    for script in ("run_all.sh", "run_trials.sh", "run_tests.sh", "env.sh", ".ci/run"):
-        subprocess.run(["bash", "-n", script], cwd=ROOT, check=True)
-    assert "run_tests.sh" in (ROOT / ".ci/run").read_text()
-    assert all("==" in line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and not line.startswith("#"))
 
 
 def test_gzipped_notes_train_the_same(small, arguments, runs, tmp_path):
