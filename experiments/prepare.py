@@ -280,7 +280,7 @@ CONVERTERS = {
 
 def main(argv=None):
     """Convert one source and say what came of it."""
-    parser = Parser(prog="experiments/prepare.py", description=__doc__.splitlines()[0])
+    parser = Parser(prog="-m experiments.prepare", description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=CONVERTERS, help="the data set, see experiments/data.md")
     parser.add_argument("source", help="the public file or directory")
     parser.add_argument("out", help="the file to write; maccrobat: the directory")

@@ -152,8 +152,9 @@ admission_source_id,description
 COLUMNS = (
     "encounter_id,patient_nbr,race,gender,age,weight,admission_type_id,discharge_disposition_id,"
     "admission_source_id,time_in_hospital,payer_code,medical_specialty,num_lab_procedures,num_procedures,"
-    "num_medications,number_outpatient,number_emergency,number_inpatient,diag_1,diag_2,diag_3,number_diagnoses,"
-    "max_glu_serum,A1Cresult,metformin,insulin,glyburide-metformin,change,diabetesMed,readmitted\n"
+    "num_medications,number_outpatient,number_emergency,number_inpatient,diag_1,diag_2,diag_3,"
+    "number_diagnoses,max_glu_serum,A1Cresult,"
+    "metformin,insulin,glyburide-metformin,change,diabetesMed,readmitted\n"
 )
 ENCOUNTERS = [
     "11,1,?,Female,[30-40),?,1,1,7,2,?,Cardiology,4,1,6,0,0,2,8,250.43,?,7,Norm,>8,Steady,Up,No,Ch,Yes,<30\n",
@@ -172,8 +173,9 @@ def test_encounters_as_sentences(tmp_path):
         "DISCHARGE SUMMARY. Race not recorded female, age 30 to 40 years. Admission type: Emergency. "
         "Admitted from: Emergency Room. Length of stay 2 days. Discharge disposition: Discharged to home. "
         "Service: Cardiology. Diagnoses (ICD-9): 8, 250.43; 7 diagnoses in all. 4 laboratory tests, "
-        "1 procedures, 6 medications. In the year before: 0 outpatient, 0 emergency and 2 inpatient visits. Maximum serum "
-        "glucose Norm. HbA1c >8. Diabetes medication: metformin steady, insulin up. Regimen changed."
+        "1 procedures, 6 medications. In the year before: 0 outpatient, 0 emergency and 2 inpatient visits. "
+        "Maximum serum glucose Norm. HbA1c >8. Diabetes medication: metformin steady, "
+        "insulin up. Regimen changed."
     )
     assert second["TEXT"].endswith(
         "0 outpatient, 1 emergency and 0 inpatient visits. Diabetes medication: none."
