@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import sys
 import warnings
 from keyword import iskeyword
@@ -71,10 +72,20 @@ def keyword(flag):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line and exit code 2, like every other bad input; no flag can be abbreviated."""
+    """An argument parser whose errors are one line and exit code 2, like every other bad input; no flag can be abbreviated.
+
+    @FILE among the arguments stands for the arguments in that file, written as on a command line; # begins a comment.
+    """
 
     def __init__(self, **keywords):
-        super().__init__(allow_abbrev=False, **keywords)
+        super().__init__(allow_abbrev=False, fromfile_prefix_chars="@", **keywords)
+
+    def convert_arg_line_to_args(self, line):
+        """The arguments in one line of an @FILE."""
+        try:
+            return shlex.split(line, comments=True)
+        except ValueError:
+            self.error("a quote in the @ file is not closed")
 
     def error(self, message):
         """Raise BadInput instead of printing the usage."""
