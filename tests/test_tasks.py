@@ -40,8 +40,10 @@ from data import IGNORE, SPLITS, collate, windows
 from run import arguments, checkpoint, inference
 from tasks import TASKS, demo
 from tasks.mlm import Mlm
-from tasks.ner import CRF, Ner, allowed, marginals, read_bio, repair, viterbi
-from tasks.readmission import Readmission, combine_chunks, readmitted
+from tasks.bio import CRF, allowed, marginals, read_bio, repair, viterbi
+from tasks.ner import Ner
+from tasks.admissions import readmitted
+from tasks.readmission import Readmission, combine_chunks
 from tasks.trials import Trials, best_thresholds
 
 NEW = ("ner", "readmission", "mlm", "trials")
