@@ -16,6 +16,7 @@ from transformers import AutoModelForMaskedLM
 import metrics
 from cli import BadInput, number
 from data import IGNORE, Encoded, Note, Table, frame, pack, tokenise
+from tasks.demo_trials import write_both
 from tasks.task import COLUMNS, Task
 
 MASKED = 0.15
@@ -41,6 +42,7 @@ class Mlm(Task):
     """Documents -> masked blocks; labels are the masked tokens themselves."""
 
     name, unit = "mlm", "documents"
+    demo_files = ("trials.csv", "stop_reasons.csv")
     auto_class = AutoModelForMaskedLM
     reads_first = False
     length_flag = "block_size"
@@ -55,6 +57,11 @@ class Mlm(Task):
         "--block-size": dict(type=number(int, 8, 10**6), default=128, help="tokens a block, special ones included (128)"),
         **COLUMNS,
     }  # fmt: skip
+
+    @classmethod
+    def write_demonstration(cls, directory, rows):
+        """The files of trials: to adapt on descriptions, to classify reasons."""
+        return write_both(directory, rows)
 
     def prepare_text(self, text):
         """Without the characters that the reference removes, white space as single blanks."""

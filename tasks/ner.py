@@ -21,6 +21,7 @@ from transformers import AutoModelForTokenClassification
 import metrics
 from cli import BadInput
 from data import IGNORE, digest, frame, open_text, pack, text_lines, tokenise, windows
+from tasks.demo_ner import write_sentences
 from tasks.task import COLUMNS, Task
 
 TAG = re.compile(r"O|[BI]-\S+")
@@ -161,6 +162,7 @@ class Ner(Task):
     """Spans with their type; scored exactly, start, end and type, as conlleval does."""
 
     name, unit = "ner", "sentences"
+    demo_files = ("train.tsv",)
     auto_class = AutoModelForTokenClassification
     reads_first = False
     overall, per_label, label_column = metrics.SPANS, (*metrics.SPANS, "Support"), "Type"
@@ -173,6 +175,11 @@ class Ner(Task):
         "--crf": dict(action="store_true", help="learn transition scores between tags: a linear-chain CRF"),
         **COLUMNS,
     }  # fmt: skip
+
+    @classmethod
+    def write_demonstration(cls, directory, rows):
+        """A BIO file of about so many sentences, 2,000 at most."""
+        return write_sentences(directory / "train.tsv", min(rows, 2000))
 
     @property
     def types(self):

@@ -23,6 +23,7 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 import metrics
 from cli import BadInput, number
 from data import Note, Table, budget_batches, collate, digest, frame, pack, tokenise, windows
+from tasks.demo_readmission import write_admissions
 from tasks.task import CLASS_WEIGHTS, COLUMNS, LABEL_COLUMN, Task
 
 NOTHING = ("", "0", "0.0", "na", "nat", "nan", "null", "none")  # how tables write that nobody died
@@ -103,6 +104,7 @@ class Readmission(Task):
     """Two classes by admission; a row of tokens is a chunk, a prediction an admission's probability."""
 
     name, unit = "readmission", "admissions"
+    demo_files = ("NOTEEVENTS.csv", "ADMISSIONS.csv")
     overall, label_column = metrics.BINARY, "Class"
     per_label_csv = "per_class_{}_metrics.csv"
     headline = {"AUROC": "AUROC", "AUPRC": "AUPRC", "Accuracy": "accuracy", "Majority": "accuracy of the majority class",
@@ -119,6 +121,11 @@ class Readmission(Task):
         "--head": dict(choices=("linear", "logistic"), default="linear", help="logistic: fitted on [CLS] after training; at once with --epochs 0"),
         **LABEL_COLUMN, **COLUMNS, **CLASS_WEIGHTS,
     }  # fmt: skip
+
+    @classmethod
+    def write_demonstration(cls, directory, rows):
+        """Notes and admissions, about so many admissions, 1,500 at most."""
+        return write_admissions(*(directory / name for name in cls.demo_files), min(rows, 1500))
 
     def __init__(self, **options):
         super().__init__(**options)

@@ -10,6 +10,7 @@ from collections import Counter
 
 from cli import BadInput, number
 from data import SPLITS, Note, Table, balance
+from tasks.demo_symptoms import write_symptom_notes
 from tasks.task import CLASS_WEIGHTS, COLUMNS, Task
 
 SYMPTOMS = ("edema", "pain", "cough", "fever", "bleeding")
@@ -34,6 +35,7 @@ class Symptoms(Task):
     """One label per note; top_k = 0 and a list of symptoms by default."""
 
     name = "symptoms"
+    demo_files = ("NOTEEVENTS.csv",)
     overall_csv, per_label_csv, label_column = "multiclass_{}_metrics.csv", "per_symptom_{}_metrics.csv", "Symptom"
     OPTIONS = {
         "--symptoms": dict(default=",".join(SYMPTOMS), help="symptoms in order of precedence, comma-separated"),
@@ -43,6 +45,11 @@ class Symptoms(Task):
         "--balance": dict(action="store_true", help="down-sample every class to the smallest, as the paper does"),
         **COLUMNS, **CLASS_WEIGHTS,
     }  # fmt: skip
+
+    @classmethod
+    def write_demonstration(cls, directory, rows):
+        """A NOTEEVENTS.csv of about so many notes."""
+        return write_symptom_notes(directory / "NOTEEVENTS.csv", rows)
 
     def __init__(self, **options):
         super().__init__(**options)

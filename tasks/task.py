@@ -46,6 +46,12 @@ class Task:
     json_lines = False  # predict.py writes answers as JSON lines, not as rows of a CSV
     usual_text, usual_row, usual_subject = (("TEXT",),), ("ROW_ID",), ("SUBJECT_ID",)
     published = None  # a line on the reference's figures, for the report
+    demo_files = ()  # names of the files that write_demonstration makes; the first is what a run reads as --data
+
+    @classmethod
+    def write_demonstration(cls, directory, rows):
+        """Write demo_files, synthetic data of about so many rows. Returns their texts, for the tiny model's vocabulary."""
+        raise NotImplementedError
 
     def __init__(self, **options):
         defaults = {keyword(flag): words.get("default", False) for flag, words in self.OPTIONS.items()}

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 import metrics
 from cli import BadInput, number
 from data import Note, Table, fold_duplicates
+from tasks.demo_trials import write_both
 from tasks.task import CLASS_WEIGHTS, COLUMNS, LABEL_COLUMN, Task
 
 
@@ -39,6 +40,7 @@ class Trials(Task):
     """Classes or label sets, scored by a classification report in the reference's form."""
 
     name, unit = "trials", "texts"
+    demo_files = ("stop_reasons.csv", "trials.csv")
     per_label, per_label_csv, label_column = metrics.REPORT, "classification_report_{}.csv", "Label"
     usual_text = (("context",), ("brief_title", "brief_summary", "eligibility_criteria"), ("TEXT",))
     usual_row, usual_subject = ("ROW_ID",), ()
@@ -52,6 +54,11 @@ class Trials(Task):
         "--threshold": dict(type=threshold_or_auto, default=0.3, help="probability that calls a label; auto = per label, on validation"),
         **LABEL_COLUMN, **COLUMNS, **CLASS_WEIGHTS,
     }  # fmt: skip
+
+    @classmethod
+    def write_demonstration(cls, directory, rows):
+        """Reasons why a trial stopped, about so many, and descriptions of trials for mlm."""
+        return write_both(directory, rows)
 
     def __init__(self, **options):
         super().__init__(**options)
