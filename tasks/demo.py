@@ -23,6 +23,9 @@ from tasks import TASKS
 LEARNING_RATE = (
     5e-4  # random weights need larger steps than pre-trained ones; every technique uses it
 )
+INITIAL_STD = (
+    0.06  # of the weights; with BERT's 0.02 a model this narrow needs many more steps to start
+)
 BANNER = (
     "DEMONSTRATION: synthetic notes or a tiny model of random weights; "
     "scores are not comparable to the paper's."
@@ -72,6 +75,7 @@ def make_model(directory, texts, hidden=128, layers=4, vocabulary=600, seed=0):
         intermediate_size=2 * hidden,
         max_position_embeddings=256,
         pad_token_id=tokenizer.pad_token_id,
+        initializer_range=INITIAL_STD,
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -79,28 +83,31 @@ def make_model(directory, texts, hidden=128, layers=4, vocabulary=600, seed=0):
     tokenizer.save_pretrained(directory)
 
 
-def refuse_another(directory, files, complete):
+def refuse_another(directory, task, complete):
     """Raises BadInput if the directory holds the demonstration of a task with other files."""
-    every = {name for task in TASKS.values() for name in task.demo_files}
+    ours = set(TASKS[task].demo_files)
+    every = {name for cls in TASKS.values() for name in cls.demo_files}
     held = {name for name in every if (directory / name).exists()}
-    if held - set(files) or (complete and held != set(files)):
+    if held - ours or (complete and held != ours):
+        remedy = "choose another directory"
         raise BadInput(
-            f"{directory}: holds the demonstration of another task; choose another directory"
+            f"{directory}: holds the demonstration of another task than {task}; {remedy}"
         )
 
 
-def make(directory, task="symptoms", notes=3000, hidden=128, layers=4):
+def make(directory, task="symptoms", notes=4000, hidden=128, layers=4):
     """Make a task's data, about `notes` rows, and a model, unless they are there.
 
     Returns (path of the data, path of the model), both under the directory.
     """
-    if task not in TASKS or not TASKS[task].demo_files:
-        names = ", ".join(name for name in TASKS if TASKS[name].demo_files)
-        raise BadInput(f"{task}: no task with a demonstration; choose one of {names}")
+    if task not in TASKS:
+        raise BadInput(f"{task}: no such task; choose one of {', '.join(TASKS)}")
     directory, cls = Path(directory), TASKS[task]
+    if not cls.demo_files:
+        raise BadInput(f"{task}: this task brings no demonstration; give --data and --model")
     data, model = directory / cls.demo_files[0], directory / "model"
     complete = (model / "tokenizer.json").exists()  # written last
-    refuse_another(directory, cls.demo_files, complete)
+    refuse_another(directory, task, complete)
     if not complete:
         directory.mkdir(parents=True, exist_ok=True)
         make_model(model, cls.write_demonstration(directory, notes), hidden, layers)

@@ -6,8 +6,8 @@ import re
 from files import write_whole
 from tasks.demo_phrases import capitalized, vary
 
-# Some words stand in two types or in none: "low estrogen" and "estrogen patches"; a cyst that a scan
-# shows, and one that a patient tells of.
+# Some words stand in two types or in none: "low estrogen" and "estrogen patches"; a cyst that a
+# scan shows, and one that a patient tells of.
 ENTITIES = {
     "Symptoms": (
         "irregular|heavy|painful|missed|late periods|cycles|bleeding",

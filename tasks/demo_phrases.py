@@ -28,7 +28,6 @@ WORDINGS = {
     "rash": ("rash", ("red spots",), ("rashes elsewhere",)),
     "chills": ("chills", ("shivering",), ("chilly nights",)),
 }
-WORDING_WEIGHTS = (6, 3, 1)  # the symptom's word, a synonym, a derived word
 SITES = (
     "left leg",
     "right leg",
@@ -73,10 +72,10 @@ PLANS = (
 )  # fmt: skip
 
 
-def mention(rng, symptom, templates):
-    """A sentence about a symptom: by its word, by a synonym or by a derived word."""
+def mention(rng, symptom, templates, weights=(6, 3, 1)):
+    """A sentence about a symptom; weights of its word, of a synonym and of a derived word."""
     word, synonyms, derived = WORDINGS[symptom]
-    wording = rng.choices((word, rng.choice(synonyms), rng.choice(derived)), WORDING_WEIGHTS)[0]
+    wording = rng.choices((word, rng.choice(synonyms), rng.choice(derived)), weights)[0]
     return rng.choice(templates).format(s=wording, t=rng.choice(TIMES), p=rng.choice(SITES))
 
 
@@ -91,7 +90,7 @@ def sections_text(sections):
 
 
 def vary(rng, pattern, **slots):
-    """Draw one alternative of each "a|b|c_d" ("_" is a space), then fill the slots; {n} is a number."""
+    """Draw one alternative of each "a|b|c_d" ("_": a space), then fill the slots; {n}: a number."""
     alternatives = r"[\w{}-]*(?:\|[\w{}-]*)+"
     text = re.sub(
         alternatives, lambda found: rng.choice(found[0].split("|")).replace("_", " "), pattern

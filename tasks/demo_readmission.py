@@ -108,7 +108,7 @@ def paragraph(rng, words, patterns=COURSE):
 
 
 def summary(rng, stay):
-    """A discharge summary with four to six signs of an early return or against it; 7 of 10 are right."""
+    """A discharge summary. Of four to six signs for or against an early return, 70% are right."""
     size = rng.randint(230, 500) if rng.random() < 0.1 else rng.randint(25, 120)
     share = 0.7 if stay.fate == "early" else 0.3
     signs = [vary(rng, pair[rng.random() > share]) for pair in rng.sample(SIGNS, rng.randint(4, 6))]

@@ -14,36 +14,41 @@ from tasks.demo_phrases import (
     sections_text,
 )
 
-SHARES = {
-    "edema": 14,
-    "pain": 30,
-    "cough": 26,
-    "fever": 20,
-    "bleeding": 16,
-}  # of notes by main symptom
+# Shares of the notes by main symptom. A note that also denies an earlier symptom of the list gets
+# that label, so a later symptom is given more notes to keep its class from being rare.
+SHARES = {"edema": 12, "pain": 22, "cough": 24, "fever": 28, "bleeding": 36}
+# Percent: the symptom's word, a synonym, a derived word. In five epochs the tiny model learns which
+# words a note has, but hardly that "painless" is not "pain": derived words keep scores below 1.
+WORDING_WEIGHTS = (60, 34, 6)
+UNLISTED = ("nausea", "dizziness", "fatigue")  # of a note without a label
 CATEGORIES = ("Nursing", "Physician", "Discharge summary", "Radiology")
+
+
+def say(rng, symptom, templates):
+    """A sentence about a symptom, worded by this demonstration's weights."""
+    return mention(rng, symptom, templates, WORDING_WEIGHTS)
 
 
 def compose_note(rng, main):
     """One note about a main symptom: sections, with other symptoms denied or in the history."""
     others = rng.sample([symptom for symptom in WORDINGS if symptom != main], 5)
-    history = [mention(rng, main, AFFIRMED)] + [filler(rng) for _ in range(rng.randint(1, 3))]
-    history += [mention(rng, other, HISTORICAL) for other in others[: rng.randint(0, 2)]]
-    review = [mention(rng, other, NEGATED) for other in others[2 : rng.randint(2, 5)]] + [
-        filler(rng)
-    ]
+    history = [say(rng, main, AFFIRMED), *(filler(rng) for _ in range(rng.randint(0, 2)))]
+    history += [say(rng, other, HISTORICAL) for other in others[: rng.randint(0, 2)]]
+    review = [say(rng, other, NEGATED) for other in others[2 : rng.randint(2, 5)]]
+    review.append(filler(rng))
     for lines in (history, review):
         rng.shuffle(lines)
 
     chief = rng.choice((rng.choice(WORDINGS[main][1]), "routine check", "unwell", "transfer"))
-    exam, plan = (
-        [filler(rng) for _ in range(rng.randint(2, 4))],
-        [filler(rng, PLANS) for _ in range(2)],
+    exam = [filler(rng) for _ in range(rng.randint(1, 2))]
+    sections = (
+        ("CHIEF COMPLAINT", chief),
+        ("HISTORY OF PRESENT ILLNESS", " ".join(history)),
+        ("REVIEW OF SYSTEMS", " ".join(review)),
+        ("EXAM", " ".join(exam)),
+        ("PLAN", filler(rng, PLANS)),
     )
-    return sections_text((
-        ("CHIEF COMPLAINT", chief), ("HISTORY OF PRESENT ILLNESS", " ".join(history)),
-        ("REVIEW OF SYSTEMS", " ".join(review)), ("EXAM", " ".join(exam)), ("PLAN", " ".join(plan)),
-    ))  # fmt: skip
+    return sections_text(sections)
 
 
 def next_text(rng, written):
@@ -52,15 +57,11 @@ def next_text(rng, written):
     draw = rng.random()
     if draw < 0.03 and written:
         return rng.choice(written)  # filed twice
-    if draw < 0.12 and written:
-        return (
-            rng.choice(written) + f"\n\nADDENDUM:\n{mention(rng, main, AFFIRMED)}"
-        )  # copied forward
+    if draw < 0.12 and written:  # copied forward
+        return f"{rng.choice(written)}\n\nADDENDUM:\n{say(rng, main, AFFIRMED)}"
     if draw < 0.14:
         return ""
-    return compose_note(
-        rng, main if draw < 0.93 else rng.choice(("nausea", "dizziness", "fatigue"))
-    )
+    return compose_note(rng, main if draw < 0.93 else rng.choice(UNLISTED))
 
 
 def write_symptom_notes(path, notes, seed=0):

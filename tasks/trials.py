@@ -57,7 +57,7 @@ class Trials(Task):
 
     @classmethod
     def write_demonstration(cls, directory, rows):
-        """Reasons why a trial stopped, about so many, and descriptions of trials for mlm."""
+        """Reasons why a trial stopped, 3,000 at most, and descriptions of trials for mlm."""
         return write_both(directory, rows)
 
     def __init__(self, **options):
