@@ -95,15 +95,13 @@ def stays_of_patient(rng):
 
 def paragraph(rng, words, patterns=COURSE):
     """Sentences, at least `words` words: treatment, findings and symptoms, or other patterns."""
-    lines = []
+    lines, templates = [], (AFFIRMED, NEGATED, HISTORICAL)
     while sum(len(line.split()) for line in lines) < words:
-        symptom = mention(
-            rng, rng.choice(list(WORDINGS)), rng.choice((AFFIRMED, NEGATED, HISTORICAL))
-        )
+        symptom = mention(rng, rng.choice(list(WORDINGS)), rng.choice(templates))
         line = vary(rng, rng.choice(patterns))
-        lines.append(
-            line if patterns != COURSE else rng.choice((line, line, filler(rng, FINDINGS), symptom))
-        )
+        if patterns is COURSE:
+            line = rng.choice((line, line, filler(rng, FINDINGS), symptom))
+        lines.append(line)
     return " ".join(lines)
 
 

@@ -162,7 +162,7 @@ def write_descriptions(path, rows, seed=0):
 
 
 def write_both(directory, rows):
-    """Write stop_reasons.csv, at most 3,000 rows, and half as many trials.csv; returns all texts."""
+    """Write stop_reasons.csv, at most 3,000 rows, and trials.csv, half as many; returns texts."""
     rows = min(rows, 3000)
     reasons = write_reasons(directory / "stop_reasons.csv", rows)
     return reasons + write_descriptions(directory / "trials.csv", rows // 2)
