@@ -17,6 +17,7 @@ from transformers import AutoModelForMaskedLM
 import metrics
 from cli import BadInput, number
 from data import IGNORE, Encoded, Note, Table, frame, pack, tokenise
+from tasks.demo_trials import write_both
 from tasks.task import COLUMNS, Task
 
 MASKED = 0.15
@@ -45,6 +46,7 @@ class Mlm(Task):
     """Documents -> masked blocks; labels are the masked tokens themselves."""
 
     name, unit = "mlm", "documents"
+    demo_files = ("trials.csv", "stop_reasons.csv")
     auto_class = AutoModelForMaskedLM
     reads_first, redraws, fewest_labels = False, True, 0
     techniques = ("base", "lora")
@@ -68,6 +70,11 @@ class Mlm(Task):
     }
 
     # --- a note's way
+
+    @classmethod
+    def write_demonstration(cls, directory, rows):
+        """The files of trials: to adapt on descriptions, to classify reasons."""
+        return write_both(directory, rows)
 
     def prepare_text(self, text):
         """Without the characters that the reference removes; white space becomes single blanks."""

@@ -20,6 +20,7 @@ import metrics
 from cli import BadInput
 from data import IGNORE, digest, frame, pack, tokenise, windows
 from tasks.bio import CRF, FORBIDDEN, allowed, marginals, read_bio, repair, viterbi
+from tasks.demo_ner import write_sentences
 from tasks.task import COLUMNS, Task
 
 WORD = re.compile(r"\w+|[^\w\s]")
@@ -45,6 +46,7 @@ class Ner(Task):
     """Spans with their type; scored exactly, start, end and type, as conlleval does."""
 
     name, unit = "ner", "sentences"
+    demo_files = ("train.tsv",)
     auto_class = AutoModelForTokenClassification
     folds, fewest_labels, reads_first = False, 1, False
     overall, per_label, label_column = metrics.SPANS, (*metrics.SPANS, "Support"), "Type"
@@ -68,6 +70,11 @@ class Ner(Task):
     }
 
     # --- a note's way
+
+    @classmethod
+    def write_demonstration(cls, directory, rows):
+        """A BIO file of about so many sentences, 2,000 at most."""
+        return write_sentences(directory / "train.tsv", min(rows, 2000))
 
     @property
     def types(self):

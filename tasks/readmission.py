@@ -21,6 +21,7 @@ import metrics
 from cli import BadInput, number
 from data import Note, Table, budget_batches, collate, digest, frame, pack, tokenise, windows
 from tasks.admissions import clean_id, read_admissions
+from tasks.demo_readmission import write_admissions
 from tasks.task import CLASS_WEIGHTS, COLUMNS, LABEL_COLUMN, Task
 
 C_GRID = np.logspace(-4, 2, 20)  # the reference searches 20 values from 0.0001 to 100
@@ -80,6 +81,7 @@ class Readmission(Task):
     """Two classes per admission; a row of tokens is a chunk, a prediction is an admission's probability."""
 
     name, unit = "readmission", "admissions"
+    demo_files = ("NOTEEVENTS.csv", "ADMISSIONS.csv")
     overall, label_column = metrics.BINARY, "Class"
     per_label_csv = "per_class_{}_metrics.csv"
     headline = {
@@ -131,6 +133,11 @@ class Readmission(Task):
         **COLUMNS,
         **CLASS_WEIGHTS,
     }
+
+    @classmethod
+    def write_demonstration(cls, directory, rows):
+        """Notes and admissions, about so many admissions, 1,500 at most."""
+        return write_admissions(*(directory / name for name in cls.demo_files), min(rows, 1500))
 
     def __init__(self, **options):
         super().__init__(**options)

@@ -11,6 +11,7 @@ from collections import Counter
 
 from cli import BadInput, number
 from data import Note, Table, balance
+from tasks.demo_symptoms import write_symptom_notes
 from tasks.task import CLASS_WEIGHTS, COLUMNS, Task
 
 SYMPTOMS = ("edema", "pain", "cough", "fever", "bleeding")
@@ -39,6 +40,7 @@ class Symptoms(Task):
     name = "symptoms"
     overall_csv, per_label_csv = "multiclass_{}_metrics.csv", "per_symptom_{}_metrics.csv"
     label_column = "Symptom"
+    demo_files = ("NOTEEVENTS.csv",)
     OPTIONS = {
         "--symptoms": {
             "default": ",".join(SYMPTOMS),
@@ -61,6 +63,11 @@ class Symptoms(Task):
         **COLUMNS,
         **CLASS_WEIGHTS,
     }
+
+    @classmethod
+    def write_demonstration(cls, directory, rows):
+        """A NOTEEVENTS.csv of about so many notes."""
+        return write_symptom_notes(directory / "NOTEEVENTS.csv", rows)
 
     def __init__(self, **options):
         super().__init__(**options)

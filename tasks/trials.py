@@ -15,6 +15,7 @@ import torch.nn.functional as F
 import metrics
 from cli import BadInput, number
 from data import Note, Table, fold_duplicates
+from tasks.demo_trials import write_both
 from tasks.task import CLASS_WEIGHTS, COLUMNS, LABEL_COLUMN, Task
 
 
@@ -60,6 +61,7 @@ class Trials(Task):
 
     name, unit = "trials", "texts"
     per_label, per_label_csv = metrics.REPORT, "classification_report_{}.csv"
+    demo_files = ("stop_reasons.csv", "trials.csv")
     usual_text = (("context",), ("brief_title", "brief_summary", "eligibility_criteria"), ("TEXT",))
     usual_subject = ()
     published = (
@@ -85,6 +87,11 @@ class Trials(Task):
         **COLUMNS,
         **CLASS_WEIGHTS,
     }
+
+    @classmethod
+    def write_demonstration(cls, directory, rows):
+        """Reasons why a trial stopped, 3,000 at most, and descriptions of trials for mlm."""
+        return write_both(directory, rows)
 
     def __init__(self, **options):
         super().__init__(**options)
