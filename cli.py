@@ -41,8 +41,12 @@ def number(kind, low, high, low_open=False, high_open=False):
         try:
             value = kind(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not {'a whole number' if kind is int else 'a number'}") from None
-        if not (low < value if low_open else low <= value) or not (value < high if high_open else value <= high):
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not {'a whole number' if kind is int else 'a number'}"
+            ) from None
+        if not (low < value if low_open else low <= value) or not (
+            value < high if high_open else value <= high
+        ):
             raise argparse.ArgumentTypeError(f"{text} is outside {interval}")
         return value
 

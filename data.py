@@ -44,9 +44,7 @@ def open_text(path):
     zipped = start == b"\x1f\x8b"
     if path.endswith(".gz") and not zipped:
         raise BadInput(f"{path}: is named .gz but is not gzip; rename it or compress it again")
-    return file, io.TextIOWrapper(
-        gzip.open(file) if zipped else file, encoding="utf-8-sig", newline=""
-    )
+    return file, io.TextIOWrapper(gzip.open(file) if zipped else file, encoding="utf-8-sig", newline="")
 
 
 def text_lines(path, stream):
@@ -58,13 +56,9 @@ def text_lines(path, stream):
                 raise BadInput(f"{path}, line {count}: a NUL byte; correct or drop that row")
             yield line
     except UnicodeDecodeError:
-        raise BadInput(
-            f"{path}, near line {count + 1}: not UTF-8; convert the file to UTF-8"
-        ) from None
+        raise BadInput(f"{path}, near line {count + 1}: not UTF-8; convert the file to UTF-8") from None
     except (EOFError, zlib.error, gzip.BadGzipFile):
-        raise BadInput(
-            f"{path}, near line {count + 1}: the gzip data are damaged or cut short"
-        ) from None
+        raise BadInput(f"{path}, near line {count + 1}: the gzip data are damaged or cut short") from None
 
 
 class Table:
@@ -93,8 +87,7 @@ class Table:
         # a file without a header has a note where a name should be: print only what looks like a name
         looks_like_a_name = re.compile(r"[A-Za-z_][\w.-]{0,39}").fullmatch
         found = [
-            column if looks_like_a_name(column) else "(not a column name)"
-            for column in self.columns[:30]
+            column if looks_like_a_name(column) else "(not a column name)" for column in self.columns[:30]
         ]
         remedy = f"name the column with {flag}" if flag else "the header must have it"
         raise BadInput(f"{self.path}: no column {name!r}; found {', '.join(found)}; {remedy}")
@@ -102,9 +95,7 @@ class Table:
     def __iter__(self):
         """Yield (line number, list of cells) for every row; blank lines are left out."""
         size, hide = os.fstat(self._file.fileno()).st_size, None if self.progress else True
-        with tqdm(
-            total=size, unit="B", unit_scale=True, desc="reading", disable=hide, leave=False
-        ) as bar:
+        with tqdm(total=size, unit="B", unit_scale=True, desc="reading", disable=hide, leave=False) as bar:
             for count, (line, row) in enumerate(self._rows):
                 if count % 1000 == 0:
                     bar.update(self._file.tell() - bar.n)
@@ -151,9 +142,7 @@ class Note:
 
 def digest(*parts):
     """A 64-bit hash of strings, the same in every process and on every machine (Python's hash() is not)."""
-    return int.from_bytes(
-        hashlib.blake2b("\x1f".join(parts).encode(), digest_size=8).digest(), "big"
-    )
+    return int.from_bytes(hashlib.blake2b("\x1f".join(parts).encode(), digest_size=8).digest(), "big")
 
 
 def sampled(row_id, fraction, seed):
@@ -200,17 +189,13 @@ def split_by_subject(notes, shares, seed, strata=lambda note: (note.label,)):
         by_subject.setdefault(note.subject, Counter()).update(strata(note))
     for counts in by_subject.values():
         totals.update(counts)
-    lack = {
-        split: {label: share * n for label, n in totals.items()} for split, share in shares.items()
-    }
+    lack = {split: {label: share * n for label, n in totals.items()} for split, share in shares.items()}
 
     def gain(split, labels):
         return sum(n * lack[split][label] / totals[label] / shares[split] for label, n in labels)
 
     home = {}  # {subject: split}
-    order = sorted(
-        by_subject, key=lambda subject: (-by_subject[subject].total(), digest(str(seed), subject))
-    )
+    order = sorted(by_subject, key=lambda subject: (-by_subject[subject].total(), digest(str(seed), subject)))
     for subject in order:
         labels = by_subject[subject].items()
         home[subject] = max(shares, key=lambda split, labels=labels: gain(split, labels))
@@ -225,9 +210,7 @@ def split_by_subject(notes, shares, seed, strata=lambda note: (note.label,)):
 
 def fingerprint(splits):
     """One hash of which row is in which split: two runs can be compared only if theirs are equal."""
-    return (
-        f"{digest(*(f'{split}:{note.row_id}' for split in SPLITS for note in splits[split])):016x}"
-    )
+    return f"{digest(*(f'{split}:{note.row_id}' for split in SPLITS for note in splits[split])):016x}"
 
 
 # --- token ids -------------------------------------------------------------------------------------
@@ -307,9 +290,7 @@ def make_batches(lengths, batch_size, seed, pool=50):
     """
     generator = np.random.default_rng(seed)
     shuffled = generator.permutation(len(lengths))
-    pools = [
-        shuffled[i : i + pool * batch_size] for i in range(0, len(shuffled), pool * batch_size)
-    ]
+    pools = [shuffled[i : i + pool * batch_size] for i in range(0, len(shuffled), pool * batch_size)]
     order = np.concatenate([rows[np.argsort(lengths[rows], kind="stable")] for rows in pools])
 
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
@@ -326,9 +307,7 @@ def budget_batches(lengths, tokens):
     order, batches, at = np.argsort(-lengths, kind="stable"), [], 0
     while at < len(order):
         size, left = max(1, tokens // int(lengths[order[at]])), len(order) - at
-        size = (
-            size if size <= left else 1 << left.bit_length() - 1
-        )  # the largest power of two <= left
+        size = size if size <= left else 1 << left.bit_length() - 1  # the largest power of two <= left
         batches.append(order[at : at + size])
         at += size
     return batches
@@ -341,10 +320,7 @@ def collate(encoded, rows, pad_id, device="cpu"):
     """
     starts, stops = encoded.starts[rows], encoded.starts[rows + 1]
     shape = (len(rows), int((stops - starts).max()))  # (B, T)
-    batch = {
-        "input_ids": np.full(shape, pad_id, np.int64),
-        "attention_mask": np.zeros(shape, np.int64),
-    }
+    batch = {"input_ids": np.full(shape, pad_id, np.int64), "attention_mask": np.zeros(shape, np.int64)}
     if encoded.labels is not None:
         batch["labels"] = encoded.labels[rows]  # (B,) or (B, C)
     if encoded.token_labels is not None:
@@ -355,7 +331,4 @@ def collate(encoded, rows, pad_id, device="cpu"):
         batch["attention_mask"][i, : stop - start] = 1
         if encoded.token_labels is not None:
             batch["labels"][i, : stop - start] = encoded.token_labels[start:stop]
-    return {
-        "rows": rows,
-        **{name: torch.from_numpy(array).to(device) for name, array in batch.items()},
-    }
+    return {"rows": rows, **{name: torch.from_numpy(array).to(device) for name, array in batch.items()}}

@@ -77,7 +77,9 @@ def write_chunk(file, run, examples, predictions):
         rows = ({"row_id": e.row_id, **task.answer(e, p)} for e, p in zip(examples, predictions, strict=True))
         file.write("".join(f"{json.dumps(row)}\n" for row in rows).encode())
     else:
-        file.write(csv_bytes([[e.row_id, *task.record(p)] for e, p in zip(examples, predictions, strict=True)]))
+        file.write(
+            csv_bytes([[e.row_id, *task.record(p)] for e, p in zip(examples, predictions, strict=True)])
+        )
     file.flush()
 
 
@@ -120,7 +122,9 @@ def read_note():
     except UnicodeDecodeError:
         raise BadInput("standard input: not UTF-8; convert the note to UTF-8") from None
     if not text.strip():
-        raise BadInput("standard input: no text; pipe a note in, as in python predict.py RUN_DIR - < note.txt")
+        raise BadInput(
+            "standard input: no text; pipe a note in, as in python predict.py RUN_DIR - < note.txt"
+        )
     return text
 
 
@@ -145,10 +149,28 @@ def build_prediction_parser():
     add("--text-columns", "--text-column", default=None, help="column of the note (as the run was trained)")
     add("--row-column", default=None, help="column of the row id (as the run was trained)")
     tokens = number(int, 1, 10**8)
-    add("--batch-tokens", type=tokens, default=None, help="tokens per batch, padding counted (2048; 65536 on a GPU)")
-    add("--show-text", action="store_true", help="with -, print the words of each span beside its offsets (off)")
-    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="int8 runs are always on cpu (auto)")
-    add("--compile", action="store_true", help="predict through torch.compile, on CUDA; slow first batches (off)")
+    add(
+        "--batch-tokens",
+        type=tokens,
+        default=None,
+        help="tokens per batch, padding counted (2048; 65536 on a GPU)",
+    )
+    add(
+        "--show-text",
+        action="store_true",
+        help="with -, print the words of each span beside its offsets (off)",
+    )
+    add(
+        "--device",
+        choices=("auto", "cpu", "cuda", "mps"),
+        default="auto",
+        help="int8 runs are always on cpu (auto)",
+    )
+    add(
+        "--compile",
+        action="store_true",
+        help="predict through torch.compile, on CUDA; slow first batches (off)",
+    )
     return parser
 
 

@@ -190,7 +190,10 @@ def make_run(planned):
     device = pick_device(args.device, args.compile)
     start = starting_point(planned, source, task, facts, examples["test"])
     notes = Notes.read(task, examples, start.tokenizer, args.max_length, args.cache)
-    supplied = {**start.supplied(device), "calibration": notes.calibration(device, args.batch_size, args.seed)}
+    supplied = {
+        **start.supplied(device),
+        "calibration": notes.calibration(device, args.batch_size, args.seed),
+    }
     technique = compress.build(args.parts, vars(args), **supplied)
     technique.task = task
 
@@ -230,7 +233,9 @@ def make_run(planned):
 
 def print_data(task, facts):
     """Where the rows went, and how many examples of each label every split has."""
-    whose = f"of {facts['subjects']} subjects, split by subject" if facts["subjects"] else "each its own subject"
+    whose = (
+        f"of {facts['subjects']} subjects, split by subject" if facts["subjects"] else "each its own subject"
+    )
     rows = ", ".join(f"{count} {what}" for what, count in facts["rows"].items() if count)
     print(f"data: {rows} -> {facts['notes']} {task.unit}, {whose}")
     for split, size in facts["sizes"].items():
@@ -238,7 +243,12 @@ def print_data(task, facts):
         if len(labels) > 12:
             labels.sort(key=lambda item: -item[1])
         more = [f"{len(labels) - 12} labels more"] if len(labels) > 12 else []
-        print(f"  {split}: {size} {task.unit}", *(f"{count} {name}" for name, count in labels[:12]), *more, sep=", ")
+        print(
+            f"  {split}: {size} {task.unit}",
+            *(f"{count} {name}" for name, count in labels[:12]),
+            *more,
+            sep=", ",
+        )
 
 
 def score_run(model, notes, precision, name):
@@ -254,14 +264,19 @@ def score_run(model, notes, precision, name):
         print(table)
     if note := undefined_note(test, task.unit):
         print(note)
-    print(f"{name}: test, {len(examples['test'])} {task.unit}, {spelled(test.overall, task.headline)}", flush=True)
+    print(
+        f"{name}: test, {len(examples['test'])} {task.unit}, {spelled(test.overall, task.headline)}",
+        flush=True,
+    )
     return validation, test, predictions
 
 
 def write_predictions(path, task, examples, predictions):
     """predictions.csv of a run directory: row id, label, prediction, probabilities; no text."""
     if header := task.header():
-        rows = ([e.row_id, task.truth(e), *task.record(p)] for e, p in zip(examples, predictions, strict=True))
+        rows = (
+            [e.row_id, task.truth(e), *task.record(p)] for e, p in zip(examples, predictions, strict=True)
+        )
         write_csv(path / "predictions.csv", ["row_id", "label", *header], rows)
 
 

@@ -39,9 +39,6 @@ def parse_chain(names):
     return parts
 
 
-parse = parse_chain
-
-
 def check_order(parts):
     """Raises BadInput unless the techniques can follow each other in this order, each once."""
     chain = "+".join(parts)

@@ -18,7 +18,6 @@ What it does not save: embeddings, unless the student is narrower. BERT-base at 
 of its bytes.
 """
 
-import copy
 from types import SimpleNamespace
 
 import torch
@@ -29,7 +28,6 @@ from cli import BadInput, number
 from compress import structured
 from compress.student import best_layers, keep_layers, narrow_model, norm_moments, spaced_layers
 from compress.technique import CALIBRATION_NOTES, LAYER_CHOICE, Technique
-from fast.attention import first_token
 from layers import LAYOUTS, find_layers, layer_count, millions, parameter_count
 
 RELATION_HEADS = 12
@@ -114,11 +112,6 @@ def renamed(name, prefix, kept):
     return f"{prefix}.{kept.index(int(index))}.{rest}" if int(index) in kept else None
 
 
-def copy_of(teacher):
-    """A trainable copy of the teacher, to be shrunk into the student."""
-    return copy.deepcopy(teacher).requires_grad_(True).train()
-
-
 # --- the technique
 
 
@@ -197,10 +190,12 @@ class Distillation(Technique):
 
         if self.deep:
             self._prepare_terms(model, kept, basis)
-        elif self.task.reads_first:
-            first_token(self.teacher)
         print(self._claim(kept, parameter_count(model)))
         return model
+
+    def readers(self):
+        """The teacher."""
+        return [self.teacher]
 
     def _layers_wanted(self):
         wanted = self.student_layers or (self.depth if self.student else max(1, self.depth // 2))

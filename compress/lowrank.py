@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from cli import BadInput, number
 from compress.technique import CALIBRATION_NOTES, TARGET_MACS, Technique
-from fast.attention import first_token
+from fast import speedups
 from layers import encoder_linears, millions, parameter_count, replace_module
 
 
@@ -254,13 +254,9 @@ class LowRank(Technique):
         """({name: second moment}, {} if not activation-aware; {name: share of the tokens}, None if all)."""
         if not (self.aware or (self.target and self.task.reads_first)):
             return {}, None
-        model.eval()
-        if self.task.reads_first:
-            first_token(model)
         batches = self.calibration(self.notes)
-        return second_moments(
-            model, linears, lambda b: self.task.forward(model, b), batches, products=self.aware
-        )
+        with speedups(model.eval(), self.task.reads_first):
+            return second_moments(model, linears, lambda b: self.task.forward(model, b), batches, self.aware)
 
     def _choose_ranks(self, model, linears, factors, shares):
         """{name: rank} of all encoder Linear layers; factors(name) -> (U, S, Vh)."""
@@ -274,7 +270,8 @@ class LowRank(Technique):
         weights = None
         if self.aware:
             batches = self.calibration(self.notes)
-            costs = sensitivities(model, linears, lambda b: self._task_loss(model, b), batches)
+            with speedups(model, self.task.reads_first):
+                costs = sensitivities(model, linears, lambda b: self._task_loss(model, b), batches)
             weights = {name: cost * shares[name] for name, cost in costs.items()}  # per token of the note
         shapes = {name: tuple(linear.weight.shape) for name, linear in linears.items()}
         return shared_ranks(spectra, shapes, self.target, weights, shares)

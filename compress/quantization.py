@@ -4,7 +4,7 @@ A weight row w (one output channel) becomes round(w / s) with s = max|w| / 127.5
 scale and zero point, chosen from its own extremes at each call, and 8 bits where the CPU has VNNI, else 7,
 so that sums of two products fit 16 bits; the int32 sums are scaled back to fp32.
 torch.ao.quantization.quantize_dynamic does it to the fine-tuned model, and the scores are those of the int8
-model itself, on a CPU. Attention is computed in bf16 where the CPU multiplies it (fast/attention.py).
+model itself, on a CPU. Where the CPU multiplies bf16, attention is computed in it (run/inference.py).
 
 Embedding tables become int8 too, with one scale s = max|w| / 127 per row: fewer bytes on disk and in
 memory, but no less time, since a look-up multiplies nothing. BERT-base comes to 109 MB of 433, with
@@ -27,7 +27,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from compress.technique import Technique
-from fast.attention import bf16_attention
 from layers import is_int8, millions, parameter_count, replace_module
 
 # Fastest first. On an AVX-512 VNNI CPU, 4096 x 768 -> 3072 -> 768 with 2 threads took 50 ms by onednn, 58 to
@@ -320,4 +319,4 @@ def as_int8(model, embeddings):
     model = quantize_linears(model.cpu().eval())
     if embeddings:
         quantize_embeddings(model)
-    return bf16_attention(model)
+    return model

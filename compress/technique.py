@@ -82,6 +82,10 @@ class Technique:
         """The step's loss, a scalar. batch: input_ids, attention_mask (B, T), labels; outputs have logits."""
         return self.task.loss(model, batch, outputs)
 
+    def readers(self):
+        """Other models that read the batches in training, such as a teacher."""
+        return []
+
     def after_step(self, model, progress):
         """After optimizer.step(); progress in (0, 1]."""
 
@@ -142,6 +146,10 @@ class Chain(Technique):
         """The loss of the one part that has its own, else the task's."""
         own = [part for part in self.parts if type(part).loss is not Technique.loss]
         return (own or self.parts)[0].loss(model, batch, outputs)
+
+    def readers(self):
+        """All parts' other models."""
+        return [model for part in self.parts for model in part.readers()]
 
     def after_step(self, model, progress):
         """Every part's after_step."""

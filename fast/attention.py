@@ -60,7 +60,9 @@ class ShortAttention(nn.Module):
         if first and attention_mask is not None:
             attention_mask = attention_mask[:, :, :1]  # (B, 1, T, T) -> (B, 1, 1, T)
 
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, sdpa_attention_forward)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, sdpa_attention_forward
+        )
         dropout = self.dropout.p if self.training else 0.0
         context, _ = attend(
             self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **keywords
@@ -123,7 +125,9 @@ def join(parts):
         for name in ("weight", "bias"):
             tensors = [getattr(part, name) for part in parts]
             getattr(whole, name).data = torch.cat(tensors)
-            for tensor, view in zip(tensors, getattr(whole, name).split([len(t) for t in tensors]), strict=True):
+            for tensor, view in zip(
+                tensors, getattr(whole, name).split([len(t) for t in tensors]), strict=True
+            ):
                 tensor.data = view.data
         return whole.requires_grad_(False)
     return join_int8(parts) if all(map(is_int8, parts)) else None

@@ -52,7 +52,11 @@ def add_run_flags(group):
         "--model", default="demo",
         help="checkpoint directory, hub name, or finished run of another task; demo = a tiny BERT (demo)",
     )  # fmt: skip
-    add("--fresh-pooler", action="store_true", help="start with a new pooler, as from a masked language model (off)")
+    add(
+        "--fresh-pooler",
+        action="store_true",
+        help="start with a new pooler, as from a masked language model (off)",
+    )
     add("--start", default=None, help="start from this finished run instead of --model (none)")
     add("--out", default=None, help="results directory (results/TASK)")
     add("--name", type=plain_name, default=None, help="name of the run directory in it (the technique)")
@@ -69,7 +73,12 @@ def add_note_flags(group):
     seed = number(int, 0, 2**63 - 1)
     add("--split-seed", type=seed, default=42, help="seed of sampling, balancing and splitting (42)")
     length = number(int, 4, 10**6)
-    add("--max-length", type=length, default=None, help="tokens per row, special ones included (256; mlm: --block-size)")
+    add(
+        "--max-length",
+        type=length,
+        default=None,
+        help="tokens per row, special ones included (256; mlm: --block-size)",
+    )
     add(
         "--cache", default=str(CACHE),
         help="directory of token ids, for its owner only, that speeds up the next run; none = keep none (%(default)s)",
@@ -81,7 +90,12 @@ def add_training_flags(group):
     add = group.add_argument
     count, share = number(int, 1, 10**5), number(float, 0, 1)
     add("--epochs", type=number(int, 0, 10**4), default=5, help="passes over the training notes (5)")
-    add("--eval-steps", type=number(int, 0, 10**9), default=0, help="steps between validations; 0 = once per epoch (0)")
+    add(
+        "--eval-steps",
+        type=number(int, 0, 10**9),
+        default=0,
+        help="steps between validations; 0 = once per epoch (0)",
+    )
     add(
         "--patience", type=number(int, 0, 10**6), default=0,
         help="stop after this many validations without a better one; 0 = never (0)",
@@ -92,9 +106,19 @@ def add_training_flags(group):
         "--lr", type=number(float, 0, 1, low_open=True), default=None,
         help=f"peak learning rate (the paper's per technique, 2e-5 to 5e-5; {demo.LEARNING_RATE} for the demo model)",
     )  # fmt: skip
-    add("--warmup", type=share, default=0.0, help="share of the steps with a rising rate, before the cosine to 0 (0.0)")
+    add(
+        "--warmup",
+        type=share,
+        default=0.0,
+        help="share of the steps with a rising rate, before the cosine to 0 (0.0)",
+    )
     add("--weight-decay", type=share, default=0.01, help="AdamW's weight decay (0.01)")
-    add("--clip", type=number(float, 0, 10**6, low_open=True), default=1.0, help="largest norm of the gradient (1.0)")
+    add(
+        "--clip",
+        type=number(float, 0, 10**6, low_open=True),
+        default=1.0,
+        help="largest norm of the gradient (1.0)",
+    )
     add(
         "--attention-dropout", type=number(float, 0, 1, high_open=True), default=0.0,
         help="dropout of attention probabilities; above 0 steps take 1.6 times as long in fp32 (0.0)",
@@ -104,16 +128,32 @@ def add_training_flags(group):
         help="of training; auto = bf16 on CUDA and on CPUs that multiply bf16, else fp32 (auto)",
     )  # fmt: skip
     seed = number(int, 0, 2**63 - 1)
-    add("--seed", type=seed, default=42, help="seed of the new head, of dropout and of the order of batches (42)")
+    add(
+        "--seed",
+        type=seed,
+        default=42,
+        help="seed of the new head, of dropout and of the order of batches (42)",
+    )
 
 
 def add_machine_flags(group):
     """Where the run is made; nothing here changes what is learnt."""
     add = group.add_argument
-    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="auto = CUDA, MPS or CPU (auto)")
-    add("--compile", action="store_true", help="train through torch.compile, on CUDA; the first steps are slow (off)")
+    add(
+        "--device",
+        choices=("auto", "cpu", "cuda", "mps"),
+        default="auto",
+        help="auto = CUDA, MPS or CPU (auto)",
+    )
+    add(
+        "--compile",
+        action="store_true",
+        help="train through torch.compile, on CUDA; the first steps are slow (off)",
+    )
     minutes = number(float, 0, 10**6)
-    add("--save-minutes", type=minutes, default=10.0, help="minutes between saves of an unfinished run (10.0)")
+    add(
+        "--save-minutes", type=minutes, default=10.0, help="minutes between saves of an unfinished run (10.0)"
+    )
 
 
 def parse_arguments(argv=None):
@@ -155,7 +195,12 @@ def used_options(args):
 
 def unused_options(args):
     """The keywords of tasks and techniques that this run does not use."""
-    every = {keyword(flag) for table in (TASKS, compress.TECHNIQUES) for cls in table.values() for flag in cls.OPTIONS}
+    every = {
+        keyword(flag)
+        for table in (TASKS, compress.TECHNIQUES)
+        for cls in table.values()
+        for flag in cls.OPTIONS
+    }
     return every - used_options(args)
 
 
@@ -174,7 +219,9 @@ def note_unused(args):
         if action.dest in unused and getattr(args, action.dest) != action.default
     ]
     if given:
-        print(f"note: not used by --task {args.task} --technique {args.technique}: {', '.join(sorted(given))}")
+        print(
+            f"note: not used by --task {args.task} --technique {args.technique}: {', '.join(sorted(given))}"
+        )
 
 
 def given_names(argv):

@@ -46,7 +46,9 @@ def _kept(place):
         if hasattr(os, "getuid") and (place.stat().st_uid != os.getuid() or place.stat().st_mode & 0o077):
             print(f"note: {place} can be read by others, so it is not used; delete it")
             return None
-        return Encoded(**{path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in place.glob("*.npy")})
+        return Encoded(
+            **{path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in place.glob("*.npy")}
+        )
     except (OSError, ValueError, EOFError, TypeError) as error:
         print(f"note: {place} cannot be used ({type(error).__name__}); delete it")
         return None
@@ -60,7 +62,10 @@ def _keep(place, encoded):
         temporary.mkdir(mode=0o700)
         for field in fields(Encoded):
             if (array := getattr(encoded, field.name)) is not None:
-                with os.fdopen(os.open(temporary / f"{field.name}.npy", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
+                with os.fdopen(
+                    os.open(temporary / f"{field.name}.npy", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600),
+                    "wb",
+                ) as file:
                     np.save(file, array)
         if not place.exists():  # another process may have been faster
             temporary.rename(place)
@@ -72,7 +77,9 @@ def _keep(place, encoded):
 
 def encoded(task, examples, tokenizer, max_length, directory):
     """The examples' rows, from the cache if they were tokenised before; a task that draws its rows anew has none to keep."""
-    if directory == "none" or task.redraws or not hasattr(tokenizer, "backend_tokenizer"):  # a tokenizer in Python has no state to hash
+    if (
+        directory == "none" or task.redraws or not hasattr(tokenizer, "backend_tokenizer")
+    ):  # a tokenizer in Python has no state to hash
         return task.encode(examples, tokenizer, max_length)
     key = encoding_key(tokenizer, {**task.describe(), "max_length": max_length}, examples)
     return cached(directory, key, lambda: task.encode(examples, tokenizer, max_length))

@@ -65,13 +65,19 @@ def from_pretrained(source, task, flag="--model", fresh_pooler=False):
         )
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         known = directory.is_dir()
-        what = "is no checkpoint that transformers can load" if known else "is no directory and cannot be reached"
+        what = (
+            "is no checkpoint that transformers can load"
+            if known
+            else "is no directory and cannot be reached"
+        )
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = (lines or [type(error).__name__])[0][:200]
         raise BadInput(f"{flag} {source}: {what} ({reason})") from None
     fresh = [*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])]
     pooler = [name for name in model.base_model.state_dict() if fresh_pooler and name.startswith("pooler.")]
-    if is_finished(directory) or pooler:  # a head of another task is not this task's, even if it has the same shape
+    if (
+        is_finished(directory) or pooler
+    ):  # a head of another task is not this task's, even if it has the same shape
         model, fresh = with_fresh_head(model, task, fresh, pooler)
 
     body = {f"{model.base_model_prefix}.{name}" for name in model.base_model.state_dict()}
@@ -97,7 +103,9 @@ def refuse_source(directory, source, task, flag):
     if directory.is_dir():
         return
     if directory.exists() or str(source).count("/") > 1 or str(source)[0] in "/.":
-        raise BadInput(f"{flag} {source}: no such directory; give a checkpoint directory or a hub name such as owner/model")
+        raise BadInput(
+            f"{flag} {source}: no such directory; give a checkpoint directory or a hub name such as owner/model"
+        )
     print(f"model: {source} is no directory here, asking the hub", flush=True)
 
 
@@ -110,7 +118,10 @@ def head_names(task):
 
 def with_fresh_head(model, task, fresh, pooler):
     """(the same encoder under a fresh head, names of fresh tensors); of the pooler's tensors those named are fresh, too."""
-    again, inside = task.auto_class.from_config(model.config, dtype=torch.float32), f"{model.base_model_prefix}."
+    again, inside = (
+        task.auto_class.from_config(model.config, dtype=torch.float32),
+        f"{model.base_model_prefix}.",
+    )
     fresh = fresh + [name for name in again.state_dict() if not name.startswith(inside) and name not in fresh]
     fresh += [inside + name for name in pooler if inside + name not in fresh]
     kept = {name: tensor for name, tensor in model.base_model.state_dict().items() if name not in pooler}
@@ -172,7 +183,10 @@ def plain_tensors(model):
 def whole_directory(directory):
     """Write into a temporary directory beside it, then put that in its place."""
     directory = Path(directory)
-    temporary, old = directory.with_name(f".{directory.name}.tmp"), directory.with_name(f".{directory.name}.old")
+    temporary, old = (
+        directory.with_name(f".{directory.name}.tmp"),
+        directory.with_name(f".{directory.name}.old"),
+    )
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     yield temporary
@@ -213,15 +227,26 @@ def save(directory, model, tokenizer, task, compression, facts, files, write_mor
 def not_plain(task, compression):
     """Why plain transformers cannot build a run's model, or None if it can."""
     changed = compress.changed(compression)
-    what = f"layers of {', '.join(changed)}" if changed else None if task.plain_head else f"a head of {task.name}"
-    return what and f"this run has {what}, which transformers cannot build: load it with run/checkpoint.py or predict.py"
+    what = (
+        f"layers of {', '.join(changed)}"
+        if changed
+        else None
+        if task.plain_head
+        else f"a head of {task.name}"
+    )
+    return (
+        what
+        and f"this run has {what}, which transformers cannot build: load it with run/checkpoint.py or predict.py"
+    )
 
 
 def load(directory):
     """Rebuild the structure first, then load the weights. Returns Run. Raises BadInput for what is not a run directory."""
     directory = Path(directory)
     if not directory.is_dir():
-        raise BadInput(f"{directory}: no such run directory; train one, e.g. python train.py --technique base")
+        raise BadInput(
+            f"{directory}: no such run directory; train one, e.g. python train.py --technique base"
+        )
     facts, compression = read_json(directory / "run.json"), read_json(directory / "compression.json")
     task = TASKS[facts["task"]["task"]].from_facts(facts["task"])
     try:
@@ -232,7 +257,9 @@ def load(directory):
             model = compress.rebuild(skeleton, compression)
         load_plain_state(model, load_file(weights_path(directory)))
     except (RuntimeError, ValueError, OSError, safetensors.SafetensorError) as error:
-        raise BadInput(f"{directory}: its files do not fit together ({type(error).__name__}); train it again") from None
+        raise BadInput(
+            f"{directory}: its files do not fit together ({type(error).__name__}); train it again"
+        ) from None
     return Run(model.eval(), tokenizer, task, facts, compression)
 
 

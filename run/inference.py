@@ -12,7 +12,9 @@ from fast.precision import autocast, reading_precision
 from layers import device_of, is_int8
 from run.cache import encoded
 
-COMPILES = ("cuda",)  # on a CPU compiled steps took 1.06 to 1.13 times as long, predictions 0.91 to 1.43 times
+COMPILES = (
+    "cuda",
+)  # on a CPU compiled steps took 1.06 to 1.13 times as long, predictions 0.91 to 1.43 times
 
 
 class Notes(NamedTuple):
@@ -67,9 +69,7 @@ def batch_tokens(device):
 
 def reading(model, task, frozen=False):
     """The context in which a model reads notes of a task: `fast.speedups`, with int8 models' attention in bf16."""
-    return speedups(
-        model, task.reads_first, bf16_attention=any(map(is_int8, model.modules())), frozen=frozen
-    )
+    return speedups(model, task.reads_first, bf16_attention=any(map(is_int8, model.modules())), frozen=frozen)
 
 
 def answers(model, task, encoded, pad_id, tokens=None, precision=torch.float32):

@@ -32,7 +32,11 @@ def cpu_name():
         return platform.processor() or platform.machine()
     values = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     flags = set(values.get("flags", "").split())
-    vectors = [flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8") if flag in flags]
+    vectors = [
+        flag
+        for flag in ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8")
+        if flag in flags
+    ]
     return " ".join([values.get("model name", platform.machine()), *vectors])
 
 

@@ -118,7 +118,9 @@ def refuse_other_settings(directory, technique, wanted):
     if record["technique"] != technique:
         changed = ["technique", *changed]
     if changed:
-        raise BadInput(f"{directory}: finished with other {', '.join(changed)}; give another --out, or --overwrite")
+        raise BadInput(
+            f"{directory}: finished with other {', '.join(changed)}; give another --out, or --overwrite"
+        )
 
 
 # --- the model to start from -----------------------------------------------------------------------------------------
@@ -145,7 +147,9 @@ def starting_point(planned, source, task, facts, test):
     """The Start of a planned run; source: its checkpoint, test: its test examples. Raises BadInput for what does not fit."""
     args = planned.args
     own = compress.starts_from(args.parts, args)  # a student's checkpoint of its own
-    taught = finished_run(planned.teacher, "--teacher", planned, task, facts, test) if planned.teacher else None
+    taught = (
+        finished_run(planned.teacher, "--teacher", planned, task, facts, test) if planned.teacher else None
+    )
     if taught:
         refuse_teacher(planned.teacher, taught, own)
     if planned.start:
@@ -173,9 +177,13 @@ def from_finished(planned, task, facts, test):
     origin = finished_run(directory, "--start", planned, task, facts, test)
     earlier = origin.compression
     if compress.final(earlier):
-        raise BadInput(f"--start {directory}: is int8 already, which can be neither trained nor compressed further")
+        raise BadInput(
+            f"--start {directory}: is int8 already, which can be neither trained nor compressed further"
+        )
     if compress.trains(args.parts, args):
-        earlier = [fact for fact in earlier if compress.changed([fact])]  # training fills pruning's zeros again
+        earlier = [
+            fact for fact in earlier if compress.changed([fact])
+        ]  # training fills pruning's zeros again
     nothing = next(iter(compress.TECHNIQUES))
     compress.check_order([fact["technique"] for fact in earlier] + [p for p in args.parts if p != nothing])
     model, fresh = origin.model, []
@@ -197,13 +205,20 @@ def finished_run(directory, flag, planned, task, facts, test):
         theirs, ours = ", ".join(origin.task.labels), ", ".join(task.labels)
         raise BadInput(f"{flag} {directory}: answers {theirs}; this run has {ours}")
     if flag == "--teacher" and origin.task.head() != task.head():
-        raise BadInput(f"{flag} {directory}: its head is another one than this run's; train a base run with the same head")
+        raise BadInput(
+            f"{flag} {directory}: its head is another one than this run's; train a base run with the same head"
+        )
     if origin.facts["data"]["split"] == facts["split"]:
         return origin
-    if origin.facts["arguments"]["data"] == planned.args.data or origin.facts["data"]["rows"] == facts["rows"]:
+    if (
+        origin.facts["arguments"]["data"] == planned.args.data
+        or origin.facts["data"]["rows"] == facts["rows"]
+    ):
         refuse_seen(directory, flag, origin, planned, test)
     else:
-        print(f"note: {flag} {directory} was trained on other notes; make sure that this run's test notes were not among them")
+        print(
+            f"note: {flag} {directory} was trained on other notes; make sure that this run's test notes were not among them"
+        )
     return origin
 
 
@@ -227,7 +242,9 @@ def refuse_teacher(directory, taught, own):
     thin = compress.changed(taught.compression)
     if compress.final(taught.compression) or (thin and not own):
         technique = taught.facts["technique"]
-        raise BadInput(f"--teacher {directory}: is {technique}, its layers make no plain student; give another")
+        raise BadInput(
+            f"--teacher {directory}: is {technique}, its layers make no plain student; give another"
+        )
 
 
 def refuse_length(args, task, start):
@@ -245,4 +262,6 @@ def note_adapted_on(args):
         return
     adapted = read_json(Path(args.model) / "run.json")["arguments"]["data"]
     if adapted == args.data != "demo":
-        print(f"note: --model {args.model} learnt from the texts of the same file, perhaps this run's test texts too")
+        print(
+            f"note: --model {args.model} learnt from the texts of the same file, perhaps this run's test texts too"
+        )

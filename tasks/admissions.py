@@ -63,8 +63,7 @@ def read_stay(row, at, where):
         "end": times["DISCHTIME"],
         "kind": row[at["ADMISSION_TYPE"]].strip().upper(),
         "died": any(
-            at[name] is not None and row[at[name]].strip().casefold() not in NOTHING
-            for name in DEATH
+            at[name] is not None and row[at[name]].strip().casefold() not in NOTHING for name in DEATH
         ),
     }
 

@@ -57,9 +57,7 @@ def read_bio(path):
 def _ends_a_sentence(line, fields, columns):
     """Whether a line is blank, a comment or the beginning of a document. A word may be # itself: "# O"."""
     is_word = len(fields) == columns and TAG.fullmatch(fields[-1])
-    return (
-        not line.strip() or line.startswith("-DOCSTART-") or (line.startswith("#") and not is_word)
-    )
+    return not line.strip() or line.startswith("-DOCSTART-") or (line.startswith("#") and not is_word)
 
 
 def _check_fields(fields, columns, where):
@@ -110,10 +108,7 @@ def viterbi(emissions, start, transitions):
 
 def marginals(emissions, start, transitions):
     """Probability of each tag of each word over all tag sequences, (T, K), by forward-backward."""
-    forward, backward = (
-        [start + emissions[0]],
-        [np.zeros_like(start)],
-    )  # log sums over paths, (K,) each
+    forward, backward = ([start + emissions[0]], [np.zeros_like(start)])  # log sums over paths, (K,) each
     for emission in emissions[1:]:
         forward.append(np.logaddexp.reduce(forward[-1][:, None] + transitions, axis=0) + emission)
     for emission in emissions[:0:-1]:
@@ -135,9 +130,7 @@ class CRF(nn.Module):
 
     def __init__(self, labels):
         super().__init__()
-        start, after = (
-            torch.from_numpy(np.where(ok, 0.0, FORBIDDEN)).float() for ok in allowed(labels)
-        )
+        start, after = (torch.from_numpy(np.where(ok, 0.0, FORBIDDEN)).float() for ok in allowed(labels))
         self.register_buffer("forbidden_start", start, persistent=False)
         self.register_buffer("forbidden", after, persistent=False)
         self.start = nn.Parameter(torch.zeros_like(start))
@@ -145,10 +138,7 @@ class CRF(nn.Module):
 
     def scores(self):
         """(start (K,), transitions (K, K) [before, after])."""
-        return (
-            self.start * CRF_SCALE + self.forbidden_start,
-            self.transitions * CRF_SCALE + self.forbidden,
-        )
+        return (self.start * CRF_SCALE + self.forbidden_start, self.transitions * CRF_SCALE + self.forbidden)
 
     def log_likelihood(self, emissions, tags, mask, begins=None):
         """log p of each tag sequence, (B,): emissions (B, T, K), tags (B, T), mask (B, T) bool, left-aligned.
@@ -156,27 +146,17 @@ class CRF(nn.Module):
         begins (B,) bool: whether a row begins its sentence (None = all do); another may begin with any tag.
         """
         start, transitions = self.scores()
-        start = (
-            start.expand(len(tags), -1)
-            if begins is None
-            else torch.where(begins[:, None], start, 0.0)
-        )
+        start = start.expand(len(tags), -1) if begins is None else torch.where(begins[:, None], start, 0.0)
         emissions, lengths = emissions.float(), mask.sum(1)
 
         # the score of the given path, (B,)
         chosen = emissions.gather(2, tags[..., None])[..., 0]  # (B, T)
         steps = transitions[tags[:, :-1], tags[:, 1:]]  # (B, T - 1)
-        path = (
-            (chosen * mask).sum(1)
-            + start.gather(1, tags[:, :1])[:, 0]
-            + (steps * mask[:, 1:]).sum(1)
-        )
+        path = (chosen * mask).sum(1) + start.gather(1, tags[:, :1])[:, 0] + (steps * mask[:, 1:]).sum(1)
 
         # log Z, the sum over all paths
         score = start + emissions[:, 0]  # (B, K)
         for t in range(1, int(lengths.max())):
-            further = (
-                torch.logsumexp(score[:, :, None] + transitions, dim=1) + emissions[:, t]
-            )  # (B, K)
+            further = torch.logsumexp(score[:, :, None] + transitions, dim=1) + emissions[:, t]  # (B, K)
             score = torch.where(mask[:, t, None], further, score)
         return path - torch.logsumexp(score, dim=1)

@@ -20,12 +20,8 @@ from cli import BadInput, run_script
 from files import write_whole
 from tasks import TASKS
 
-LEARNING_RATE = (
-    5e-4  # random weights need larger steps than pre-trained ones; every technique uses it
-)
-INITIAL_STD = (
-    0.06  # of the weights; with BERT's 0.02 a model this narrow needs many more steps to start
-)
+LEARNING_RATE = 5e-4  # random weights need larger steps than pre-trained ones; every technique uses it
+INITIAL_STD = 0.06  # of the weights; with BERT's 0.02 a model this narrow needs many more steps to start
 BANNER = (
     "DEMONSTRATION: synthetic notes or a tiny model of random weights; "
     "scores are not comparable to the paper's."
@@ -38,19 +34,9 @@ def wordpiece_vocabulary(texts, size):
     A word that only lengthens a commoner one ("painless") is left to that word and continuations.
     The tokenizers library's own trainer breaks ties by hash order: two runs give two vocabularies.
     """
-    words = Counter(
-        word for text in texts for word, _ in BertPreTokenizer().pre_tokenize_str(text.lower())
-    )
+    words = Counter(word for text in texts for word, _ in BertPreTokenizer().pre_tokenize_str(text.lower()))
     characters = sorted(set("".join(words)))
-    pieces = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        "[MASK]",
-        *characters,
-        *(f"##{c}" for c in characters),
-    ]
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, *(f"##{c}" for c in characters)]
     stems = set()
     for word in sorted(words, key=lambda word: (-words[word], word)):
         if len(word) > 1 and not any(word[:cut] in stems for cut in range(4, len(word))):
@@ -64,9 +50,7 @@ def make_model(directory, texts, hidden=128, layers=4, vocabulary=600, seed=0):
     words = wordpiece_vocabulary(texts, vocabulary)
     Path(directory).mkdir(parents=True, exist_ok=True)
     write_whole(Path(directory) / "vocab.txt", "\n".join(words) + "\n")
-    tokenizer = BertTokenizerFast.from_pretrained(
-        directory, do_lower_case=True, model_max_length=256
-    )
+    tokenizer = BertTokenizerFast.from_pretrained(directory, do_lower_case=True, model_max_length=256)
     config = BertConfig(
         vocab_size=len(words),
         hidden_size=hidden,
@@ -90,9 +74,7 @@ def refuse_another(directory, task, complete):
     held = {name for name in every if (directory / name).exists()}
     if held - ours or (complete and held != ours):
         remedy = "choose another directory"
-        raise BadInput(
-            f"{directory}: holds the demonstration of another task than {task}; {remedy}"
-        )
+        raise BadInput(f"{directory}: holds the demonstration of another task than {task}; {remedy}")
 
 
 def make(directory, task="symptoms", notes=4000, hidden=128, layers=4):

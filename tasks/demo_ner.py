@@ -73,9 +73,7 @@ def tagged_tokens(rng, remark):
     tokens = []
     for kind, phrase, other in re.findall(r"\[(\w+) ([^]]+)\]|(\w+|[^\w\s])", vary(rng, text)):
         words = re.findall(r"\w+|[^\w\s]", phrase or other)
-        tokens += [
-            (word, f"{'I' if at else 'B'}-{kind}" if kind else "O") for at, word in enumerate(words)
-        ]
+        tokens += [(word, f"{'I' if at else 'B'}-{kind}" if kind else "O") for at, word in enumerate(words)]
     return [(capitalized(tokens[0][0]), tokens[0][1]), *tokens[1:]]
 
 

@@ -6,21 +6,13 @@ import re
 # either, although their first WordPiece is the symptom's word ("pain ##l ##e ##s ##s").
 WORDINGS = {
     "edema": ("edema", ("puffy ankles", "fluid retention"), ("edematous legs", "edemas elsewhere")),
-    "pain": (
-        "pain",
-        ("discomfort", "soreness"),
-        ("painless swelling", "painful joints", "pains elsewhere"),
-    ),
+    "pain": ("pain", ("discomfort", "soreness"), ("painless swelling", "painful joints", "pains elsewhere")),
     "cough": (
         "cough",
         ("a hacking throat", "phlegm"),
         ("coughing fits", "coughs at night", "coughed up sputum"),
     ),
-    "fever": (
-        "fever",
-        ("pyrexia", "a raised temperature"),
-        ("feverish nights", "fevers elsewhere"),
-    ),
+    "fever": ("fever", ("pyrexia", "a raised temperature"), ("feverish nights", "fevers elsewhere")),
     "bleeding": ("bleeding", ("hemorrhage", "oozing"), ("bleedings elsewhere",)),
     "nausea": ("nausea", ("queasiness",), ("nauseated mornings",)),
     "dizziness": ("dizziness", ("lightheadedness",), ("dizzy spells",)),
@@ -28,16 +20,7 @@ WORDINGS = {
     "rash": ("rash", ("red spots",), ("rashes elsewhere",)),
     "chills": ("chills", ("shivering",), ("chilly nights",)),
 }
-SITES = (
-    "left leg",
-    "right leg",
-    "lower back",
-    "chest wall",
-    "abdomen",
-    "left arm",
-    "right hip",
-    "neck",
-)
+SITES = ("left leg", "right leg", "lower back", "chest wall", "abdomen", "left arm", "right hip", "neck")
 TIMES = (
     "since yesterday", "for three days", "for two weeks", "on and off for a month",
     "since the last visit", "overnight",
@@ -48,11 +31,7 @@ AFFIRMED = (
     "Wife says he has had {s} {t}.",
 )  # fmt: skip
 NEGATED = ("Denies {s}.", "No {s} at this time.", "Negative for {s}.", "Has not had {s} {t}.")
-HISTORICAL = (
-    "History of {s} in the past, resolved.",
-    "Previous admission for {s}.",
-    "Had {s} last winter.",
-)
+HISTORICAL = ("History of {s} in the past, resolved.", "Previous admission for {s}.", "Had {s} last winter.")
 FINDINGS = (
     "Vital signs are stable.", "Blood pressure {n} over {m}.", "Pulse {n}, regular.",
     "Lungs are clear on both sides.", "Heart rate and rhythm are regular.", "Abdomen is soft.",
@@ -92,9 +71,7 @@ def sections_text(sections):
 def vary(rng, pattern, **slots):
     """Draw one alternative of each "a|b|c_d" ("_": a space), then fill the slots; {n}: a number."""
     alternatives = r"[\w{}-]*(?:\|[\w{}-]*)+"
-    text = re.sub(
-        alternatives, lambda found: rng.choice(found[0].split("|")).replace("_", " "), pattern
-    )
+    text = re.sub(alternatives, lambda found: rng.choice(found[0].split("|")).replace("_", " "), pattern)
     return re.sub(" +", " ", text).strip().format(**{"n": rng.randint(2, 40), **slots})
 
 

@@ -81,16 +81,12 @@ def stays_of_patient(rng):
     for fate in fates:
         leaves = arrives + timedelta(minutes=rng.randint(24 * 60, 12 * 24 * 60))
         died = dies and not newborn and fate == "none"
-        yield Stay(
-            arrives, leaves, kind, "newborn" if newborn else rng.choice(DIAGNOSES), fate, died
-        )
+        yield Stay(arrives, leaves, kind, "newborn" if newborn else rng.choice(DIAGNOSES), fate, died)
 
         days = rng.randint(20, 900) if fate == "late" else rng.uniform(0.2, 2.9)
         arrives = leaves + timedelta(minutes=int(days * 24 * 60))
         planned = fate == "elective" or (fate == "late" and rng.random() < 0.2)
-        kind = (
-            "ELECTIVE" if planned else rng.choice(("EMERGENCY", "EMERGENCY", "EMERGENCY", "URGENT"))
-        )
+        kind = "ELECTIVE" if planned else rng.choice(("EMERGENCY", "EMERGENCY", "EMERGENCY", "URGENT"))
 
 
 def paragraph(rng, words, patterns=COURSE):
@@ -129,9 +125,7 @@ def notes_of_stay(rng, stay):
         text = f"BIRTH:\n{paragraph(rng, 80, INFANT)}" if newborn else summary(rng, stay)
         notes.append((stay.leaves.date(), "Discharge summary", text))
         if rng.random() < 0.05:
-            notes.append(
-                (stay.leaves.date(), "Discharge summary", f"ADDENDUM:\n{paragraph(rng, 15)}")
-            )
+            notes.append((stay.leaves.date(), "Discharge summary", f"ADDENDUM:\n{paragraph(rng, 15)}"))
     return notes
 
 

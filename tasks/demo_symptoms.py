@@ -3,16 +3,7 @@
 import random
 
 from files import write_csv
-from tasks.demo_phrases import (
-    AFFIRMED,
-    HISTORICAL,
-    NEGATED,
-    PLANS,
-    WORDINGS,
-    filler,
-    mention,
-    sections_text,
-)
+from tasks.demo_phrases import AFFIRMED, HISTORICAL, NEGATED, PLANS, WORDINGS, filler, mention, sections_text
 
 # Shares of the notes by main symptom. A note that also denies an earlier symptom of the list gets
 # that label, so a later symptom is given more notes to keep its class from being rare.

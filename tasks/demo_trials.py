@@ -140,24 +140,15 @@ def write_descriptions(path, rows, seed=0):
         slots = {"c": condition, "t": vary(rng, rng.choice(TREATMENTS))}
         title = vary(rng, "{t} for|in|against {c}|patients_with_{c}", **slots)
         lines = [
-            f"{capitalized(vary(rng, line, **slots))}."
-            for line in rng.sample(SUMMARIES, rng.randint(2, 5))
+            f"{capitalized(vary(rng, line, **slots))}." for line in rng.sample(SUMMARIES, rng.randint(2, 5))
         ]
         told = [rng.choice(ELIGIBLE[gender])] if rng.random() < 0.85 else []
         told += rng.sample(CRITERIA[: 6 if gender == "Male" else 8], rng.randint(2, 5))
         criteria = [f"- {vary(rng, line, **slots)}" for line in told]
         written.append(
-            (
-                f"NCT{row + 2000001:08d}",
-                gender,
-                capitalized(title),
-                " ".join(lines),
-                "\n".join(criteria),
-            )
+            (f"NCT{row + 2000001:08d}", gender, capitalized(title), " ".join(lines), "\n".join(criteria))
         )
-    write_csv(
-        path, ("nct_id", "gender", "brief_title", "brief_summary", "eligibility_criteria"), written
-    )
+    write_csv(path, ("nct_id", "gender", "brief_title", "brief_summary", "eligibility_criteria"), written)
     return [text for row in written for text in row[2:]]
 
 

@@ -37,9 +37,7 @@ def mask_tokens(encoded, share, mask_id, special, vocabulary, seed):
     others = generator.choice(vocabulary, len(ids))
     masked = np.where(chosen & (fate < 0.8), mask_id, np.where(chosen & (fate >= 0.9), others, ids))
     labels = np.where(chosen, ids, IGNORE)
-    return Encoded(
-        masked.astype(np.int32), encoded.starts, encoded.owner, None, labels.astype(np.int32)
-    )
+    return Encoded(masked.astype(np.int32), encoded.starts, encoded.owner, None, labels.astype(np.int32))
 
 
 class Mlm(Task):
@@ -102,9 +100,7 @@ class Mlm(Task):
         self.words, self.mask = tokenizer.convert_ids_to_tokens, tokenizer.mask_token
         self.mask_id = tokenizer.mask_token_id
         if self.mask_id is None:
-            raise BadInput(
-                "--model: its tokenizer has no mask token, so it is no masked-language model"
-            )
+            raise BadInput("--model: its tokenizer has no mask token, so it is no masked-language model")
 
         texts = [example.text for example in examples]
         if examples[0].label is None:
@@ -125,10 +121,7 @@ class Mlm(Task):
         stream = np.concatenate(
             [np.asarray(ids, np.int32) for batch in batches for ids in batch["input_ids"]]
         )
-        blocks = [
-            np.concatenate([before, stream[i : i + room], after])
-            for i in range(0, len(stream), room)
-        ]
+        blocks = [np.concatenate([before, stream[i : i + room], after]) for i in range(0, len(stream), room)]
         unmasked = pack(blocks, None, [np.full(len(block), IGNORE) for block in blocks])
 
         self.special = np.array(tokenizer.all_special_ids)
@@ -169,12 +162,8 @@ class Mlm(Task):
             return [[pairs.pop(0) for _ in range(count)] for count in per_row]
 
         surprise = F.cross_entropy(logits, labels, reduction="none")
-        table = torch.stack(
-            [logits.argmax(-1) == labels, torch.ones_like(surprise), surprise], -1
-        )  # (M, 3)
-        return [
-            part.sum(0).numpy() for part in table.cpu().double().split(per_row)
-        ]  # MPS has no double
+        table = torch.stack([logits.argmax(-1) == labels, torch.ones_like(surprise), surprise], -1)  # (M, 3)
+        return [part.sum(0).numpy() for part in table.cpu().double().split(per_row)]  # MPS has no double
 
     # --- scores and files
 

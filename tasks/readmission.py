@@ -55,9 +55,7 @@ def fit_logistic(x, y, patients, weight):
         return LogisticRegression(C=c, max_iter=1000, class_weight=weight).fit(x, y)
 
     def fold_score(c, train, held_out):
-        return metrics.auroc(
-            y[held_out] == 1, fit(c, x[train], y[train]).decision_function(x[held_out])
-        )
+        return metrics.auroc(y[held_out] == 1, fit(c, x[train], y[train]).decision_function(x[held_out]))
 
     folds = GroupKFold(n_splits=min(5, len(set(patients)))).split(x, y, patients)
     folds = [(train, held_out) for train, held_out in folds if len(set(y[train])) == 2]
@@ -144,9 +142,7 @@ class Readmission(Task):
         self.labels = ["not readmitted", "readmitted"]
         self.logistic = self.options.head == "logistic"
         if self.logistic:
-            self.auto_class = (
-                AutoModelForTokenClassification  # a Linear on every vector; ours is [CLS]'s
-            )
+            self.auto_class = AutoModelForTokenClassification  # a Linear on every vector; ours is [CLS]'s
         else:
             self.auto_class = AutoModelForSequenceClassification
 
@@ -164,9 +160,7 @@ class Readmission(Task):
         if label_at is not None and not admissions:
             return self._ready(path, table, label_at, keep, counts)
         if not admissions:
-            beside = [
-                Path(path).with_name(name) for name in ("ADMISSIONS.csv", "ADMISSIONS.csv.gz")
-            ]
+            beside = [Path(path).with_name(name) for name in ("ADMISSIONS.csv", "ADMISSIONS.csv.gz")]
             admissions = next((str(file) for file in beside if file.exists()), None)
         if not admissions:
             what = f"no column {self.options.label_column!r} and no ADMISSIONS.csv beside it"
@@ -178,13 +172,9 @@ class Readmission(Task):
         notes = []
         for line, row_id, subject, text, row in self.rows(table, counts, keep):
             if row[label_at].strip() not in ("0", "1"):
-                raise BadInput(
-                    f"{path}, line {line}: column {table.columns[label_at]!r} is neither 0 nor 1"
-                )
+                raise BadInput(f"{path}, line {line}: column {table.columns[label_at]!r} is neither 0 nor 1")
             text = self.prepare_text(text)
-            notes.append(
-                Note(row_id, subject or f"text {digest(text):016x}", text, int(row[label_at]))
-            )
+            notes.append(Note(row_id, subject or f"text {digest(text):016x}", text, int(row[label_at])))
         if not self.by_subject:
             print(
                 f"warning: {path} has no SUBJECT_ID, so the split is by text, not by patient; "
@@ -202,9 +192,7 @@ class Readmission(Task):
         self.by_subject = True
         kept = [admission for admission in texts if keep(admission)]
         counts["admissions not sampled"] += len(texts) - len(kept)
-        return [
-            Note(a, subjects[a], self.prepare_text("\n".join(texts[a])), labels[a]) for a in kept
-        ]
+        return [Note(a, subjects[a], self.prepare_text("\n".join(texts[a])), labels[a]) for a in kept]
 
     def _texts(self, table, labels, subjects, counts):
         """{admission id: [texts]} of the labelled admissions; notes that are left out are counted."""
@@ -235,9 +223,7 @@ class Readmission(Task):
         """Both classes in train and in every split that is dealt out of a file."""
         for name, count in tally.items():
             if not count:
-                raise BadInput(
-                    f"{path}: {split} has no admission {name!r}; give more data, or more --days"
-                )
+                raise BadInput(f"{path}: {split} has no admission {name!r}; give more data, or more --days")
 
     # --- tensors
 
@@ -250,9 +236,7 @@ class Readmission(Task):
         for batch in tokenise(texts, tokenizer, progress, add_special_tokens=False):
             for ids in batch["input_ids"]:
                 for start, stop in windows(len(ids), room, overlap):
-                    rows.append(
-                        np.concatenate([before, np.asarray(ids[start:stop], np.int32), after])
-                    )
+                    rows.append(np.concatenate([before, np.asarray(ids[start:stop], np.int32), after]))
                     owner.append(at)
                 at += 1
 
@@ -275,10 +259,7 @@ class Readmission(Task):
     def combine(self, examples, encoded, results):
         """One probability per admission from those of its chunks."""
         chunks = np.split(np.array(results, np.float64), np.flatnonzero(np.diff(encoded.owner)) + 1)
-        return [
-            combine_chunks(part, self.options.combine, self.options.scaling_factor)
-            for part in chunks
-        ]
+        return [combine_chunks(part, self.options.combine, self.options.scaling_factor) for part in chunks]
 
     # --- logistic regression
 
@@ -294,11 +275,7 @@ class Readmission(Task):
         vectors = np.empty((len(encoded.lengths), model.config.hidden_size), np.float32)
         device = next(model.parameters()).device
         for rows in tqdm(
-            budget_batches(encoded.lengths, 4096),
-            desc="[CLS]",
-            unit="batch",
-            leave=False,
-            disable=None,
+            budget_batches(encoded.lengths, 4096), desc="[CLS]", unit="batch", leave=False, disable=None
         ):
             batch = collate(encoded, rows, pad_id, device)
             hidden = model.base_model(batch["input_ids"], attention_mask=batch["attention_mask"])[
@@ -345,7 +322,4 @@ class Readmission(Task):
 
     def answer(self, example, prediction):
         """Class and probability."""
-        return {
-            "predicted": self.labels[int(prediction > 0.5)],
-            "probability": round(float(prediction), 6),
-        }
+        return {"predicted": self.labels[int(prediction > 0.5)], "probability": round(float(prediction), 6)}

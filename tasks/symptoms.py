@@ -72,9 +72,7 @@ class Symptoms(Task):
     def __init__(self, **options):
         super().__init__(**options)
         symptoms, top_k = self.options.symptoms, self.options.top_k
-        self.labels = [
-            symptom.strip().lower() for symptom in symptoms.split(",") if symptom.strip()
-        ]
+        self.labels = [symptom.strip().lower() for symptom in symptoms.split(",") if symptom.strip()]
         if len(set(self.labels)) < max(2, len(self.labels)):
             raise BadInput(f"--symptoms {symptoms}: needs at least two, each of them once")
         if top_k == 1:

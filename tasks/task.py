@@ -37,13 +37,10 @@ LABEL_COLUMN = {
         "default": "label",
         "also": ("--label-columns",),
         "help": "column of the label; for trials also several 0/1 columns, comma-separated (label)",
-    },
+    }
 }
 CLASS_WEIGHTS = {
-    "--class-weights": {
-        "action": "store_true",
-        "help": "weight the loss by inverse class frequency (off)",
-    },
+    "--class-weights": {"action": "store_true", "help": "weight the loss by inverse class frequency (off)"}
 }
 
 
@@ -75,9 +72,7 @@ def warn_of_leaks(**found):
     for what, sets in found.items():
         shared = len(sets["train"] & (sets["validation"] | sets["test"])) if sets else 0
         if shared:
-            print(
-                f"warning: {shared} {what} of train are in validation or test too; scores may be too good"
-            )
+            print(f"warning: {shared} {what} of train are in validation or test too; scores may be too good")
 
 
 class Task:
@@ -94,9 +89,7 @@ class Task:
     folds = True  # whether examples with exactly the same text are one example
     fewest_labels = 2  # how many labels must occur in train
     length_flag = "max_length"  # the argument that says how many tokens a row has
-    reads_first = (
-        True  # whether the head reads the first token alone: the last layer may skip the others
-    )
+    reads_first = True  # whether the head reads the first token alone: the last layer may skip the others
     redraws = False  # whether fresh() changes the rows from epoch to epoch
 
     overall, per_label = metrics.OVERALL, metrics.PER_LABEL  # columns of the score files
@@ -119,9 +112,7 @@ class Task:
         raise NotImplementedError
 
     def __init__(self, **options):
-        defaults = {
-            keyword(flag): words.get("default", False) for flag, words in self.OPTIONS.items()
-        }
+        defaults = {keyword(flag): words.get("default", False) for flag, words in self.OPTIONS.items()}
         if unknown := options.keys() - defaults:
             raise TypeError(f"{self.name} has no option {', '.join(unknown)}")
         self.options = Namespace(**{**defaults, **options})
@@ -182,9 +173,7 @@ class Task:
             examples += members
 
         if len(files) > 1 and self.folds:
-            examples, counts["also in the test or validation file, left out"] = fold_duplicates(
-                examples
-            )
+            examples, counts["also in the test or validation file, left out"] = fold_duplicates(examples)
         return examples, home
 
     def split(self, examples, home, shares, path, seed):
@@ -336,9 +325,7 @@ class Task:
 
     def forward(self, model, batch, **keywords):
         """The model's outputs for a batch, logits among them."""
-        return model(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **keywords
-        )
+        return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **keywords)
 
     def loss(self, model, batch, outputs):
         """Cross-entropy, class-weighted if asked for: logits (B, C), labels (B,) -> scalar."""
@@ -410,9 +397,7 @@ class Task:
 
     def answer(self, example, prediction):
         """A prediction as JSON, for one note from standard input."""
-        probabilities = {
-            label: round(float(p), 6) for label, p in zip(self.labels, prediction, strict=True)
-        }
+        probabilities = {label: round(float(p), 6) for label, p in zip(self.labels, prediction, strict=True)}
         return {"predicted": self.labels[int(prediction.argmax())], "probabilities": probabilities}
 
     def truth(self, example):

@@ -46,9 +46,7 @@ def refuse_strange_labels(labels, texts, path):
     if len(labels) > max(2, texts / 3):
         raise BadInput(f"{count}; is --label-column right?")
     names = re.compile(r"[\w .,:;/&()+'-]{1,60}")
-    strange = [
-        name for name in labels if not names.fullmatch(name) or len(re.findall(r"\w+", name)) > 6
-    ]
+    strange = [name for name in labels if not names.fullmatch(name) or len(re.findall(r"\w+", name)) > 6]
     if strange:
         what = f"{len(strange)} of {len(labels)} labels look like text, not like names"
         raise BadInput(f"{path}: {what}; is --label-column right?")
@@ -96,26 +94,18 @@ class Trials(Task):
     def __init__(self, **options):
         super().__init__(**options)
         chosen = self.options
-        self.label_columns = [
-            name.strip() for name in chosen.label_column.split(",") if name.strip()
-        ]
+        self.label_columns = [name.strip() for name in chosen.label_column.split(",") if name.strip()]
         several = len(self.label_columns) > 1
         if not self.label_columns or len(set(self.label_columns)) < len(self.label_columns):
             raise BadInput("--label-column: must name a column, or several, each of them once")
         if chosen.label_separator and several:
-            raise BadInput(
-                "--label-separator: goes with one --label-column, not with several 0/1 columns"
-            )
+            raise BadInput("--label-separator: goes with one --label-column, not with several 0/1 columns")
 
         self.sets = bool(chosen.multi_label or chosen.label_separator or several)
         self.thresholds = None  # per label, once chosen
         if self.sets:
             self.overall, self.selection, self.fewest_labels = metrics.MULTI_LABEL, "MicroF1", 1
-            self.headline = {
-                "MicroF1": "micro-F1",
-                "MacroF1": "macro-F1",
-                "Accuracy": "subset accuracy",
-            }
+            self.headline = {"MicroF1": "micro-F1", "MacroF1": "macro-F1", "Accuracy": "subset accuracy"}
 
     # --- a note's way
 
@@ -131,9 +121,7 @@ class Trials(Task):
         empty_is_a_set = self.sets and not self.options.multi_label  # an empty class is no label
         for line, row_id, subject, text, row in self.rows(table, counts, keep):
             label = self._label_names([row[at] for at in label_at], f"{path}, line {line}")
-            counts[
-                "with an empty set of labels" if empty_is_a_set else "without label"
-            ] += not label
+            counts["with an empty set of labels" if empty_is_a_set else "without label"] += not label
             if label or empty_is_a_set:
                 notes.append(Note(row_id, subject or f"row {row_id}", text, label))
         return notes
@@ -146,13 +134,9 @@ class Trials(Task):
             return tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
         for name, cell in zip(self.label_columns, cells, strict=True):
             if cell.strip() not in ("0", "1", "0.0", "1.0"):
-                raise BadInput(
-                    f"{where}: column {name!r} is neither 0 nor 1; several label columns must be"
-                )
+                raise BadInput(f"{where}: column {name!r} is neither 0 nor 1; several label columns must be")
         return tuple(
-            name
-            for name, cell in zip(self.label_columns, cells, strict=True)
-            if cell.strip()[0] == "1"
+            name for name, cell in zip(self.label_columns, cells, strict=True) if cell.strip()[0] == "1"
         )
 
     def fold(self, examples, counts):
@@ -160,11 +144,7 @@ class Trials(Task):
 
         def merge(kept, other):
             if kept.label != other.label:
-                what = (
-                    "duplicates with other labels, united"
-                    if self.sets
-                    else "contradicting duplicates"
-                )
+                what = "duplicates with other labels, united" if self.sets else "contradicting duplicates"
                 counts[what] += 1
             if self.sets:
                 kept.label = tuple(dict.fromkeys(kept.label + other.label))
@@ -218,9 +198,7 @@ class Trials(Task):
         if not self.sets:
             return super().loss(model, batch, outputs)
         weights = None if self.weights is None else self.weights.to(outputs.logits)
-        return F.binary_cross_entropy_with_logits(
-            outputs.logits, batch["labels"], pos_weight=weights
-        )
+        return F.binary_cross_entropy_with_logits(outputs.logits, batch["labels"], pos_weight=weights)
 
     def categorical(self, logits, batch):
         """Of label sets each label is a softmax of its own over (absent, present): (B * L, 2)."""
@@ -237,10 +215,7 @@ class Trials(Task):
         if self.sets and self.options.threshold == "auto":
             self.thresholds = best_thresholds(self._sets(examples), np.stack(predictions))
             pairs = zip(self.labels, self.thresholds, strict=True)
-            print(
-                "thresholds chosen on validation:",
-                ", ".join(f"{name} {t:.2f}" for name, t in pairs),
-            )
+            print("thresholds chosen on validation:", ", ".join(f"{name} {t:.2f}" for name, t in pairs))
 
     def called(self, probabilities):
         """Which labels the probabilities (..., L) predict, bool."""
@@ -249,9 +224,7 @@ class Trials(Task):
         if self.thresholds:
             return probabilities >= np.array(self.thresholds)
         auto = self.options.threshold == "auto"
-        return probabilities >= (
-            0.3 if auto else self.options.threshold
-        )  # auto: epochs are compared at 0.3
+        return probabilities >= (0.3 if auto else self.options.threshold)  # auto: epochs are compared at 0.3
 
     # --- scores and files
 
@@ -274,12 +247,9 @@ class Trials(Task):
             precision, recall, f1 = (
                 f"{row[s]:.4f}" if row[s] is not None else "-" for s in metrics.REPORT[:3]
             )
-            lines.append(
-                f"{name:{width}}  {precision:>9}  {recall:>6}  {f1:>8}  {row['Support']:>7}"
-            )
+            lines.append(f"{name:{width}}  {precision:>9}  {recall:>6}  {f1:>8}  {row['Support']:>7}")
         return "\n".join(
-            lines
-            + ["- : never called, or never true; counts as 0 in the averages, as in the reference"]
+            lines + ["- : never called, or never true; counts as 0 in the averages, as in the reference"]
         )
 
     def _names(self, chosen):
@@ -295,13 +265,8 @@ class Trials(Task):
 
     def answer(self, example, prediction):
         """The label or labels predicted, and all probabilities."""
-        called = [
-            name for name, yes in zip(self.labels, self.called(prediction), strict=True) if yes
-        ]
-        return {
-            **super().answer(example, prediction),
-            "predicted": called if self.sets else called[0],
-        }
+        called = [name for name, yes in zip(self.labels, self.called(prediction), strict=True) if yes]
+        return {**super().answer(example, prediction), "predicted": called if self.sets else called[0]}
 
     def describe(self):
         """Also the thresholds, if they were chosen."""

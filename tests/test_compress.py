@@ -18,7 +18,7 @@ from transformers import (
 
 import compress
 from cli import BadInput
-from compress.distillation import Distillation, copy_of, hidden_loss, kd_loss
+from compress.distillation import Distillation, hidden_loss, kd_loss
 from compress.lowrank import LowRank, LowRankLinear, break_even_rank, energy_rank
 from compress.pruning import Pruning, cubic, global_masks, magnitude_mask
 from compress.quantization import (
@@ -33,7 +33,7 @@ from compress.quantization import (
     rounded_product,
 )
 from compress.student import spaced_layers
-from layers import encoder_linears
+from layers import encoder_linears, trainable_copy
 from tasks.task import Task
 
 CONFIG = BertConfig(
@@ -205,7 +205,7 @@ def test_layers_are_spaced_as_distilbert_spaces_them():
 def test_student_is_smaller_and_its_loss_is_the_weighted_sum(model, batch, capsys):
     technique = Distillation(teacher=model, alpha=0.3, temperature=2.0)
     technique.task = Task()
-    student = technique.prepare(copy_of(model)).eval()
+    student = technique.prepare(trainable_copy(model)).eval()
     assert (
         student.config.num_hidden_layers == len(student.bert.encoder.layer) == 2
         and len(model.bert.encoder.layer) == 4
@@ -260,7 +260,7 @@ def test_other_encoders_shrink_too_or_are_named():
     ]
     technique = Distillation(teacher=teacher, student_layers=1)
     technique.task = Task()
-    student = technique.prepare(copy_of(teacher))
+    student = technique.prepare(trainable_copy(teacher))
     assert student.config.n_layers == 1 and len(student.distilbert.transformer.layer) == 1
     albert = AutoConfig.for_model(
         "albert",
@@ -274,7 +274,7 @@ def test_other_encoders_shrink_too_or_are_named():
 
     shared = AlbertForSequenceClassification(albert)
     with pytest.raises(BadInput, match="Albert.*--student"):
-        Distillation(teacher=shared).prepare(copy_of(shared))
+        Distillation(teacher=shared).prepare(trainable_copy(shared))
 
 
 # --- quantization
@@ -334,7 +334,7 @@ def test_chain_runs_left_to_right_and_rebuilds(model, batch):
     options = {"student_layers": 3, "rank": 6, "sparsity": 0.5}
     chain = compress.build(parts, options, teacher=model)
     chain.task = Task()
-    student = steps(chain, chain.prepare(copy_of(model)), batch)
+    student = steps(chain, chain.prepare(trainable_copy(model)), batch)
     student = chain.finish(student).eval()
     assert [facts["technique"] for facts in chain.describe()] == ["lowrank", "pruning", "quantization"]
     config = copy.deepcopy(student.config)
@@ -372,7 +372,7 @@ def test_other_encoders_go_through_the_whole_chain(kind, batch):
         compress.parse_chain("distillation+lowrank+pruning+quantization"), {"rank": 4}, teacher=model
     )
     chain.task = Task()
-    small = chain.finish(steps(chain, chain.prepare(copy_of(model)), batch, 2)).eval()
+    small = chain.finish(steps(chain, chain.prepare(trainable_copy(model)), batch, 2)).eval()
     config = type(small.config).from_dict(small.config.to_dict())
     again = compress.rebuild(AutoModelForSequenceClassification.from_config(config), chain.describe()).eval()
     load_plain_state(again, plain_state(small))

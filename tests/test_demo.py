@@ -18,9 +18,7 @@ from tasks.task import Task
 
 @pytest.mark.parametrize("task", TASKS)
 def test_the_same_arguments_write_the_same_bytes(task, tmp_path):
-    first, second = (
-        demo.make(tmp_path / name, task, notes=120, hidden=32, layers=1) for name in ("a", "b")
-    )
+    first, second = (demo.make(tmp_path / name, task, notes=120, hidden=32, layers=1) for name in ("a", "b"))
     assert first[0].name == TASKS[task].demo_files[0]
     for name in (*TASKS[task].demo_files, "model/vocab.txt", "model/model.safetensors"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()

@@ -26,9 +26,7 @@ def paths(*patterns):
     """Files of the checkout that match, without hidden folders and what runs make."""
     found = (path for pattern in patterns for path in ROOT.glob(pattern))
     return sorted(
-        p
-        for p in found
-        if (part := p.relative_to(ROOT).parts[0]) not in NOT_OURS and part[0] != "."
+        p for p in found if (part := p.relative_to(ROOT).parts[0]) not in NOT_OURS and part[0] != "."
     )
 
 
@@ -38,9 +36,7 @@ def module_name(path):
 
 
 EVERY = paths("*.py", "*/*.py")
-SOURCES = {
-    module_name(path): ast.parse(path.read_text()) for path in EVERY if path.parent.name != "tests"
-}
+SOURCES = {module_name(path): ast.parse(path.read_text()) for path in EVERY if path.parent.name != "tests"}
 ROOMS = {name.partition(".")[0] for name in SOURCES}
 SCRIPTS = [name for name in ROOMS if name not in FLOORS and (ROOT / f"{name}.py").exists()]
 
@@ -52,9 +48,7 @@ def refuse(found):
 
 def functions(tree):
     """Every function of a module, methods and inner ones too."""
-    return [
-        node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-    ]
+    return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
 
 
 def test_the_rules_see_the_code():
@@ -74,26 +68,14 @@ def test_no_line_is_longer_than_110_characters():
 
 def test_no_function_is_longer_than_60_lines():
     lengths = {
-        f"{m}.{f.name}": f.end_lineno - f.lineno + 1
-        for m, tree in SOURCES.items()
-        for f in functions(tree)
+        f"{m}.{f.name}": f.end_lineno - f.lineno + 1 for m, tree in SOURCES.items() for f in functions(tree)
     }
-    refuse(
-        [
-            f"{name}: {lines} lines"
-            for name, lines in lengths.items()
-            if lines > LONGER.get(name, 60)
-        ]
-    )
+    refuse([f"{name}: {lines} lines" for name, lines in lengths.items() if lines > LONGER.get(name, 60)])
 
 
 def test_no_block_has_a_complexity_over_15():
-    radon = pytest.importorskip(
-        "radon.complexity", reason="radon is not installed; it counts complexity"
-    )
-    blocks = [
-        (module, block) for module, tree in SOURCES.items() for block in radon.cc_visit_ast(tree)
-    ]
+    radon = pytest.importorskip("radon.complexity", reason="radon is not installed; it counts complexity")
+    blocks = [(module, block) for module, tree in SOURCES.items() for block in radon.cc_visit_ast(tree)]
     assert len(blocks) > 100
     refuse(
         [
@@ -169,8 +151,7 @@ def names_default(words, default):
     """Whether a help text names a default in brackets: (5), (0 = never), (auto: CUDA, MPS, CPU, ...)."""
     shown = re.escape(f"{default:g}" if isinstance(default, float) else str(default))
     return any(
-        re.search(rf"(?<![\w.-]){shown}(?![\w.-])", inside)
-        for inside in re.findall(r"\(([^()]*)\)", words)
+        re.search(rf"(?<![\w.-]){shown}(?![\w.-])", inside) for inside in re.findall(r"\(([^()]*)\)", words)
     )
 
 

@@ -29,14 +29,10 @@ def test_scores_equal_scikit_learn(seed):
     labels, probabilities = random_case(np.random.default_rng(seed))
     scores = metrics.single_label(labels, probabilities, NAMES)
     predicted = probabilities.argmax(1)
-    expected = sk.precision_recall_fscore_support(
-        labels, predicted, labels=range(4), zero_division=np.nan
-    )
+    expected = sk.precision_recall_fscore_support(labels, predicted, labels=range(4), zero_division=np.nan)
     for i, name in enumerate(NAMES):
         row = scores.per_label[name]
-        assert np.allclose(
-            [row["Precision"], row["Recall"], row["F1"]], [e[i] for e in expected[:3]]
-        )
+        assert np.allclose([row["Precision"], row["Recall"], row["F1"]], [e[i] for e in expected[:3]])
         assert np.isclose(row["AUROC"], sk.roc_auc_score(labels == i, probabilities[:, i]))
     macro = sk.precision_recall_fscore_support(labels, predicted, average="macro")
     assert np.allclose([scores.overall[s] for s in ("Precision", "Recall", "F1")], macro[:3])
@@ -55,9 +51,7 @@ def test_undefined_is_none_and_named_and_never_zero_in_its_own_cell():
     assert scores.undefined == {score: ["c", "d"] for score in metrics.PER_LABEL}
     assert scores.per_label["c"] == {"Precision": None, "Recall": None, "F1": None, "AUROC": None}
     assert scores.overall["Accuracy"] == 0.75 and scores.overall["AUROC"] is None
-    never_called = metrics.single_label(
-        np.array([0, 1]), np.array([[0.9, 0.1], [0.8, 0.2]]), ["a", "b"]
-    )
+    never_called = metrics.single_label(np.array([0, 1]), np.array([[0.9, 0.1], [0.8, 0.2]]), ["a", "b"])
     assert never_called.per_label["b"]["Precision"] is None  # no calls: undefined
     assert (
         never_called.per_label["b"]["Recall"] == 0.0 and never_called.per_label["b"]["F1"] == 0.0
@@ -78,9 +72,7 @@ def test_macro_scores_count_an_undefined_one_as_zero_as_scikit_learn_does(seed):
     macro = sk.precision_recall_fscore_support(
         labels, probabilities.argmax(1), labels=range(4), average="macro", zero_division=0
     )
-    assert [scores.overall[s] for s in ("Precision", "Recall", "F1")] == pytest.approx(
-        macro[:3], abs=1e-15
-    )
+    assert [scores.overall[s] for s in ("Precision", "Recall", "F1")] == pytest.approx(macro[:3], abs=1e-15)
     assert (
         scores.overall["AUROC"] is None
         and "d" in scores.undefined["AUROC"]
@@ -104,10 +96,7 @@ def test_the_note_names_every_undefined_score_its_labels_and_the_reason():
     )
     spans = metrics.span_scores([[(0, 1, "x")]], [[]], ["x"], [0])
     expected = "warning: precision is undefined for x (never predicted in these sentences)"
-    assert (
-        spans.overall["Precision"] is None
-        and metrics.undefined_note(spans, "sentences") == expected
-    )
+    assert spans.overall["Precision"] is None and metrics.undefined_note(spans, "sentences") == expected
 
 
 def test_no_score_warns_by_itself_and_binary_scores_of_one_class_are_undefined():
@@ -120,15 +109,8 @@ def test_no_score_warns_by_itself_and_binary_scores_of_one_class_are_undefined()
             )
             assert scores.overall["AUROC"] is None and scores.undefined["AUROC"] == ["no", "yes"]
             assert scores.undefined["Recall"] == [["yes", "no"][label]]
-            assert ("AUROC" in scores.intervals, "AUPRC" in scores.intervals) == (
-                False,
-                bool(label),
-            )
-            assert (
-                (scores.overall["AUPRC"] is None)
-                == (scores.overall["RecallAtP80"] is None)
-                == (not label)
-            )
+            assert ("AUROC" in scores.intervals, "AUPRC" in scores.intervals) == (False, bool(label))
+            assert (scores.overall["AUPRC"] is None) == (scores.overall["RecallAtP80"] is None) == (not label)
         nothing = np.zeros((3, 2), bool)
         scores = metrics.multi_label(nothing, nothing, ["a", "b"])
         assert scores.overall["Accuracy"] == 1 and scores.overall["MacroF1"] == 0
@@ -148,8 +130,7 @@ def test_auroc_is_exactly_the_share_of_pairs_ranked_rightly(seed):
     for notes in (5, 40, 90):
         positive, score = generator.random(notes) < 0.4, generator.random(notes).round(seed)
         above, tied = (
-            compare(score[positive][:, None], score[~positive])
-            for compare in (np.greater, np.equal)
+            compare(score[positive][:, None], score[~positive]) for compare in (np.greater, np.equal)
         )
         assert (
             metrics.auroc(positive, score) == (above.sum() + tied.sum() / 2) / above.size
@@ -162,14 +143,8 @@ def test_recall_at_precision_is_the_best_over_all_thresholds(seed):
     positive, score = generator.random(60) < 0.5, generator.random(60).round(1 + seed % 2)
     for level in (0.5, 0.6, 0.8, 0.99):
         calls = [score >= threshold for threshold in np.unique(score)]
-        reached = [
-            positive[call].sum() / positive.sum()
-            for call in calls
-            if positive[call].mean() >= level
-        ]
-        assert metrics.recall_at_precision(positive, score, level) == pytest.approx(
-            max(reached, default=0)
-        )
+        reached = [positive[call].sum() / positive.sum() for call in calls if positive[call].mean() >= level]
+        assert metrics.recall_at_precision(positive, score, level) == pytest.approx(max(reached, default=0))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -198,13 +173,10 @@ def test_bootstrap_on_the_matrix_equals_bootstrap_over_notes():
     confusion = metrics.confusion_matrix(labels, predicted, 4)
     assert metrics.accuracy_of(confusion) == sk.accuracy_score(labels, predicted)
     assert np.isclose(
-        metrics.macro_f1_of(confusion),
-        metrics.single_label(labels, probabilities, NAMES).overall["F1"],
+        metrics.macro_f1_of(confusion), metrics.single_label(labels, probabilities, NAMES).overall["F1"]
     )
     generator, cells = np.random.default_rng(2), labels * 4 + predicted
-    slow = np.stack(
-        [np.bincount(cells[generator.integers(0, 300, 300)], minlength=16) for _ in range(3000)]
-    )
+    slow = np.stack([np.bincount(cells[generator.integers(0, 300, 300)], minlength=16) for _ in range(3000)])
     for score in (metrics.accuracy_of, metrics.macro_f1_of):
         expected = np.quantile(score(slow.reshape(-1, 4, 4)), [0.025, 0.975])
         assert np.allclose(metrics.bootstrap_interval(confusion, score), expected, atol=0.008)
@@ -217,9 +189,7 @@ def test_bootstraps_of_rows_and_of_sums_agree_and_groups_are_drawn_whole():
     by_rows = metrics.bootstrap_rows(400, lambda rows: right[rows].mean())
     by_sums = metrics.bootstrap_sums(right[:, None], lambda sums: sums[:, 0] / 400)
     assert np.allclose(by_rows, by_matrix, atol=0.01) and np.allclose(by_sums, by_matrix, atol=0.01)
-    sometimes = metrics.bootstrap_rows(
-        400, lambda rows: right[rows].mean() if rows[0] % 2 else None
-    )
+    sometimes = metrics.bootstrap_rows(400, lambda rows: right[rows].mean() if rows[0] % 2 else None)
     assert np.allclose(sometimes, by_matrix, atol=0.015)  # undefined draws are left out
 
     truth = [[(0, 1, "x")]] * 400  # one span in a sentence, found or not
@@ -232,9 +202,7 @@ def test_bootstraps_of_rows_and_of_sums_agree_and_groups_are_drawn_whole():
         np.random.default_rng(1),
         right[:40],
     )  # ten equal sentences a document, so 40 draws, not 400
-    slow = np.quantile(
-        [found[generator.integers(0, 40, 40)].mean() for _ in range(4000)], [0.025, 0.975]
-    )
+    slow = np.quantile([found[generator.integers(0, 40, 40)].mean() for _ in range(4000)], [0.025, 0.975])
     assert np.allclose(documents, slow, atol=0.026)  # one document is 0.025
     assert documents[1] - documents[0] > 2.5 * (alone[1] - alone[0])
 
@@ -254,7 +222,4 @@ def test_mcnemar_equals_the_binomial_test():
 
 def test_scikit_learn_is_imported_only_when_something_is_scored():
     code = "import sys, metrics; sys.exit('sklearn' in sys.modules or 'scipy' in sys.modules)"
-    assert (
-        subprocess.run([sys.executable, "-c", code], cwd=Path(metrics.__file__).parent).returncode
-        == 0
-    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(metrics.__file__).parent).returncode == 0

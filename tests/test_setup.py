@@ -72,9 +72,7 @@ def installed(folder, versions):
     for name, version in {**pins(), **versions}.items():
         place = folder / f"{name.replace('-', '_')}-{version}.dist-info"
         place.mkdir(parents=True)
-        (place / "METADATA").write_text(
-            f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
-        )
+        (place / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
     return folder
 
 
@@ -135,10 +133,7 @@ def test_a_python_in_the_ranges_is_taken_and_named_in_one_line(choose):
 
 
 def test_what_a_script_does_not_need_may_be_missing_or_any_version(choose):
-    assert choose("ranges", "plots", peft="0.1", seqeval="0.1", pytest="1.0", ruff="0.1") == (
-        [],
-        "python3",
-    )
+    assert choose("ranges", "plots", peft="0.1", seqeval="0.1", pytest="1.0", ruff="0.1") == ([], "python3")
     assert choose("ranges", "plots", matplotlib="3.9.0") == ([], "python3")  # decides no result
 
 
@@ -160,11 +155,7 @@ def test_a_venv_with_the_pins_is_taken_before_a_python_in_the_ranges(choose, che
 def test_otherwise_the_venv_is_brought_to_the_pins(choose, checkout, words, versions):
     make_venv(checkout, torch="2.0.0")
     lines, python = choose(*words, **versions)
-    assert (
-        python == ".venv/bin/python"
-        and len(lines) == 1
-        and "installing requirements.txt" in lines[0]
-    )
+    assert python == ".venv/bin/python" and len(lines) == 1 and "installing requirements.txt" in lines[0]
     assert choose(*words, **versions) == ([], ".venv/bin/python")
 
 
@@ -174,21 +165,14 @@ def test_otherwise_the_venv_is_brought_to_the_pins(choose, checkout, words, vers
 def test_the_scripts_explain_themselves(tmp_path):
     for script in ("run_all.sh", "run_trials.sh"):
         done = bash(ROOT / script, "--epochs", "1", "--help", cwd=tmp_path)
-        assert (
-            done.returncode == 0 and f"bash {script}" in done.stdout and "env.sh" not in done.stdout
-        )
+        assert done.returncode == 0 and f"bash {script}" in done.stdout and "env.sh" not in done.stdout
     assert not list(tmp_path.iterdir())
 
 
 def test_shell_scripts_read_arguments_as_train_py_does(capsys, tmp_path):
     (tmp_path / "x.args").write_text("--task=mlm\n--epochs=1\n--out=results/x\n")
     main(["--show", "given techniques out data", "--", "--task", "mlm", "--overwrite"])
-    assert capsys.readouterr().out.splitlines() == [
-        "task overwrite",
-        "base lora",
-        "results/mlm",
-        "demo",
-    ]
+    assert capsys.readouterr().out.splitlines() == ["task overwrite", "base lora", "results/mlm", "demo"]
     main(["--show", "given out text_columns", "--task", "trials", "--"])
     assert capsys.readouterr().out.splitlines() == ["", "results/trials", ""]
     if not Parser().fromfile_prefix_chars:
@@ -239,27 +223,14 @@ def test_run_all_trains_reports_and_keeps_what_is_finished(arguments, small, tmp
 
 def test_run_trials_stands_plain_and_adapted_side_by_side(tmp_path):
     data, model = demo.make(tmp_path / "demo", "trials", notes=300, hidden=32, layers=2)
-    call = [
-        "--data",
-        data,
-        f"--model={model}",
-        "--epochs",
-        "1",
-        "--max-length",
-        "32",
-        "--out",
-        "out",
-    ]
+    call = ["--data", data, f"--model={model}", "--epochs", "1", "--max-length", "32", "--out", "out"]
     environment = {"TEXT": "demo/trials.csv", "MLM": "--epochs 1 --block-size 32"}
     done = bash(ROOT / "run_trials.sh", *call, cwd=tmp_path, **environment)
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "out/results.md").read_text()
     assert "| base |" in text and "| adapted |" in text
     assert "adapted was trained with another model" in text
-    assert (
-        files.read_json(tmp_path / "out/mlm/lora/run.json")["arguments"]["data"]
-        == "demo/trials.csv"
-    )
+    assert files.read_json(tmp_path / "out/mlm/lora/run.json")["arguments"]["data"] == "demo/trials.csv"
 
 
 def test_run_tests_works_from_another_folder(tmp_path):

@@ -16,10 +16,11 @@ from transformers import (
 import files
 import train
 from cli import BadInput
-from compress.distillation import Distillation, copy_of, kd_loss, relation_loss, relations, renamed, replaced
+from compress.distillation import Distillation, kd_loss, relation_loss, relations, renamed, replaced
 from compress.structured import find_units, fisher
 from compress.student import best_layers, keep_layers, narrow_model, norm_moments, strongest
 from data import collate
+from layers import trainable_copy
 from run import checkpoint
 from tasks.task import Task
 
@@ -102,7 +103,7 @@ def test_the_basis_is_that_of_principal_components(model, batch):
 @pytest.mark.parametrize("width, heads, size", [(16, 2, 8), (24, 3, 8), (20, 4, 5)])
 def test_a_narrow_student_is_a_plain_model(model, batch, capsys, width, heads, size):
     technique = teach(model, batch, student_layers=4, student_width=width)
-    student = technique.prepare(copy_of(model)).eval()
+    student = technique.prepare(trainable_copy(model)).eval()
     assert f"{width} of 32 channels" in capsys.readouterr().out
     neurons = {16: 32, 24: 48, 20: 32}[width]
     assert [(x.heads, x.head_size, x.neurons) for x in find_units(student)] == [(heads, size, neurons)] * 4
@@ -116,7 +117,7 @@ def test_a_narrow_student_starts_nearer_to_its_teacher_than_a_fresh_model(runs, 
     encoded = run.task.encode(splits["validation"], run.tokenizer, 128)
     notes = collate(encoded, np.arange(len(splits["validation"])), run.tokenizer.pad_token_id)
     technique = teach(run.model, notes, student_layers=2, student_width=24)
-    student = technique.prepare(copy_of(run.model)).eval()
+    student = technique.prepare(trainable_copy(run.model)).eval()
     torch.manual_seed(1)
     fresh = type(run.model)(student.config).eval()
     wanted = run.task.forward(run.model, notes).logits
@@ -127,7 +128,7 @@ def test_a_narrow_student_starts_nearer_to_its_teacher_than_a_fresh_model(runs, 
 def test_no_width_is_taken_that_the_heads_do_not_make_up(model, batch):
     for width in (32, 33, 18):
         with pytest.raises(BadInput, match=f"--student-width {width}: give less than 32, a multiple of 8"):
-            teach(model, batch, student_width=width).prepare(copy_of(model))
+            teach(model, batch, student_width=width).prepare(trainable_copy(model))
 
 
 def test_distilbert_is_narrowed_too(batch):
@@ -135,7 +136,7 @@ def test_distilbert_is_narrowed_too(batch):
     teacher = DistilBertForSequenceClassification(
         DistilBertConfig(vocab_size=50, dim=32, n_layers=3, n_heads=4, hidden_dim=64, num_labels=3)
     )
-    student = teach(teacher, batch, student_layers=2, student_width=16).prepare(copy_of(teacher))
+    student = teach(teacher, batch, student_layers=2, student_width=16).prepare(trainable_copy(teacher))
     assert (
         student.config.dim,
         student.config.n_heads,
@@ -183,7 +184,7 @@ def test_relations_compare_models_of_any_width_and_ignore_padding(batch):
 
 def test_attention_term_reaches_the_last_projections(model, batch):
     technique = teach(model, batch, attention_weight=1.0, alpha=1.0, student_layers=2, student_width=24)
-    student = technique.prepare(copy_of(model)).eval()
+    student = technique.prepare(trainable_copy(model)).eval()
     with pytest.raises(BadInput, match="are no multiple of 12"):
         technique.loss(student, batch, technique.task.forward(student, batch))
     config = BertConfig(
@@ -197,7 +198,7 @@ def test_attention_term_reaches_the_last_projections(model, batch):
     torch.manual_seed(0)
     teacher = BertForSequenceClassification(config).eval()
     technique = teach(teacher, batch, attention_weight=1.0, alpha=1.0, student_layers=2, student_width=24)
-    student = technique.prepare(copy_of(teacher)).eval()
+    student = technique.prepare(trainable_copy(teacher)).eval()
     outputs = technique.task.forward(student, batch)
     extra = technique.loss(student, batch, outputs) - technique.task.loss(student, batch, outputs)
     assert extra > 0
@@ -223,7 +224,7 @@ def test_the_teacher_reads_each_note_once(model, batch, kind, monkeypatch):
         technique.teacher = Tokens(50, 3).eval()
         student = Tokens(50, 3)
     else:
-        student = technique.prepare(copy_of(model)).eval()
+        student = technique.prepare(trainable_copy(model)).eval()
     calls = []
     technique.teacher.register_forward_hook(lambda *_: calls.append(1))
     outputs = technique.task.forward(student, batch)
@@ -260,7 +261,7 @@ def test_replaced_tokens_are_inner_ones_and_come_from_the_batch(model, batch):
     assert 0.25 < share < 0.6
     assert replaced(ids[:, :2], mask[:, :2], 0.5).equal(ids[:, :2])
     technique = teach(model, batch, augment=0.5, alpha=0.5)
-    student = technique.prepare(copy_of(model)).eval()
+    student = technique.prepare(trainable_copy(model)).eval()
     outputs = technique.task.forward(student, batch)
     torch.manual_seed(3)
     loss = technique.loss(student, batch, outputs)
