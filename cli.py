@@ -14,7 +14,7 @@ class BadInput(Exception):
 
 
 def run_script(main):
-    """Call main(); turn BadInput into one line on standard error and exit code 2, Ctrl-C into 130, a reader that left (| head) into 141."""
+    """Call main(). BadInput ends in one line and exit code 2, Ctrl-C in 130, a reader that left (| head) in 141."""
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         try:
@@ -33,7 +33,7 @@ def run_script(main):
 
 
 def number(kind, low, high, low_open=False, high_open=False):
-    """An argparse type: a finite int or float between low and high, the ends included unless they are open."""
+    """An argparse type: a finite int or float from low to high, the ends included unless they are open."""
 
     interval = f"{'(' if low_open else '['}{low}, {high}{')' if high_open else ']'}"
 
@@ -70,15 +70,15 @@ def plain_name(text):
 
 
 def keyword(flag):
-    """'--student-layers' -> 'student_layers', '--global' -> 'global_': the constructor's keyword for a flag."""
+    """The keyword for a flag: '--student-layers' -> 'student_layers', '--global' -> 'global_'."""
     name = flag.lstrip("-").replace("-", "_")
     return f"{name}_" if iskeyword(name) else name
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line and exit code 2, like every other bad input; no flag can be abbreviated.
+    """An argument parser whose errors are BadInput; no flag can be abbreviated.
 
-    @FILE among the arguments stands for the arguments in that file, written as on a command line; # begins a comment.
+    @FILE stands for the arguments in that file, written as on a command line; # begins a comment.
     """
 
     def __init__(self, **keywords):

@@ -105,7 +105,7 @@ def parameter_count(model):
 
 @contextlib.contextmanager
 def exchanged(model, places):
-    """Put modules in the places of others, {name: module}, while open; then the originals are back, in the mode of the others."""
+    """While open, modules stand in the places of others, {name: module}; then the originals are back."""
     originals = {name: model.get_submodule(name) for name in places}
     for name, module in places.items():
         replace_module(model, name, module)
@@ -125,7 +125,8 @@ def trainable_copy(model):
 def set_attention_dropout(model, probability):
     """Set, in place, the dropout of attention probabilities.
 
-    BERT, MPNet and DeBERTa hold it in modules named ...SelfAttention, ModernBERT and ALBERT as `attention_dropout`.
+    BERT, MPNet and DeBERTa hold it in modules named ...SelfAttention, ModernBERT and ALBERT as
+    `attention_dropout`.
     """
     for key in ("attention_probs_dropout_prob", "attention_dropout"):
         if hasattr(model.config, key):

@@ -1,8 +1,11 @@
-"""A run directory and notes -> labels, probabilities or spans: python predict.py RUN_DIR notes.csv --out predictions.csv
+"""A run directory and notes -> labels, probabilities or spans.
 
-The file is read as a stream; the answers keep its order and row ids, and hold nothing of the text. With - in place of the
-file, one note is read from standard input. The run is rebuilt as it was saved, int8 as int8 (on another CPU its activations
-may have other bits: compress/quantization.py). Tasks whose answers are no row of numbers, such as spans, write JSON lines.
+python predict.py RUN_DIR notes.csv --out predictions.csv
+python predict.py RUN_DIR - < note.txt
+
+The file is read as a stream; the answers keep its order and row ids, and hold nothing of the text. The run is
+rebuilt as it was saved, int8 as int8 (on another CPU its activations may have other bits). Tasks whose answers
+are no row of numbers, such as spans, write JSON lines.
 """
 
 import csv
@@ -38,7 +41,7 @@ def ahead(items):
 def predict_file(run, path, out, tokens=None, chunk=2048):
     """Stream a CSV of notes into a file of predictions; rows without text are left out and counted.
 
-    The next chunk is read and tokenised while the model reads this one. Finished chunks are kept beside `out` until the
+    The next chunk is read and tokenised while the model reads this one. Finished chunks are kept beside `out`
     end, so that an interrupted call resumes. Returns the counts.
     """
     task, table, counts = run.task, Table(path), Counter()
@@ -129,7 +132,7 @@ def read_note():
 
 
 def output_path(args, task):
-    """Where the predictions go. Raises BadInput if that is a directory, the notes themselves, or cannot be written."""
+    """Where the predictions go. Raises BadInput if that is a directory, the notes themselves, or not writable."""
     out = Path(args.out or ("predictions.jsonl" if task.json_lines else "predictions.csv"))
     if out.is_dir():
         raise BadInput(f"--out {out}: is a directory; name a file")

@@ -2,7 +2,7 @@
 
 python train.py                                   the demonstration, base
 python train.py --technique lowrank --rank 16
-python train.py --technique distillation+pruning --data NOTEEVENTS.csv.gz --model emilyalsentzer/Bio_ClinicalBERT
+python train.py --technique distillation+pruning --data notes.csv --model emilyalsentzer/Bio_ClinicalBERT
 """
 
 import math
@@ -105,7 +105,7 @@ def train(model, technique, notes, schedule, device, progress_file):
 
 @contextmanager
 def training_speedups(model, technique, notes, schedule, device, precision):
-    """Everything that makes a step sooner, on the model and on what else reads the batches, such as a teacher."""
+    """Everything that makes a step faster, on the model and on what else reads the batches: a teacher."""
     first, lengths = notes.task.reads_first, notes.rows["train"].lengths
     tokens = None if schedule.compile else schedule.batch_size * schedule.accumulate * int(lengths.mean())
     bf16 = device.type == "cpu" and precision == torch.bfloat16
@@ -133,7 +133,7 @@ def watch(meter, position, schedule, bar):
 
 
 def validate(model, technique, notes, schedule, position, meter, precision):
-    """Score the validation notes as the test notes will be; keep the best weights; stop if --patience is over."""
+    """Score the validation notes as the test notes will be; keep the best weights; stop by --patience."""
     task, device = notes.task, device_of(model)
     training_room = 4 * schedule.batch_size * int(notes.rows["train"].lengths.max())  # it fits in the memory
     scores, _ = evaluate(
@@ -159,7 +159,7 @@ def validate(model, technique, notes, schedule, position, meter, precision):
     print(f"{technique.name}: epoch {row['Epoch']:g}/{schedule.epochs}, {words}", flush=True)
 
 
-# --- one run -----------------------------------------------------------------------------------------------------
+# --- one run -----------------------------------------------------------------------------------------
 
 
 def run(args):
@@ -218,8 +218,8 @@ def make_run(planned):
     # save, whole
     record = {
         **planned.record(settings(args)), "learning_rate": rate, "device": str(device_of(model)),
-        "task": task.describe(), "data": facts, **trained, "run_seconds": round(time.perf_counter() - began, 1),
-        "history": history, "validation": validation._asdict(), "test": test._asdict(), "machine": machine,
+        "task": task.describe(), "data": facts, **trained,
+        "run_seconds": round(time.perf_counter() - began, 1), "history": history, "validation": validation._asdict(), "test": test._asdict(), "machine": machine,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }  # fmt: skip
     write_score_files(Path(args.out), task, record)

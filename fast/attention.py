@@ -1,12 +1,13 @@
 """An encoder's attention with less work, by the same weights.
 
-first token   Where the head reads only the first token, [CLS], the last layer needs every token's key and value, but only
-              that token's query, output and feed-forward. Exact, in training too: the other tokens' gradients are zero there.
-              (An int8 layer takes one scale for all that it sees, so for this token alone it takes a finer one.)
-              It takes out 10/12 of a layer's products: 7% of 12 layers', 42% of two. Who asks for all hidden states gets them all.
-joined        For prediction: queries, keys and values by one product with the three matrices on top of each other.
-products      Attention as two bf16 products and a softmax, where the CPU multiplies bf16: for int8 models and for training
-              in bf16. Fused CPU kernels multiply in fp32 inside; answers move by 1e-2 of a logit.
+first token   Where the head reads only the first token, [CLS], the last layer needs every token's key and
+              value, but only that token's query, output and feed-forward. Exact, in training too: the other
+              tokens' gradients are zero there. (An int8 layer takes one scale for all that it sees, so for
+              this token alone it takes a finer one.) It takes out 10/12 of a layer's products: 7% of 12
+              layers', 42% of two. Whoever asks for all hidden states gets them all.
+joined        For prediction: queries, keys and values by one product, the three matrices stacked.
+products      Attention as two bf16 products and a softmax, where the CPU multiplies bf16: for int8 models and
+              for training in bf16. Fused CPU kernels multiply in fp32; answers move by 1e-2 of a logit.
 
 What it does not save: bytes. The first two know BERT's layers and those built like them (LIKE_BERT).
 """
@@ -26,7 +27,7 @@ from layers import exchanged, find_layers, is_int8
 
 LIKE_BERT = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
 LONGEST = 512  # tokens up to which attention probabilities are held whole, (B, heads, T, T)
-# Fewer probabilities than this, and one fused call is quicker than several: 0.02 ms against 0.06 at 12 heads, 14 tokens.
+# Below this many probabilities one fused call is quicker: 0.02 ms against 0.06 at 12 heads, 14 tokens.
 FEWEST = 2**14
 
 
@@ -35,14 +36,14 @@ def like_bert(model):
     return model.config.model_type in LIKE_BERT and not model.config.is_decoder
 
 
-# --- the last layer for the first token, and one product for three ---------------------------------------------------
+# --- the last layer for the first token, and one product for three ----------------------------------
 
 
 class ShortAttention(nn.Module):
-    """BERT's self-attention with less work, in the place of the module whose layers it takes over, names included."""
+    """BERT's self-attention with less work; it takes over the layers of the module it replaces, names included."""
 
     def __init__(self, original, first, joined):
-        """first: answer for the first token alone. joined: one product for keys and values (and queries, if not first)."""
+        """first: answer for the first token alone. joined: one product for keys, values (and queries, if not first)."""
         super().__init__()
         for name, child in original.named_children():
             self.add_module(name, child)
@@ -53,7 +54,7 @@ class ShortAttention(nn.Module):
         self.train(original.training)
 
     def forward(self, hidden, attention_mask=None, past_key_values=None, **keywords):
-        """Hidden states (B, T, H) -> (B, T, heads * d), None; for the first token alone (B, 1, heads * d), None."""
+        """Hidden states (B, T, H) -> (B, T, heads * d), None; or of the first token, (B, 1, heads * d), None."""
         first = self.first and not keywords.get("output_hidden_states", self.config.output_hidden_states)
         parts = self._projections(hidden, first)
         query, key, value = (x.unflatten(-1, (-1, self.attention_head_size)).transpose(1, 2) for x in parts)
@@ -81,7 +82,7 @@ class ShortAttention(nn.Module):
 
 
 class ShortOutput(nn.Module):
-    """The output projection after it: adds the hidden states of only those tokens that attention answered for."""
+    """The output projection after it: adds the hidden states of the tokens that attention answered for."""
 
     def __init__(self, original):
         super().__init__()
@@ -97,7 +98,7 @@ class ShortOutput(nn.Module):
 
 @contextlib.contextmanager
 def less_work(model, reads_first, joined=False):
-    """Short attention in the layers of a model like BERT, in place; off again at the end. A model unlike BERT stays as it is."""
+    """Short attention in the layers of a model like BERT while open; other models stay as they are."""
     name, layers = find_layers(model) if like_bert(model) else ("", [])
     places = {}
     for index, layer in enumerate(layers):
@@ -116,7 +117,7 @@ def less_work(model, reads_first, joined=False):
 
 @torch.no_grad()
 def join(parts):
-    """One Linear that answers as several of the same input, side by side; int8 if they are, None if they are neither.
+    """One Linear that answers as several side by side; int8 if they are, None if they are of another kind.
 
     Dense parts become views of the joined weights, so that nothing is held twice.
     """
@@ -146,7 +147,7 @@ def join_int8(parts):
     return whole
 
 
-# --- bf16 products ---------------------------------------------------------------------------------------------------
+# --- bf16 products ----------------------------------------------------------------------------------
 
 
 def products(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **keywords):
@@ -170,7 +171,7 @@ def products(module, query, key, value, attention_mask, scaling=None, dropout=0.
 
 
 def added_mask(*arguments, **keywords):
-    """What is added to the scores, made once for all layers: 0 where a token is read, else the least bf16 number; (B, 1, T, T)."""
+    """What is added to the scores, (B, 1, T, T): 0 where a token is read, else the least bf16 number."""
     mask = sdpa_mask(*arguments, **keywords)
     if mask is None:
         return None
@@ -188,7 +189,7 @@ def multiplies_bf16():
 
 @contextlib.contextmanager
 def implementation(model, bf16):
-    """Attention by `products` if bf16 is asked for and the CPU and the model allow it, else the model's own; set back at the end."""
+    """While open, attention by `products` if bf16 is asked for and possible, else the model's own."""
     before = model.config._attn_implementation
     wanted = "bf16_products" if bf16 and multiplies_bf16() else "sdpa"
     changes = getattr(model, "_supports_attention_backend", False) and "bf16_products" in (wanted, before)

@@ -1,8 +1,9 @@
 """The same weights, faster on a CPU: freed memory is kept, fp32 products go to the faster library.
 
-keep_memory   glibc gives blocks of some MB back to the system as soon as they are freed, so every activation is new pages,
-              zeroed by the kernel: 3 of 4 milliseconds of a GELU. With mallopt(3) they stay with the process.
-OneDNNLinear  PyTorch multiplies fp32 by MKL, which on AMD leaves half of the CPU idle; oneDNN does not. Chosen by timing.
+keep_memory   glibc gives blocks of some MB back to the system as soon as they are freed, so every activation
+              is new pages, zeroed by the kernel: 3 of 4 milliseconds of a GELU. With mallopt(3) they stay.
+OneDNNLinear  PyTorch multiplies fp32 by MKL, which on AMD leaves half of the CPU idle; oneDNN does not.
+              Chosen by timing.
 
 What it does not save: bytes. It changes no weight; answers move by rounding, 1e-6.
 """
@@ -20,7 +21,7 @@ from layers import device_of, exchanged
 
 
 def keep_memory():
-    """Let malloc keep what is freed, and never ask the system for single blocks; glibc only, elsewhere nothing happens."""
+    """Let malloc keep what is freed and never ask the system for single blocks; glibc only."""
     if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
         libc = ctypes.CDLL(None)
         libc.mallopt(-4, 0)  # M_MMAP_MAX
@@ -28,7 +29,7 @@ def keep_memory():
 
 
 class OneDNNLinear(nn.Module):
-    """An nn.Linear's product in fp32 by oneDNN, whatever the build prefers; it shares the Linear's weights. No gradients."""
+    """An nn.Linear's fp32 product by oneDNN, with the Linear's own weights. No gradients."""
 
     def __init__(self, linear):
         super().__init__()
@@ -43,7 +44,7 @@ class OneDNNLinear(nn.Module):
 @functools.cache
 @torch.inference_mode()
 def onednn_pays():
-    """Whether oneDNN multiplies fp32 at least a tenth faster than this build's own choice; timed once, some 20 ms."""
+    """Whether oneDNN multiplies fp32 a tenth faster than this build's own choice; timed once, some 20 ms."""
     if not torch.backends.mkldnn.is_available():
         return False
     own, x = nn.Linear(768, 768), torch.randn(512, 768)

@@ -1,8 +1,8 @@
 """Lazy AdamW for short texts: only the embedding rows of the batch are updated.
 
-A batch of short notes holds a few hundred of an embedding table's 30,000 rows; a dense step reads and writes them all, moments
-too. Rows that are absent keep their value and moments until they come again, as in torch.optim.SparseAdam; dense AdamW would go
-on moving and decaying them.
+A batch of short notes holds a few hundred of an embedding table's 30,000 rows; a dense step reads and writes
+them all, moments too. Here rows that are absent keep their value and moments until they come again, as in
+torch.optim.SparseAdam; dense AdamW would go on moving and decaying them.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import torch
 
 
 class LazyAdamW(torch.optim.AdamW):
-    """AdamW (Loshchilov & Hutter, 2019) that updates only the rows of a sparse gradient; dense gradients go the usual way."""
+    """AdamW (Loshchilov & Hutter, 2019) that of a sparse gradient updates only the rows in it."""
 
     @torch.no_grad()
     def step(self):

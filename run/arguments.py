@@ -13,13 +13,13 @@ from tasks import TASKS, demo
 PLACES = ("out", "name", "overwrite", "technique", "parts", "device", "compile", "save_minutes", "cache")
 # Arguments in which a run may differ from the base run that it starts from or learns from.
 OPTIMISATION = (
-    "start", "epochs", "batch_size", "accumulate", "lr", "warmup", "weight_decay", "clip", "precision", "seed",
-    "attention_dropout", "eval_steps", "patience", "combine", "scaling_factor", "threshold",
+    "start", "epochs", "batch_size", "accumulate", "lr", "warmup", "weight_decay", "clip", "precision",
+    "seed",     "attention_dropout", "eval_steps", "patience", "combine", "scaling_factor", "threshold",
 )  # fmt: skip
 
 
 def build_parser():
-    """The parser of train.py: what to run, on which notes, how to train, and what each task and technique adds."""
+    """The parser of train.py: run, notes, training, machine, and what each task and technique adds."""
     parser = Parser(
         prog="train.py",
         description="One run: a task x a technique (or a chain of them) -> a run directory and its scores.",
@@ -81,7 +81,7 @@ def add_note_flags(group):
     )
     add(
         "--cache", default=str(CACHE),
-        help="directory of token ids, for its owner only, that speeds up the next run; none = keep none (%(default)s)",
+        help="owner-only directory of token ids, for the next run; none = keep none (%(default)s)",
     )  # fmt: skip
 
 
@@ -104,7 +104,7 @@ def add_training_flags(group):
     add("--accumulate", type=count, default=1, help="batches per optimizer step (1)")
     add(
         "--lr", type=number(float, 0, 1, low_open=True), default=None,
-        help=f"peak learning rate (the paper's per technique, 2e-5 to 5e-5; {demo.LEARNING_RATE} for the demo model)",
+        help=f"peak learning rate (the paper's, 2e-5 to 5e-5 by technique; demo model: {demo.LEARNING_RATE})",
     )  # fmt: skip
     add(
         "--warmup",
@@ -178,7 +178,7 @@ def refuse_no_epochs(args):
     trains = compress.trains(args.parts, args)
     if trains and not args.epochs and not task.can_fit_head(options_of(task, args)):
         raise BadInput(
-            "--epochs 0: nothing would be learnt; only --task readmission --head logistic can do without epochs"
+            "--epochs 0: nothing would be learnt; only --task readmission --head logistic does without epochs"
         )
 
 
@@ -205,7 +205,7 @@ def unused_options(args):
 
 
 def settings(args):
-    """The arguments that decide what this run learns, for run.json and to tell a finished run from another one."""
+    """The arguments that decide what this run learns: for run.json, and to tell finished runs apart."""
     unused = unused_options(args)
     return dict(sorted((k, v) for k, v in vars(args).items() if k not in unused and k not in PLACES))
 
@@ -232,9 +232,9 @@ def given_names(argv):
 
 
 def main(argv=None):
-    """For the shell scripts: --show "NAME ..." [OURS ...] -- [THEIRS ...] prints values of both together, one per line.
+    """For the shell scripts: --show "NAME ..." [OURS ...] -- [THEIRS ...] prints values, one per line.
 
-    Two names are more than arguments: "given" are those among THEIRS, "techniques" what the task's demonstration trains.
+    Two names are no arguments: "given" are those among THEIRS, "techniques" what the demonstration trains.
     """
     _, names, *words = sys.argv[1:] if argv is None else argv
     cut = words.index("--")

@@ -16,7 +16,7 @@ ENCODING = 1  # counts up when this project makes other rows of the same notes, 
 
 
 def encoding_key(tokenizer, settings, examples):
-    """32 hex digits that change with the tokenizer, the settings (JSON) and every example, its text and its label."""
+    """32 hex digits that change with the tokenizer, the settings (JSON) and every example, text and label."""
     words = json.loads(tokenizer.backend_tokenizer.to_str())
     del words["truncation"], words["padding"]  # left there by the last call, and said again by the next
     made_by = [ENCODING, words, getattr(tokenizer, "truncation_side", None), settings]
@@ -27,9 +27,9 @@ def encoding_key(tokenizer, settings, examples):
 
 
 def cached(directory, key, make):
-    """make() -> Encoded, or what it gave for the same key before, memory-mapped from owner-only files under `directory`.
+    """make() -> Encoded, or what it gave for the same key before, from owner-only files under `directory`.
 
-    Token ids are the text: nobody else may read them, and a directory that others can read or own is not used.
+    Token ids are the text: nobody else may read them, and a directory that others can read is not used.
     """
     place = Path(directory) / key
     encoded = _kept(place)
@@ -76,7 +76,7 @@ def _keep(place, encoded):
 
 
 def encoded(task, examples, tokenizer, max_length, directory):
-    """The examples' rows, from the cache if they were tokenised before; a task that draws its rows anew has none to keep."""
+    """The examples' rows, from the cache if they were tokenised before and the task does not draw them anew."""
     if (
         directory == "none" or task.redraws or not hasattr(tokenizer, "backend_tokenizer")
     ):  # a tokenizer in Python has no state to hash

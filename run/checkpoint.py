@@ -1,8 +1,9 @@
 """A run directory: written whole, rebuilt for any technique. Safetensors and JSON, never a pickle.
 
 config.json, tokenizer files   what transformers needs
-model.safetensors              the weights of a run that plain transformers loads, too: base, zeros, distillation, merged LoRA
-compressed.safetensors         instead, of a run whose layers transformers cannot build; it refuses such a directory
+model.safetensors              the weights, if plain transformers can build the model: base, zeros, distillation,
+                               merged LoRA
+compressed.safetensors         the weights, if it cannot; it refuses such a directory and says why
 compression.json               [facts per technique], from which the structure is rebuilt before loading
 run.json                       arguments, versions, machine, times, splits, scores, sizes
 predictions.csv                test rows: row id, label, predicted, probabilities; no text
@@ -33,7 +34,7 @@ huggingface_hub.logging.set_verbosity_error()
 
 
 class Run(NamedTuple):
-    """A finished run, rebuilt: model in eval mode on the CPU, tokenizer, task, run.json and compression.json."""
+    """A finished run, rebuilt: model (eval mode, CPU), tokenizer, task, run.json, compression.json."""
 
     model: torch.nn.Module
     tokenizer: object
@@ -42,14 +43,14 @@ class Run(NamedTuple):
     compression: list
 
 
-# --- a model from outside ----------------------------------------------------------------------------------------
+# --- a model from outside ----------------------------------------------------------------------------
 
 
 def from_pretrained(source, task, flag="--model", fresh_pooler=False):
-    """(model with a fresh head, tokenizer, names of fresh tensors) from a directory or a hub name; safetensors weights only.
+    """(model with a fresh head, tokenizer, names of fresh tensors) from a directory or a hub name.
 
-    A finished run of another task gives its encoder. fresh_pooler: forget the checkpoint's pooler. Raises BadInput, naming
-    the flag, if the source is neither, has no safetensors, is a finished run of this task, or one whose layers are not plain.
+    A finished run of another task gives its encoder. fresh_pooler: forget the checkpoint's pooler. Only
+    safetensors weights are read. Raises BadInput, naming the flag, for a source that cannot be used.
     """
     directory = Path(source)
     refuse_source(directory, source, task, flag)
@@ -90,10 +91,10 @@ def from_pretrained(source, task, flag="--model", fresh_pooler=False):
 
 
 def refuse_source(directory, source, task, flag):
-    """Raises BadInput for a --model that is a finished run of the same task or of changed layers, or no directory though it looks so."""
+    """Raises BadInput for a finished run of the same task, one of changed layers, or no such directory."""
     if is_finished(directory):
         if read_json(directory / "run.json")["task"]["task"] == task.name:
-            # its head is trained already, and it may have seen notes that are test notes now: --start checks that
+            # it may have seen notes that are test notes now: --start checks that
             raise BadInput(f"{flag} {source}: is a finished run; continue it with --start {source}")
         if changed := compress.changed(read_json(directory / "compression.json")):
             raise BadInput(
@@ -104,7 +105,7 @@ def refuse_source(directory, source, task, flag):
         return
     if directory.exists() or str(source).count("/") > 1 or str(source)[0] in "/.":
         raise BadInput(
-            f"{flag} {source}: no such directory; give a checkpoint directory or a hub name such as owner/model"
+            f"{flag} {source}: no such directory; give a checkpoint directory or a hub name, owner/model"
         )
     print(f"model: {source} is no directory here, asking the hub", flush=True)
 
@@ -117,7 +118,7 @@ def head_names(task):
 
 
 def with_fresh_head(model, task, fresh, pooler):
-    """(the same encoder under a fresh head, names of fresh tensors); of the pooler's tensors those named are fresh, too."""
+    """(the same encoder under a fresh head, names of fresh tensors); those of `pooler` are fresh, too."""
     again, inside = (
         task.auto_class.from_config(model.config, dtype=torch.float32),
         f"{model.base_model_prefix}.",
@@ -149,16 +150,17 @@ def with_head(model, task):
 
 
 def load_tokenizer(source, config):
-    """The tokenizer beside a model. Raises BadInput if it knows far fewer words than the model, as when its files are missing."""
+    """The tokenizer beside a model. Raises BadInput if it has far fewer words than the model."""
     tokenizer = AutoTokenizer.from_pretrained(source)
     if len(tokenizer) < 0.9 * config.vocab_size:
         raise BadInput(
-            f"{source}: a tokenizer of {len(tokenizer)} words for a model of {config.vocab_size}; are its files missing?"
+            f"{source}: a tokenizer of {len(tokenizer)} words for a model of {config.vocab_size}; "
+            "are its files missing?"
         )
     return tokenizer
 
 
-# --- a run directory ---------------------------------------------------------------------------------------------
+# --- a run directory ---------------------------------------------------------------------------------
 
 PLAIN, COMPRESSED = "model.safetensors", "compressed.safetensors"
 
@@ -241,7 +243,7 @@ def not_plain(task, compression):
 
 
 def load(directory):
-    """Rebuild the structure first, then load the weights. Returns Run. Raises BadInput for what is not a run directory."""
+    """Rebuild the structure, then load the weights. Returns Run. Raises BadInput for no run directory."""
     directory = Path(directory)
     if not directory.is_dir():
         raise BadInput(
@@ -264,7 +266,7 @@ def load(directory):
 
 
 def sizes(directory):
-    """Bytes of the weights file, parameters and nonzero parameters (scales of int8 weights are not parameters)."""
+    """Bytes of the weights file, parameters, nonzero parameters (scales of int8 weights not counted)."""
     path = weights_path(directory)
     tensors = {name: t for name, t in load_file(path).items() if not name.endswith(".weight_scale")}
     return {

@@ -18,7 +18,7 @@ COMPILES = (
 
 
 class Notes(NamedTuple):
-    """The notes of a run, by split: the task that reads them, its examples, their rows of token ids, the padding id."""
+    """The notes of a run: the task that reads them; by split its examples and their token ids; the padding id."""
 
     task: object
     examples: dict
@@ -68,15 +68,15 @@ def batch_tokens(device):
 
 
 def reading(model, task, frozen=False):
-    """The context in which a model reads notes of a task: `fast.speedups`, with int8 models' attention in bf16."""
+    """The context in which a model reads notes: `fast.speedups`, with int8 models' attention in bf16."""
     return speedups(model, task.reads_first, bf16_attention=any(map(is_int8, model.modules())), frozen=frozen)
 
 
 def answers(model, task, encoded, pad_id, tokens=None, precision=torch.float32):
     """Yield (row numbers, batch, outputs) until every encoded row is read.
 
-    Batches hold rows of similar length, `tokens` tokens in all (None = what suits the device). Raises BadInput on NaN.
-    For use under torch.inference_mode.
+    Batches hold rows of similar length, `tokens` tokens in all (None = what suits the device). Raises
+    BadInput on NaN. For use under torch.inference_mode.
     """
     device = device_of(model)
     model.eval()

@@ -42,7 +42,7 @@ def cpu_name():
 
 @functools.cache
 def git_commit():
-    """The commit this code stood at when first asked, '-dirty' if it was changed since; None outside a checkout."""
+    """The commit of this code when first asked, '-dirty' if it was changed since; None outside a checkout."""
     here = Path(__file__).parent.parent
     try:
         command = ["git", "-C", here, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]

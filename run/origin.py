@@ -1,4 +1,4 @@
-"""Where a run's model comes from: a checkpoint, a finished run, a teacher; and which runs must exist first."""
+"""Where a run's model comes from: a checkpoint, a finished run, a teacher; which runs must exist first."""
 
 import copy
 import math
@@ -50,7 +50,7 @@ class Planned:
         return self.demo_model or self.args.data == "demo"
 
     def sources(self):
-        """(path of the data, path or name of the model); those of the demonstration are made if they are not there."""
+        """(path of the data, path or name of the model); the demonstration's are made if they are not there."""
         data, model = self.args.data, self.args.model
         if self.demonstration:
             demo_data, demo_model = demo.make(Path(self.args.out) / "demo", self.args.task)
@@ -112,7 +112,7 @@ def base_arguments(args):
 
 
 def refuse_other_settings(directory, technique, wanted):
-    """Raises BadInput if a finished run was made by another technique or with other settings than those wanted now."""
+    """Raises BadInput if a finished run was made by another technique or with other settings than wanted."""
     record = read_json(directory / "run.json")
     changed = [name for name, value in wanted.items() if record["arguments"].get(name) != value]
     if record["technique"] != technique:
@@ -123,7 +123,7 @@ def refuse_other_settings(directory, technique, wanted):
         )
 
 
-# --- the model to start from -----------------------------------------------------------------------------------------
+# --- the model to start from -------------------------------------------------------------------------
 
 
 @dataclass
@@ -144,7 +144,7 @@ class Start:
 
 
 def starting_point(planned, source, task, facts, test):
-    """The Start of a planned run; source: its checkpoint, test: its test examples. Raises BadInput for what does not fit."""
+    """The Start of a planned run. source: its checkpoint; test: its test examples. Raises BadInput."""
     args = planned.args
     own = compress.starts_from(args.parts, args)  # a student's checkpoint of its own
     taught = (
@@ -163,9 +163,7 @@ def starting_point(planned, source, task, facts, test):
         note_adapted_on(args)
     start.teacher = taught and taught.model
     if taught and start.tokenizer.get_vocab() != taught.tokenizer.get_vocab():
-        raise BadInput(
-            "the student's vocabulary is not the teacher's, so they cannot read the same tokens; choose another"
-        )
+        raise BadInput("the student's vocabulary is not the teacher's, so they cannot read the same tokens")
     refuse_length(args, task, start)
     set_attention_dropout(start.model, args.attention_dropout)
     return start
@@ -191,7 +189,7 @@ def from_finished(planned, task, facts, test):
         if earlier:
             layers = earlier[0]["technique"]
             raise BadInput(
-                f"--start {directory}: has another head and layers of {layers}; start from one whose layers are plain"
+                f"--start {directory}: has another head and layers of {layers}; start from plain layers"
             )
         model, fresh = checkpoint.with_head(model, task)
     source = None if earlier else str(directory)
@@ -199,14 +197,14 @@ def from_finished(planned, task, facts, test):
 
 
 def finished_run(directory, flag, planned, task, facts, test):
-    """Load a run to start from or to learn from. Raises BadInput if it answers other labels or saw our test notes."""
+    """Load a run to start or learn from. Raises BadInput if it answers other labels or saw our test notes."""
     origin = checkpoint.load(directory)
     if (origin.task.name, origin.task.labels) != (task.name, task.labels):
         theirs, ours = ", ".join(origin.task.labels), ", ".join(task.labels)
         raise BadInput(f"{flag} {directory}: answers {theirs}; this run has {ours}")
     if flag == "--teacher" and origin.task.head() != task.head():
         raise BadInput(
-            f"{flag} {directory}: its head is another one than this run's; train a base run with the same head"
+            f"{flag} {directory}: has another head than this run; train a base run with the same head"
         )
     if origin.facts["data"]["split"] == facts["split"]:
         return origin
@@ -217,13 +215,14 @@ def finished_run(directory, flag, planned, task, facts, test):
         refuse_seen(directory, flag, origin, planned, test)
     else:
         print(
-            f"note: {flag} {directory} was trained on other notes; make sure that this run's test notes were not among them"
+            f"note: {flag} {directory} was trained on other notes; "
+            "make sure that this run's test notes were not among them"
         )
     return origin
 
 
 def refuse_seen(directory, flag, origin, planned, test):
-    """Raises BadInput if a run that split the same notes otherwise trained or chose on notes that are test notes now."""
+    """Raises BadInput if a run split the same notes otherwise and so saw notes that are test notes now."""
     data, _ = planned.sources()
     where = (origin.facts["arguments"][key] for key in ("fraction", "validation", "test", "split_seed"))
     again = type(origin.task).from_facts(origin.facts["task"])
@@ -263,5 +262,5 @@ def note_adapted_on(args):
     adapted = read_json(Path(args.model) / "run.json")["arguments"]["data"]
     if adapted == args.data != "demo":
         print(
-            f"note: --model {args.model} learnt from the texts of the same file, perhaps this run's test texts too"
+            f"note: --model {args.model} learnt from the texts of the same file, perhaps the test texts too"
         )

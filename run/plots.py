@@ -330,7 +330,7 @@ def explain(axes, crowded, bars, band):
 
 
 def plot_curves(histories, looks, selection, wording, path):
-    """By epoch: left the validation score that chooses the epoch, right the loss on validation and in training.
+    """By epoch: left the validation score that chooses the epoch, right the losses.
 
     histories {run: run.json's history}, looks {run: its techniques}.
     """

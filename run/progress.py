@@ -1,7 +1,7 @@
 """Where a training stands, and the file from which an interrupted one goes on.
 
-One safetensors file holds weights, best weights, Adam's moments and the random state; beside it a JSON file holds the arguments
-that it was made with. Both are gone once the run is finished.
+One safetensors file holds weights, best weights, Adam's moments and the random state; beside it a JSON file
+holds the arguments that it was made with. Both are gone once the run is finished.
 """
 
 import contextlib
@@ -92,7 +92,7 @@ class ProgressFile:
         os.replace(temporary, self.path)
 
     def load(self, model, optimizer):
-        """Put weights, moments and random state back as they were. Returns the position, the first one if there is no file."""
+        """Put weights, moments and random state back. Returns the position; the first one if there is no file."""
         self.began = self.saved = time.perf_counter()
         if not self.path.exists():
             return Position()
@@ -134,7 +134,7 @@ def restore_random_states(states):
 
 
 class LossMeter:
-    """The training loss since the last validation, summed on the device, so that a GPU need not wait for every step."""
+    """The training loss since the last validation, summed on the device, so that a GPU need not wait."""
 
     def __init__(self, position, device):
         self.total, self.seen = torch.tensor(position.loss, device=device), position.seen

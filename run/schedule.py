@@ -49,7 +49,7 @@ class Schedule:
         return learning_rate(self.share(progress), self.rate, self.warmup)
 
     def epoch_steps(self, lengths, progress):
-        """The steps of this epoch that are still to take: a list of steps, each a list of batches of row numbers."""
+        """The steps of this epoch still to take: a list of steps, each a list of batches of row numbers."""
         batches = make_batches(lengths, self.batch_size, seed=[self.seed, progress.epoch])
         steps = [batches[i : i + self.accumulate] for i in range(0, len(batches), self.accumulate)]
         return steps[progress.step :]
