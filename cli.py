@@ -14,7 +14,7 @@ class BadInput(Exception):
 
 
 def run_script(main):
-    """Call main(). BadInput ends in one line and exit code 2, Ctrl-C in 130, a reader that left (| head) in 141."""
+    """Call main(). BadInput ends in one line and exit code 2, Ctrl-C in 130, a closed pipe in 141."""
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         try:

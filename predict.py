@@ -3,9 +3,9 @@
 python predict.py RUN_DIR notes.csv --out predictions.csv
 python predict.py RUN_DIR - < note.txt
 
-The file is read as a stream; the answers keep its order and row ids, and hold nothing of the text. The run is
-rebuilt as it was saved, int8 as int8 (on another CPU its activations may have other bits). Tasks whose answers
-are no row of numbers, such as spans, write JSON lines.
+The file is read as a stream; the answers keep its order and row ids, and hold nothing of the text. The run
+is rebuilt as it was saved, int8 as int8 (on another CPU its activations may have other bits). Tasks whose
+answers are no row of numbers, such as spans, write JSON lines.
 """
 
 import csv
@@ -132,7 +132,7 @@ def read_note():
 
 
 def output_path(args, task):
-    """Where the predictions go. Raises BadInput if that is a directory, the notes themselves, or not writable."""
+    """Where the predictions go. Raises BadInput for a directory, the notes themselves, or no permission."""
     out = Path(args.out or ("predictions.jsonl" if task.json_lines else "predictions.csv"))
     if out.is_dir():
         raise BadInput(f"--out {out}: is a directory; name a file")

@@ -219,7 +219,8 @@ def make_run(planned):
     record = {
         **planned.record(settings(args)), "learning_rate": rate, "device": str(device_of(model)),
         "task": task.describe(), "data": facts, **trained,
-        "run_seconds": round(time.perf_counter() - began, 1), "history": history, "validation": validation._asdict(), "test": test._asdict(), "machine": machine,
+        "run_seconds": round(time.perf_counter() - began, 1), "machine": machine, "history": history,
+        "validation": validation._asdict(), "test": test._asdict(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }  # fmt: skip
     write_score_files(Path(args.out), task, record)

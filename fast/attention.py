@@ -40,10 +40,10 @@ def like_bert(model):
 
 
 class ShortAttention(nn.Module):
-    """BERT's self-attention with less work; it takes over the layers of the module it replaces, names included."""
+    """BERT's self-attention with less work, with the layers of the module it replaces, names included."""
 
     def __init__(self, original, first, joined):
-        """first: answer for the first token alone. joined: one product for keys, values (and queries, if not first)."""
+        """first: answer for the first token alone. joined: one product for keys, values (queries if not first)."""
         super().__init__()
         for name, child in original.named_children():
             self.add_module(name, child)
@@ -54,7 +54,7 @@ class ShortAttention(nn.Module):
         self.train(original.training)
 
     def forward(self, hidden, attention_mask=None, past_key_values=None, **keywords):
-        """Hidden states (B, T, H) -> (B, T, heads * d), None; or of the first token, (B, 1, heads * d), None."""
+        """Hidden states (B, T, H) -> (B, T, heads * d), None; for the first token (B, 1, heads * d), None."""
         first = self.first and not keywords.get("output_hidden_states", self.config.output_hidden_states)
         parts = self._projections(hidden, first)
         query, key, value = (x.unflatten(-1, (-1, self.attention_head_size)).transpose(1, 2) for x in parts)

@@ -76,7 +76,7 @@ def _keep(place, encoded):
 
 
 def encoded(task, examples, tokenizer, max_length, directory):
-    """The examples' rows, from the cache if they were tokenised before and the task does not draw them anew."""
+    """The examples' rows, from the cache if they were tokenised before; not if the task draws them anew."""
     if (
         directory == "none" or task.redraws or not hasattr(tokenizer, "backend_tokenizer")
     ):  # a tokenizer in Python has no state to hash

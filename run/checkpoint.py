@@ -1,8 +1,8 @@
 """A run directory: written whole, rebuilt for any technique. Safetensors and JSON, never a pickle.
 
 config.json, tokenizer files   what transformers needs
-model.safetensors              the weights, if plain transformers can build the model: base, zeros, distillation,
-                               merged LoRA
+model.safetensors              the weights, if plain transformers can build the model: base, zeros,
+                               distillation, merged LoRA
 compressed.safetensors         the weights, if it cannot; it refuses such a directory and says why
 compression.json               [facts per technique], from which the structure is rebuilt before loading
 run.json                       arguments, versions, machine, times, splits, scores, sizes
@@ -229,17 +229,10 @@ def save(directory, model, tokenizer, task, compression, facts, files, write_mor
 def not_plain(task, compression):
     """Why plain transformers cannot build a run's model, or None if it can."""
     changed = compress.changed(compression)
-    what = (
-        f"layers of {', '.join(changed)}"
-        if changed
-        else None
-        if task.plain_head
-        else f"a head of {task.name}"
-    )
-    return (
-        what
-        and f"this run has {what}, which transformers cannot build: load it with run/checkpoint.py or predict.py"
-    )
+    if not changed and task.plain_head:
+        return None
+    what = f"layers of {', '.join(changed)}" if changed else f"a head of {task.name}"
+    return f"this run has {what}, which transformers cannot build: load it with run/checkpoint.py"
 
 
 def load(directory):

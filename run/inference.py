@@ -18,7 +18,7 @@ COMPILES = (
 
 
 class Notes(NamedTuple):
-    """The notes of a run: the task that reads them; by split its examples and their token ids; the padding id."""
+    """A run's notes: the task that reads them, by split its examples and token ids, and the padding id."""
 
     task: object
     examples: dict

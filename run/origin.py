@@ -50,7 +50,7 @@ class Planned:
         return self.demo_model or self.args.data == "demo"
 
     def sources(self):
-        """(path of the data, path or name of the model); the demonstration's are made if they are not there."""
+        """(path of the data, path or name of the model); the demonstration's are made if need be."""
         data, model = self.args.data, self.args.model
         if self.demonstration:
             demo_data, demo_model = demo.make(Path(self.args.out) / "demo", self.args.task)

@@ -92,7 +92,7 @@ class ProgressFile:
         os.replace(temporary, self.path)
 
     def load(self, model, optimizer):
-        """Put weights, moments and random state back. Returns the position; the first one if there is no file."""
+        """Put weights, moments, random state back. Returns the position; the first if there is no file."""
         self.began = self.saved = time.perf_counter()
         if not self.path.exists():
             return Position()
