@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT, read_csv
 from files import read_json
 
-SKIP_LAST = '''"""The last feed-forward goes: two thirds of a layer's weights. What it does not save: embeddings, attention."""
+SKIP_LAST = '''"""The last feed-forward goes. What it does not save: embeddings, attention."""
 
 from torch import nn
 
@@ -66,7 +66,7 @@ class SkipLast(Technique):
         return model
 '''
 
-MARGIN = '''"""Distillation by the squared error of the logits. What it does not save: what distillation does not."""
+MARGIN = '''"""Distillation by the squared error of the logits."""
 
 from compress.distillation import Distillation
 
@@ -84,7 +84,7 @@ class Margin(Distillation):
         return logit_loss(student, teacher)
 '''
 
-SMOOTH = '''"""A penalty on the distance of neighbouring tokens in the last hidden states. It saves nothing."""
+SMOOTH = '''"""A penalty on the distance of neighbouring tokens in the last hidden states."""
 
 from compress.technique import Technique
 
@@ -142,7 +142,7 @@ class Lengths(Task):
 
 @pytest.fixture
 def fork(tmp_path):
-    """(add(room, name, code, class, dict), run(script, *words), the copy) of a copy of the scripts and rooms."""
+    """(add(room, name, code, class, dict), run(script, *words), its path) of a copy of the project."""
     copy = tmp_path / "fork"
     copy.mkdir()
     for part in (
