@@ -52,8 +52,8 @@ def undefined_note(scores, unit):
         "F1": "F1 is undefined for {} (neither true nor predicted in these {})",
         "AUROC": "AUROC is undefined for {} (true of all or none of these {})",
     }
-    undefined = (scores.undefined or {}).items()
-    parts = [why[score].format(", ".join(labels), unit) for score, labels in undefined]
+    found = scores.undefined or {}
+    parts = [why[score].format(", ".join(found[score]), unit) for score in why if score in found]
     return f"warning: {'; '.join(parts)}" if parts else None
 
 
@@ -113,8 +113,10 @@ def single_label(labels, probabilities, names, intervals=False):
     if None in columns["AUROC"]:
         overall["AUROC"] = None
 
-    wanted = {"Accuracy": accuracy_of, "F1": macro_f1_of} if intervals else {}
-    found = {name: bootstrap_interval(counts, score) for name, score in wanted.items()} or None
+    found = None
+    if intervals:
+        scores = {"Accuracy": accuracy_of, "F1": macro_f1_of}
+        found = {name: bootstrap_interval(counts, score) for name, score in scores.items()}
     return Scores(overall, per_label, counts.tolist(), found, _undefined(per_label))
 
 
@@ -157,7 +159,7 @@ def calibration(positive, probability, bins=10):
 
 
 def expected_calibration_error(positive, probability, bins=10):
-    """Mean distance of the two in calibration, weighted by rows (ECE; Naeini et al., 2015)."""
+    """Mean gap of probability and share of positives over the bins, by rows (Naeini et al., 2015)."""
     points = calibration(positive, probability, bins)
     return sum(rows * abs(said - seen) for said, seen, rows in points) / len(positive)
 

@@ -89,10 +89,10 @@ def test_the_note_names_every_undefined_score_its_labels_and_the_reason():
     )  # c is never true, d neither true nor predicted
     scores = metrics.single_label(labels, np.eye(4)[predicted], NAMES)
     assert metrics.undefined_note(scores, "notes") == (
-        "warning: recall is undefined for c, d (never true in these notes); "
-        "AUROC is undefined for c, d (true of all or none of these notes); "
-        "precision is undefined for d (never predicted in these notes); "
-        "F1 is undefined for d (neither true nor predicted in these notes)"
+        "warning: precision is undefined for d (never predicted in these notes); "
+        "recall is undefined for c, d (never true in these notes); "
+        "F1 is undefined for d (neither true nor predicted in these notes); "
+        "AUROC is undefined for c, d (true of all or none of these notes)"
     )
     spans = metrics.span_scores([[(0, 1, "x")]], [[]], ["x"], [0])
     expected = "warning: precision is undefined for x (never predicted in these sentences)"
