@@ -104,7 +104,7 @@ PYTHONPATH="{site}" exec "{sys.executable}" "$@"
 
 @pytest.fixture
 def choose(checkout, tmp_path_factory):
-    """choose(*words, **versions) -> (lines of env.sh, Python it takes), where python3 has these versions, else the pins."""
+    """choose(*words, **versions) -> (lines, the Python taken); python3 has these versions, else the pins."""
 
     def call(*words, **versions):
         folder = tmp_path_factory.mktemp("elsewhere")
