@@ -2,9 +2,11 @@
 
 import argparse
 import os
+import shlex
 import sys
 import warnings
 from keyword import iskeyword
+from pathlib import Path
 
 
 class BadInput(Exception):
@@ -12,7 +14,7 @@ class BadInput(Exception):
 
 
 def run_script(main):
-    """Call main(); turn BadInput into one line on standard error and exit code 2, Ctrl-C into 130, a reader that left (| head) into 141."""
+    """Call main(). BadInput ends in one line and exit code 2, Ctrl-C in 130, a reader that left (| head) in 141."""
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         try:
@@ -31,20 +33,24 @@ def run_script(main):
 
 
 def number(kind, low, high, low_open=False, high_open=False):
-    """An argparse type: a finite int or float between low and high, the ends included unless they are open."""
+    """An argparse type: a finite int or float from low to high, the ends included unless they are open."""
 
     interval = f"{'(' if low_open else '['}{low}, {high}{')' if high_open else ']'}"
 
-    def parse(text):
+    def convert(text):
         try:
             value = kind(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not {'a whole number' if kind is int else 'a number'}") from None
-        if not (low < value if low_open else low <= value) or not (value < high if high_open else value <= high):
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not {'a whole number' if kind is int else 'a number'}"
+            ) from None
+        if not (low < value if low_open else low <= value) or not (
+            value < high if high_open else value <= high
+        ):
             raise argparse.ArgumentTypeError(f"{text} is outside {interval}")
         return value
 
-    return parse
+    return convert
 
 
 def share_or_file(text):
@@ -56,17 +62,34 @@ def share_or_file(text):
     return number(float, 0, 0.5, True, True)(text)
 
 
+def plain_name(text):
+    """An argparse type: a name without / that does not begin with a dot."""
+    if Path(text).name != text or text.startswith("."):
+        raise argparse.ArgumentTypeError(f"{text}: give a plain name, without / and not beginning with a dot")
+    return text
+
+
 def keyword(flag):
-    """'--student-layers' -> 'student_layers', '--global' -> 'global_': the constructor's keyword for a flag."""
+    """The keyword for a flag: '--student-layers' -> 'student_layers', '--global' -> 'global_'."""
     name = flag.lstrip("-").replace("-", "_")
     return f"{name}_" if iskeyword(name) else name
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line and exit code 2, like every other bad input; no flag can be abbreviated."""
+    """An argument parser whose errors are BadInput; no flag can be abbreviated.
+
+    @FILE stands for the arguments in that file, written as on a command line; # begins a comment.
+    """
 
     def __init__(self, **keywords):
-        super().__init__(allow_abbrev=False, **keywords)
+        super().__init__(allow_abbrev=False, fromfile_prefix_chars="@", **keywords)
+
+    def convert_arg_line_to_args(self, line):
+        """The arguments in one line of an @FILE."""
+        try:
+            return shlex.split(line, comments=True)
+        except ValueError:
+            self.error("a quote in the @ file is not closed")
 
     def error(self, message):
         """Raise BadInput instead of printing the usage."""

@@ -1,7 +1,7 @@
-"""From a CSV of notes to padded batches: read, fold, split, tokenise, bucket.
+"""From a CSV of notes to padded batches: files -> notes -> splits -> token ids -> batches.
 
-A file is read as a stream, whatever its size. Only what the model will see of a note is kept. Nothing here knows what a
-label means (tasks/ does) or what a model is; and nothing here ever puts a note's text into a message.
+A file is read as a stream, whatever its size, and only what the model will see of a note is kept. Nothing
+here knows what a label means (tasks/ does) or what a model is, and no message from here holds a note's text.
 """
 
 import csv
@@ -24,35 +24,14 @@ from cli import BadInput
 SPLITS = ("train", "validation", "test")
 IGNORE = -100  # the label of a token that no loss and no score looks at
 
-
-
-
-
-
-
-
-
-
-
-
-
-
-# --- files -------------------------------------------------------------------------------------------------------
-
-
-
-
-
-
-
-
+# --- files -----------------------------------------------------------------------------------------
 
 
 def open_text(path):
     """(binary file, text stream) of a plain or gzip file in UTF-8. Raises BadInput if it cannot be opened."""
     path = str(path)
     try:
-        file = open(path, "rb")
+        file = open(path, "rb")  # noqa: SIM115 - the caller closes it
         start = file.read(2)
         file.seek(0)
     except FileNotFoundError:
@@ -61,6 +40,7 @@ def open_text(path):
         raise BadInput(f"{path}: is a directory; name the file in it") from None
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror})") from None
+
     zipped = start == b"\x1f\x8b"
     if path.endswith(".gz") and not zipped:
         raise BadInput(f"{path}: is named .gz but is not gzip; rename it or compress it again")
@@ -68,12 +48,12 @@ def open_text(path):
 
 
 def text_lines(path, stream):
-    """The lines of a stream. Raises BadInput that names the line where it is not UTF-8, holds a NUL or is damaged."""
+    """The lines of a stream. Raises BadInput naming the line: not UTF-8, a NUL byte, or damaged gzip data."""
     count = 0
     try:
         for count, line in enumerate(stream, 1):
             if "\0" in line:
-                raise BadInput(f"{path}, line {count}: a NUL byte; mend or drop that row")
+                raise BadInput(f"{path}, line {count}: a NUL byte; correct or drop that row")
             yield line
     except UnicodeDecodeError:
         raise BadInput(f"{path}, near line {count + 1}: not UTF-8; convert the file to UTF-8") from None
@@ -84,45 +64,51 @@ def text_lines(path, stream):
 class Table:
     """A CSV or CSV.gz file, read as a stream.
 
-    Takes quoted newlines, a byte order mark and fields of any size. Every fault is a BadInput that names the line and
-    never the cell.
+    Quoted newlines, a byte order mark and fields of any size are read. Every fault is a BadInput that names
+    the line and never the cell.
     """
 
     def __init__(self, path, progress=True):
         self.path, self.progress = str(path), progress
         self._file, self._stream = open_text(self.path)
-        self._rows = self._parse()
+        self._rows = self._records()
         _, self.columns = next(self._rows, (0, None))
         if self.columns is None:
             raise BadInput(f"{self.path}: the file is empty")
 
     def column(self, name, flag, required=True):
-        """Index of a column, by name without regard to case; None if it is absent and not required."""
+        """Index of a column, by name in any case; None if it is absent and not required."""
         names = [column.strip().casefold() for column in self.columns]
         if name.casefold() in names:
             return names.index(name.casefold())
-        if required:
-            # A file without a header has a note where a name should be: print nothing but what looks like a name.
-            found = [c if re.fullmatch(r"[A-Za-z_][\w.-]{0,39}", c) else "(not a column name)" for c in self.columns[:30]]
-            remedy = f"name the column with {flag}" if flag else "the header must have it"
-            raise BadInput(f"{self.path}: no column {name!r}; found {', '.join(found)}; {remedy}")
+        if not required:
+            return None
+
+        # a file without a header has a note where a name should be: print only what looks like a name
+        looks_like_a_name = re.compile(r"[A-Za-z_][\w.-]{0,39}").fullmatch
+        found = [
+            column if looks_like_a_name(column) else "(not a column name)" for column in self.columns[:30]
+        ]
+        remedy = f"name the column with {flag}" if flag else "the header must have it"
+        raise BadInput(f"{self.path}: no column {name!r}; found {', '.join(found)}; {remedy}")
 
     def __iter__(self):
-        """Yield (line number, list of cells) for every row, blank lines left out."""
-        size = os.fstat(self._file.fileno()).st_size
-        with tqdm(total=size, unit="B", unit_scale=True, desc="reading", disable=None if self.progress else True, leave=False) as bar:
+        """Yield (line number, list of cells) for every row; blank lines are left out."""
+        size, hide = os.fstat(self._file.fileno()).st_size, None if self.progress else True
+        with tqdm(total=size, unit="B", unit_scale=True, desc="reading", disable=hide, leave=False) as bar:
             for count, (line, row) in enumerate(self._rows):
                 if count % 1000 == 0:
                     bar.update(self._file.tell() - bar.n)
                 if len(row) != len(self.columns):
                     raise BadInput(
-                        f"{self.path}, line {line}: {len(row)} fields where the header has {len(self.columns)}; "
-                        "check the quotes there and just above"
+                        f"{self.path}, line {line}: {len(row)} fields where the header has "
+                        f"{len(self.columns)}; check the quotes there and just above"
                     )
                 yield line, row
         self._file.close()
 
-    def _parse(self):
+    def _records(self):
+        """Yield (line number where it begins, list of cells) for the header and every row."""
         csv.field_size_limit(2**31 - 1)
         reader = csv.reader(text_lines(self.path, self._stream), strict=True)
         line = 1
@@ -133,17 +119,19 @@ class Table:
                 line = reader.line_num + 1
         except csv.Error:
             where = f"{self.path}, line {line}"
-            raise BadInput(f"{where}: a quote in the row that starts here is not balanced; mend that row") from None
+            raise BadInput(
+                f"{where}: a quote in the row that starts here is not closed; correct that row"
+            ) from None
 
 
-# --- notes -------------------------------------------------------------------------------------------------------
+# --- notes -----------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
 class Note:
     """One note: the row it came from, the patient, what the model sees of the text, the label.
 
-    The label is a class index, or a tuple of them where a note may have several, or None where it is not known.
+    The label is a class index, or a tuple of them where a note may have several, or None where it is unknown.
     """
 
     row_id: str
@@ -153,17 +141,17 @@ class Note:
 
 
 def digest(*parts):
-    """A 64-bit hash of strings that is the same in every process and on every machine (Python's hash() is not)."""
+    """A 64-bit hash of strings, the same in every process and on every machine (Python's hash() is not)."""
     return int.from_bytes(hashlib.blake2b("\x1f".join(parts).encode(), digest_size=8).digest(), "big")
 
 
 def sampled(row_id, fraction, seed):
-    """Whether this row belongs to a sample of the given fraction; decided by the row alone, so no second pass."""
+    """Whether a row belongs to a sample of the given fraction; its id alone decides: one pass is enough."""
     return fraction >= 1 or digest(str(seed), row_id) < fraction * 2**64
 
 
 def fold_duplicates(notes, merge=None):
-    """Keep the first of notes whose text is the same to the letter. Returns (notes, how many were folded away).
+    """Keep the first of all notes with exactly the same text. Returns (notes, number folded away).
 
     merge(first, other), if given, is called for each note that is folded away.
     """
@@ -180,31 +168,40 @@ def balance(notes, seed):
     by_class = {}
     for index, note in enumerate(notes):
         by_class.setdefault(note.label, []).append((digest(str(seed), note.row_id), index))
+
     smallest = min(map(len, by_class.values()))
     kept = sorted(index for members in by_class.values() for _, index in sorted(members)[:smallest])
     return [notes[index] for index in kept]
 
 
-def split_by_subject(notes, shares, seed, strata=lambda note: (note.label,)):
-    """Split notes so that no subject stands on two sides, close to the same label mix. shares {split: share}, sum 1.
+# --- splits ----------------------------------------------------------------------------------------
 
-    Subjects are dealt out one by one, those with most notes first, each to the split that lacks most of the labels it
-    brings (the idea of scikit-learn's StratifiedGroupKFold). strata(note) are the labels to keep in proportion. Returns
-    {split: [Note]}, in the notes' order.
+
+def split_by_subject(notes, shares, seed, strata=lambda note: (note.label,)):
+    """Split notes by subject, keeping label proportions close. shares {split: share}, which sum to 1.
+
+    Subjects are assigned one by one, those with most notes first, each to the split that lacks most of the
+    labels the subject brings (the idea of scikit-learn's StratifiedGroupKFold). strata(note) are the labels
+    to keep in proportion. Returns {split: [Note]}, in the notes' order.
     """
-    totals, by_subject = Counter(), {}
+    by_subject, totals = {}, Counter()  # {subject: Counter of its labels}, and of all labels
     for note in notes:
         by_subject.setdefault(note.subject, Counter()).update(strata(note))
     for counts in by_subject.values():
         totals.update(counts)
+    lack = {split: {label: share * n for label, n in totals.items()} for split, share in shares.items()}
+
+    def gain(split, labels):
+        return sum(n * lack[split][label] / totals[label] / shares[split] for label, n in labels)
+
+    home = {}  # {subject: split}
     order = sorted(by_subject, key=lambda subject: (-by_subject[subject].total(), digest(str(seed), subject)))
-    lack = {split: {label: share * count for label, count in totals.items()} for split, share in shares.items()}
-    home = {}
     for subject in order:
         labels = by_subject[subject].items()
-        home[subject] = max(shares, key=lambda split: sum(n * lack[split][c] / totals[c] / shares[split] for c, n in labels))
-        for label, count in labels:
-            lack[home[subject]][label] -= count
+        home[subject] = max(shares, key=lambda split, labels=labels: gain(split, labels))
+        for label, n in labels:
+            lack[home[subject]][label] -= n
+
     splits = {split: [] for split in shares}
     for note in notes:
         splits[home[note.subject]].append(note)
@@ -212,19 +209,19 @@ def split_by_subject(notes, shares, seed, strata=lambda note: (note.label,)):
 
 
 def fingerprint(splits):
-    """One hash of which row stands in which split: two runs may be compared only if theirs are equal."""
+    """One hash of which row is in which split: two runs can be compared only if theirs are equal."""
     return f"{digest(*(f'{split}:{note.row_id}' for split in SPLITS for note in splits[split])):016x}"
 
 
-# --- tensors -----------------------------------------------------------------------------------------------------
+# --- token ids -------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
 class Encoded:
     """Token ids of many rows, end to end: row i is ids[starts[i]:starts[i + 1]]. No padding is stored.
 
-    A row is a note, or a window of a long one; `owner` says which example it belongs to. Labels stand by the row or by the
-    token (IGNORE = none), whichever the task learns from.
+    A row is a note, or a window of a long one; `owner` says which example it belongs to. Labels belong to
+    rows or to tokens (IGNORE = none), whichever the task learns from.
     """
 
     ids: np.ndarray  # (sum of lengths,) int32
@@ -239,35 +236,32 @@ class Encoded:
         return np.diff(self.starts)
 
 
+def _end_to_end(rows):
+    """A list of arrays as one int32 array."""
+    return np.concatenate([np.empty(0, np.int32), *rows]).astype(np.int32)
+
+
 def pack(rows, owner=None, token_labels=None):
     """Encoded of a list of token id arrays; row i belongs to example i unless `owner` says otherwise."""
     starts = np.cumsum([0, *map(len, rows)], dtype=np.int64)
-    ids, labels = (None if x is None else np.concatenate([np.empty(0, np.int32), *x]).astype(np.int32) for x in (rows, token_labels))
-    return Encoded(ids, starts, np.arange(len(rows)) if owner is None else np.asarray(owner, np.int64), token_labels=labels)
+    owner = np.arange(len(rows)) if owner is None else np.asarray(owner, np.int64)
+    labels = None if token_labels is None else _end_to_end(token_labels)
+    return Encoded(_end_to_end(rows), starts, owner, token_labels=labels)
 
 
 def tokenise(texts, tokenizer, progress=True, **keywords):
     """Yield the tokenizer's output for 1,000 texts at a time, under a progress bar."""
-    with tqdm(total=len(texts), unit="text", desc="tokenising", disable=None if progress else True, leave=False) as bar:
+    hide = None if progress else True
+    with tqdm(total=len(texts), unit="text", desc="tokenising", disable=hide, leave=False) as bar:
         for start in range(0, len(texts), 1000):
             yield tokenizer(texts[start : start + 1000], **keywords)
             bar.update(min(1000, len(texts) - start))
 
 
 def encode(texts, tokenizer, max_length, progress=True):
-    """Tokenise every text once, cut to max_length tokens with the special ones included."""
+    """Tokenise every text once, cut to max_length tokens, special tokens included."""
     batches = tokenise(texts, tokenizer, progress, truncation=True, max_length=max_length)
     return pack([np.asarray(ids, np.int32) for batch in batches for ids in batch["input_ids"]])
-
-
-
-
-
-
-
-
-
-
 
 
 def frame(tokenizer):
@@ -277,7 +271,7 @@ def frame(tokenizer):
 
 
 def windows(length, size, overlap):
-    """[(start, stop)] of windows of `size` that cover range(length), evenly, neighbours sharing at least `overlap`."""
+    """[(start, stop)] of even windows of `size` that cover range(length) and share at least `overlap`."""
     if length <= size:
         return [(0, length)]
     count = math.ceil((length - overlap) / (size - overlap))
@@ -285,45 +279,56 @@ def windows(length, size, overlap):
     return [(start, start + size) for start in starts]
 
 
+# --- batches ---------------------------------------------------------------------------------------
+
+
 def make_batches(lengths, batch_size, seed, pool=50):
-    """Cut notes into batches of similar length for training: shuffled, sorted by length within pools of `pool` batches, and
-    the batches shuffled again. Returns a list of index arrays; the same seed gives the same list on any machine.
+    """Cut rows into training batches of similar length: a list of index arrays.
+
+    Rows are shuffled, sorted by length within pools of `pool` batches, and the batches are shuffled again.
+    The same seed gives the same list on any machine.
     """
     generator = np.random.default_rng(seed)
     shuffled = generator.permutation(len(lengths))
     pools = [shuffled[i : i + pool * batch_size] for i in range(0, len(shuffled), pool * batch_size)]
     order = np.concatenate([rows[np.argsort(lengths[rows], kind="stable")] for rows in pools])
+
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     return [batches[i] for i in generator.permutation(len(batches))]
 
 
 def budget_batches(lengths, tokens):
-    """Cut notes into batches for prediction: longest first, as many to a batch as fit `tokens` tokens, padding counted.
+    """Cut rows into prediction batches: longest first, each of at most `tokens` tokens, padding included.
 
-    What is left at the end goes in powers of two, so that few shapes of batches occur: oneDNN keeps some 0.3 MB for each
-    shape of a product, and 200,000 notes took 1.3 times the memory of 20,000.
+    Once the rest fits one batch, it goes in powers of two, so that few batch shapes occur: oneDNN keeps about
+    0.3 MB for each shape of a matrix product, and without this 200,000 notes took 1.3 times the memory that
+    20,000 took.
     """
     order, batches, at = np.argsort(-lengths, kind="stable"), [], 0
     while at < len(order):
         size, left = max(1, tokens // int(lengths[order[at]])), len(order) - at
-        size = size if size <= left else 1 << left.bit_length() - 1
+        size = size if size <= left else 1 << left.bit_length() - 1  # the largest power of two <= left
         batches.append(order[at : at + size])
         at += size
     return batches
 
 
 def collate(encoded, rows, pad_id, device="cpu"):
-    """Pad the named rows to their longest: input_ids and attention_mask, (B, T) int64, their labels if they have any, and which they are."""
-    width = int((encoded.starts[rows + 1] - encoded.starts[rows]).max())
-    batch = {"input_ids": np.full((len(rows), width), pad_id, np.int64), "attention_mask": np.zeros((len(rows), width), np.int64)}
+    """Pad the named rows (B,) to their longest: a dict of tensors on the device, and of the rows themselves.
+
+    input_ids, attention_mask (B, T) int64; labels, if there are any, (B,), (B, C) or by token (B, T).
+    """
+    starts, stops = encoded.starts[rows], encoded.starts[rows + 1]
+    shape = (len(rows), int((stops - starts).max()))  # (B, T)
+    batch = {"input_ids": np.full(shape, pad_id, np.int64), "attention_mask": np.zeros(shape, np.int64)}
     if encoded.labels is not None:
         batch["labels"] = encoded.labels[rows]  # (B,) or (B, C)
     if encoded.token_labels is not None:
-        batch["labels"] = np.full((len(rows), width), IGNORE, np.int64)  # (B, T)
-    for i, row in enumerate(rows):
-        here = slice(encoded.starts[row], encoded.starts[row + 1])
-        length = here.stop - here.start
-        batch["input_ids"][i, :length], batch["attention_mask"][i, :length] = encoded.ids[here], 1
+        batch["labels"] = np.full(shape, IGNORE, np.int64)  # (B, T)
+
+    for i, (start, stop) in enumerate(zip(starts, stops, strict=True)):
+        batch["input_ids"][i, : stop - start] = encoded.ids[start:stop]
+        batch["attention_mask"][i, : stop - start] = 1
         if encoded.token_labels is not None:
-            batch["labels"][i, :length] = encoded.token_labels[here]
+            batch["labels"][i, : stop - start] = encoded.token_labels[start:stop]
     return {"rows": rows, **{name: torch.from_numpy(array).to(device) for name, array in batch.items()}}

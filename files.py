@@ -1,4 +1,4 @@
-"""Files written whole: under a temporary name, then renamed, so a reader sees the old file or the new one, never half."""
+"""Files written whole: under a temporary name, then renamed. A reader sees the old file or the new one."""
 
 import csv
 import io
@@ -10,7 +10,7 @@ from cli import BadInput
 
 
 def write_whole(path, text):
-    """Write a text file under a temporary name, then rename it: readers see the old file or the new one, never half."""
+    """Write a text file under a temporary name, then rename it."""
     temporary = f"{path}.{os.getpid()}.tmp"
     with open(temporary, "w", encoding="utf-8", newline="") as file:
         file.write(text)

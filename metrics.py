@@ -1,12 +1,14 @@
-"""Scores from predictions: one label, two classes, several labels, spans, masked tokens; and how far to trust them.
+"""Scores from predictions (labels, label sets, spans, masked tokens) and how far to trust them.
 
-Hand-written and short, checked in the tests against scikit-learn and seqeval. A score that is undefined (a precision without
-predictions, an AUROC without negatives) is None and warned of; it is never 0.0, and a mean over classes that contains one
-is None too.
+scikit-learn computes what it has; the rest is tested against seqeval, scikit-learn or brute force.
+scikit-learn and scipy are imported where they are used: that takes up to a second, and predict.py
+scores nothing.
+
+A label's score that is undefined (a precision without predictions, an AUROC without negatives) is
+None, and `Scores.undefined` names it. In a macro average of precision, recall or F1 it counts as 0,
+as in scikit-learn and in published tables. A macro AUROC with an undefined part is None.
 """
 
-import math
-import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -16,121 +18,157 @@ PER_LABEL = ("Precision", "Recall", "F1", "AUROC")
 
 
 class Scores(NamedTuple):
-    """overall {name: value}, per_label {label: {name: value}}, confusion (true, predicted) as nested lists of counts.
+    """overall {score: value}, per_label {label: {score: value}}, and where they apply:
 
-    intervals {name: (low, high)}: 95% by bootstrap, of the overall scores that have one, if they were asked for.
+    confusion: counts as nested lists, rows true, columns predicted.
+    intervals {score: (low, high)}: 95% by bootstrap, of some overall scores, if asked for.
+    undefined {score: [labels]}: the cells of per_label that are None.
     """
 
     overall: dict
     per_label: dict
     confusion: list | None = None
     intervals: dict | None = None
+    undefined: dict | None = None
+
+
+def _undefined(per_label):
+    """{score: [labels]} of the cells that are None; None if there are none."""
+    found = {}
+    for label, row in per_label.items():
+        for score in (score for score, value in row.items() if value is None):
+            found.setdefault(score, []).append(label)
+    return found or None
+
+
+def undefined_note(scores, unit):
+    """One line that names each undefined score, its labels and why; None if all are defined.
+
+    unit: what the task scores, in the plural, such as "notes".
+    """
+    why = {
+        "Precision": "precision is undefined for {} (never predicted in these {})",
+        "Recall": "recall is undefined for {} (never true in these {})",
+        "F1": "F1 is undefined for {} (neither true nor predicted in these {})",
+        "AUROC": "AUROC is undefined for {} (true of all or none of these {})",
+    }
+    undefined = (scores.undefined or {}).items()
+    parts = [why[score].format(", ".join(labels), unit) for score, labels in undefined]
+    return f"warning: {'; '.join(parts)}" if parts else None
+
+
+# --- one label ------------------------------------------------------------------------------------
 
 
 def confusion_matrix(labels, predicted, classes):
     """Counts of (true, predicted) pairs, (classes, classes) int."""
-    return np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
+    from sklearn import metrics as sk
+
+    return sk.confusion_matrix(labels, predicted, labels=range(classes))
 
 
 def auroc(positive, score):
-    """Area under the ROC curve: the share of (positive, negative) pairs that the score ranks rightly, ties a half.
+    """Area under the ROC curve; None without positives or negatives. Both (N,), positive bool."""
+    from sklearn import metrics as sk
 
-    positive (N,) bool, score (N,). The Mann-Whitney U of the ranks; None where either side is empty.
-    """
-    positive = np.asarray(positive, bool)
-    wins, losses = int(positive.sum()), int((~positive).sum())
-    if not wins or not losses:
-        return None
-    _, place, count = np.unique(score, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(count) - (count - 1) / 2)[place]  # tied scores share their mean rank, counted from 1
-    return float((ranks[positive].sum() - wins * (wins + 1) / 2) / (wins * losses))
+    positives = int(np.sum(positive))
+    # An area is a count of half (positive, negative) pairs. Rounded to one, equally good rankings
+    # are equal to the last bit, and rounding errors do not choose between epochs.
+    halves = 2 * positives * (len(positive) - positives)
+    return round(sk.roc_auc_score(positive, score) * halves) / halves if halves else None
 
 
-def _ratio(top, bottom):
-    return float(top / bottom) if bottom else None
+def _label_rows(truth, called, names):
+    """{label: {score of REPORT: value}} of classes (N,) int, or of label sets (N, L) bool."""
+    from sklearn import metrics as sk
 
-
-def _mean(values):
-    values = list(values)
-    return None if any(value is None for value in values) else float(np.mean(values))
-
-
-def _warn_undefined(per_label):
-    for score in {score: None for row in per_label.values() for score in row}:
-        names = [name for name, row in per_label.items() if row.get(score, 0) is None]
-        if names:
-            warnings.warn(f"{score} is undefined for {', '.join(map(repr, names))}: no row has it, or none is called it", stacklevel=3)
+    each = range(len(names))
+    scores = sk.precision_recall_fscore_support(truth, called, labels=each, zero_division=np.nan)
+    table = [[None if np.isnan(x) else float(x) for x in row] for row in np.transpose(scores)]
+    return {
+        name: {"Precision": precision, "Recall": recall, "F1": f1, "Support": int(support)}
+        for name, (precision, recall, f1, support) in zip(names, table, strict=True)
+    }
 
 
 def single_label(labels, probabilities, names, intervals=False):
     """Accuracy, macro precision, recall, F1 and one-vs-rest AUROC; the last four per class too.
 
-    labels (N,) int, probabilities (N, C), names the C classes. Returns Scores. Raises ValueError on NaN or no rows.
+    labels (N,) int, probabilities (N, C), names the C classes. Returns Scores. Raises ValueError on
+    NaN or no rows.
     """
     if not len(labels) or not np.isfinite(probabilities).all():
         raise ValueError("scores need at least one row, and finite probabilities")
-    counts = confusion_matrix(labels, probabilities.argmax(1), len(names))
-    per_label = {}
-    for i, name in enumerate(names):
-        hits, truly, called = counts[i, i], counts[i].sum(), counts[:, i].sum()
-        per_label[name] = {
-            "Precision": _ratio(hits, called),
-            "Recall": _ratio(hits, truly),
-            "F1": _ratio(2 * hits, truly + called),
-            "AUROC": auroc(labels == i, probabilities[:, i]),
-        }
-    _warn_undefined(per_label)
-    overall = {"Accuracy": float(np.trace(counts) / len(labels))}
-    overall.update({score: _mean(row[score] for row in per_label.values()) for score in PER_LABEL})
-    found = {"Accuracy": bootstrap_interval(counts, accuracy_of), "F1": bootstrap_interval(counts, macro_f1_of)} if intervals else None
-    return Scores(overall, per_label, counts.tolist(), found)
+    predicted = probabilities.argmax(1)
+    counts = confusion_matrix(labels, predicted, len(names))
+
+    per_label = _label_rows(labels, predicted, names)
+    for i, row in enumerate(per_label.values()):
+        del row["Support"]
+        row["AUROC"] = auroc(labels == i, probabilities[:, i])
+
+    columns = {score: [row[score] for row in per_label.values()] for score in PER_LABEL}
+    overall = {"Accuracy": float(accuracy_of(counts))}
+    overall.update({score: float(np.mean([x or 0.0 for x in columns[score]])) for score in columns})
+    if None in columns["AUROC"]:
+        overall["AUROC"] = None
+
+    wanted = {"Accuracy": accuracy_of, "F1": macro_f1_of} if intervals else {}
+    found = {name: bootstrap_interval(counts, score) for name, score in wanted.items()} or None
+    return Scores(overall, per_label, counts.tolist(), found, _undefined(per_label))
 
 
-# --- two classes -------------------------------------------------------------------------------------------------
+# --- two classes ----------------------------------------------------------------------------------
 
-
-def ranked(positive, score):
-    """(true positives, positives called) at each distinct threshold, from the highest score down; both (thresholds,)."""
-    order = np.argsort(-score, kind="stable")
-    last = np.append(np.flatnonzero(np.diff(score[order])), len(score) - 1)  # of each run of ties
-    return np.cumsum(np.asarray(positive, bool)[order])[last], last + 1
+BINARY = ("Accuracy", "Majority", "AUROC", "AUPRC", "RecallAtP80", "Brier", "ECE", "F1")
 
 
 def average_precision(positive, score):
-    """Area under the precision-recall curve, as the sum over thresholds of precision times the step in recall.
+    """Area under the precision-recall curve: precision times the step in recall, over thresholds.
 
     positive (N,) bool, score (N,); None without positives.
     """
-    hits, called = ranked(positive, score)
-    return float(np.sum(np.diff(hits, prepend=0) * hits / called) / hits[-1]) if hits[-1] else None
+    from sklearn import metrics as sk
+
+    return float(sk.average_precision_score(positive, score)) if np.any(positive) else None
 
 
 def recall_at_precision(positive, score, precision=0.8):
-    """The largest recall of any threshold whose precision is at least this; 0 if no threshold reaches it, None without positives."""
-    hits, called = ranked(positive, score)
-    return float(max(hits[hits >= precision * called], default=0) / hits[-1]) if hits[-1] else None
+    """Largest recall at this precision or more; 0 if none reaches it, None without positives."""
+    from sklearn import metrics as sk
+
+    if not np.any(positive):
+        return None
+    reached, recall, _ = sk.precision_recall_curve(positive, score)  # ends at precision 1, recall 0
+    return float(recall[reached >= precision].max())
 
 
 def calibration(positive, probability, bins=10):
-    """[(mean probability, share of positives, rows)] of the non-empty bins of equal width over [0, 1]."""
-    place = np.minimum((probability * bins).astype(int), bins - 1)
-    members = [place == b for b in range(bins) if (place == b).any()]
-    return [(float(probability[m].mean()), float(np.mean(positive[m])), int(m.sum())) for m in members]
+    """[(mean probability, share of positives, rows)] of the non-empty bins of equal width.
+
+    A bin includes its upper edge, the first bin also 0, as in scikit-learn's calibration_curve.
+    """
+    from sklearn.calibration import calibration_curve
+
+    seen, said = calibration_curve(positive, probability, n_bins=bins)
+    edges = np.linspace(0, 1, bins + 1)
+    rows = np.bincount(np.searchsorted(edges[1:-1], probability))
+    return list(zip(said.tolist(), seen.tolist(), rows[rows > 0].tolist(), strict=True))
 
 
 def expected_calibration_error(positive, probability, bins=10):
-    """Mean distance between probability and share of positives over the bins, weighted by their rows (Naeini et al., 2015)."""
-    return sum(rows * abs(said - seen) for said, seen, rows in calibration(positive, probability, bins)) / len(positive)
-
-
-BINARY = ("Accuracy", "Majority", "AUROC", "AUPRC", "RecallAtP80", "Brier", "ECE", "F1")
+    """Mean distance of the two in calibration, weighted by rows (ECE; Naeini et al., 2015)."""
+    points = calibration(positive, probability, bins)
+    return sum(rows * abs(said - seen) for said, seen, rows in points) / len(positive)
 
 
 def binary(labels, probability, names, intervals=False):
     """Scores of two classes: labels (N,) 0 or 1, probability (N,) of class 1, names (of 0, of 1).
 
-    Majority is the accuracy of always giving the commoner label, Brier the mean squared error of the probability.
+    Majority is the accuracy of always giving the commoner label. Undefined scores get no interval.
     """
+    from sklearn import metrics as sk
+
     base = single_label(labels, np.stack([1 - probability, probability], 1), names)
     positive = labels == 1
     overall = {
@@ -139,80 +177,73 @@ def binary(labels, probability, names, intervals=False):
         "AUROC": auroc(positive, probability),
         "AUPRC": average_precision(positive, probability),
         "RecallAtP80": recall_at_precision(positive, probability),
-        "Brier": float(np.mean((probability - positive) ** 2)),
-        "ECE": float(expected_calibration_error(positive, probability)),
+        "Brier": float(sk.brier_score_loss(positive, probability, pos_label=1)),
+        "ECE": expected_calibration_error(positive, probability),
         "F1": base.per_label[names[1]]["F1"],
     }
-    found = None
-    if intervals:
-        found = {"Accuracy": bootstrap_interval(base.confusion, accuracy_of)}
-        for name, score in (("AUROC", auroc), ("AUPRC", average_precision)):
-            found[name] = bootstrap_rows(len(labels), lambda rows, score=score: score(positive[rows], probability[rows]))
-    return Scores(overall, {name: base.per_label[name] for name in names}, base.confusion, found)
+    if not intervals:
+        return base._replace(overall=overall)
+
+    found = {"Accuracy": bootstrap_interval(base.confusion, accuracy_of)}
+    for name, score in (("AUROC", auroc), ("AUPRC", average_precision)):
+        if overall[name] is not None:
+            found[name] = bootstrap_rows(
+                len(labels), lambda rows, score=score: score(positive[rows], probability[rows])
+            )
+    return base._replace(overall=overall, intervals=found)
 
 
-# --- several labels ----------------------------------------------------------------------------------------------
+# --- several labels -------------------------------------------------------------------------------
 
 REPORT = ("Precision", "Recall", "F1", "Support")
+AVERAGES = ("micro", "macro", "weighted", "samples")
+MULTI_LABEL = ("Accuracy", "MicroF1", "MacroF1", "WeightedF1", "SamplesF1")
 
 
 def classification_report(truth, called, names):
-    """{label: {Precision, Recall, F1, Support}}, then the rows micro, macro, weighted and samples avg, as scikit-learn's.
+    """{label: {score of REPORT: value}}, then the rows "micro avg" to "samples avg".
 
-    truth, called (N, L) bool. A precision without predictions or a recall without rows is None in its own row; in the
-    averages it counts as 0, which is scikit-learn's default and what the published tables do.
+    truth, called (N, L) bool, L at least 2. An undefined score is None in the label's own row and
+    counts as 0 in the averages.
     """
-    truth, called = np.asarray(truth, bool), np.asarray(called, bool)
-    hits, truly, calls = (x.sum(0) for x in (truth & called, truth, called))
-    rows = {
-        name: {"Precision": _ratio(h, c), "Recall": _ratio(h, t), "F1": _ratio(2 * h, t + c), "Support": int(t)}
-        for name, h, t, c in zip(names, hits, truly, calls)
-    }
-    table = np.array([[row[score] or 0.0 for score in REPORT[:3]] for row in rows.values()])  # (L, 3)
-    each = [x.sum(1) for x in (truth & called, truth, called)]  # of each sample
-    samples = [np.divide(top, bottom, out=np.zeros(len(truth)), where=bottom > 0).mean() for top, bottom in (
-        (each[0], each[2]), (each[0], each[1]), (2.0 * each[0], each[1] + each[2]))]  # fmt: skip
-    total = int(truly.sum())
-    averages = {
-        "micro avg": [
-            _ratio(hits.sum(), calls.sum()) or 0.0,
-            _ratio(hits.sum(), total) or 0.0,
-            _ratio(2 * hits.sum(), total + calls.sum()) or 0.0,
-        ],
-        "macro avg": table.mean(0),
-        "weighted avg": (table * truly[:, None]).sum(0) / max(total, 1),
-        "samples avg": samples,
-    }
-    return {**rows, **{name: {**dict(zip(REPORT, map(float, values))), "Support": total} for name, values in averages.items()}}
+    from sklearn import metrics as sk
+
+    report, total = _label_rows(truth, called, names), int(np.sum(truth))
+    for average in AVERAGES:
+        scores = sk.precision_recall_fscore_support(truth, called, average=average, zero_division=0)
+        row = [*map(float, scores[:3]), total]
+        report[f"{average} avg"] = dict(zip(REPORT, row, strict=True))
+    return report
 
 
-def _counts_f1(sums):
-    """F1 of (..., L, 3) sums of hits, truly, called; nan where no row has the label nor is called it."""
+def _f1_of_sums(sums):
+    """F1 of (..., 3) sums of hits, truly, called -> (...); nan where neither true nor called."""
     bottom = (sums[..., 1] + sums[..., 2]).astype(float)
     return np.divide(2.0 * sums[..., 0], bottom, out=np.full_like(bottom, np.nan), where=bottom > 0)
 
 
-MULTI_LABEL = ("Accuracy", "MicroF1", "MacroF1", "WeightedF1", "SamplesF1")
+def _macro_f1_of_sums(sums):
+    """Macro-F1 of (..., L, 3) sums of hits, truly, called -> (...)."""
+    return np.nan_to_num(_f1_of_sums(sums)).mean(-1)
 
 
 def multi_label(truth, called, names, intervals=False):
-    """Scores of label sets, truth and called (N, L) bool. Accuracy is the share of rows whose set is exactly right."""
+    """Scores of label sets, truth and called (N, L) bool. Accuracy: share of sets exactly right."""
     table = classification_report(truth, called, names)
-    _warn_undefined({name: table[name] for name in names})
     overall = {"Accuracy": float((truth == called).all(1).mean())}
-    overall.update({f"{name.capitalize()}F1": table[f"{name} avg"]["F1"] for name in ("micro", "macro", "weighted", "samples")})
+    overall.update({f"{a.capitalize()}F1": table[f"{a} avg"]["F1"] for a in AVERAGES})
+
     found = None
     if intervals:
-        counts = np.stack([truth & called, truth, called], -1).reshape(len(truth), -1).astype(np.int64)  # (N, L * 3)
-        shape = (-1, len(names), 3)
+        counts = np.stack([truth & called, truth, called], -1).astype(np.int64)  # (N, L, 3)
         found = {
-            "MicroF1": bootstrap_sums(counts, lambda sums: _counts_f1(sums.reshape(shape).sum(1))),
-            "MacroF1": bootstrap_sums(counts, lambda sums: np.nan_to_num(_counts_f1(sums.reshape(shape))).mean(-1)),
+            "MicroF1": bootstrap_sums(counts.sum(1), _f1_of_sums),
+            "MacroF1": bootstrap_sums(counts, _macro_f1_of_sums),
         }
-    return Scores(overall, table, None, found)
+    return Scores(overall, table, None, found, _undefined({name: table[name] for name in names}))
 
 
-# --- spans -------------------------------------------------------------------------------------------------------
+# --- spans ----------------------------------------------------------------------------------------
 
 SPANS = ("Precision", "Recall", "F1")
 
@@ -220,7 +251,8 @@ SPANS = ("Precision", "Recall", "F1")
 def spans(tags, strict=False):
     """Entities of a sentence's BIO tags as [(start, stop, type)], stop excluded.
 
-    By default as conlleval reads them: an I- tag that continues nothing begins an entity. strict: it belongs to none.
+    By default as conlleval reads them: an I- tag that continues nothing begins an entity. strict:
+    it belongs to none.
     """
     found, start, kind = [], None, None
     for at, tag in enumerate([*tags, "O"]):
@@ -237,45 +269,50 @@ def spans(tags, strict=False):
 def span_scores(truth, called, types, groups, intervals=False):
     """Precision, recall and F1 of exact spans with their type, overall (micro) and per type.
 
-    truth, called: for each sentence its spans (start, stop, type); groups: what each sentence belongs to, such as its
-    document, which the bootstrap draws whole.
+    truth, called: for each sentence its spans (start, stop, type); groups: what each sentence
+    belongs to, such as its document, which the bootstrap draws whole.
     """
-    index, group_index = {name: i for i, name in enumerate(types)}, {name: i for i, name in enumerate(dict.fromkeys(groups))}
+    index = {name: i for i, name in enumerate(types)}
+    group_index = {name: i for i, name in enumerate(dict.fromkeys(groups))}
     counts = np.zeros((len(group_index), len(types), 3), np.int64)  # hits, truly, called
-    for true, predicted, group in zip(truth, called, groups):
+    for true, predicted, group in zip(truth, called, groups, strict=True):
         for column, members in enumerate((set(true) & set(predicted), true, predicted)):
             for *_, kind in members:
                 counts[group_index[group], index[kind], column] += 1
 
+    def ratio(top, bottom):
+        return float(top / bottom) if bottom else None
+
     def row(hits, truly, calls):
-        return {"Precision": _ratio(hits, calls), "Recall": _ratio(hits, truly), "F1": _ratio(2 * hits, truly + calls)}
+        ratios = ratio(hits, calls), ratio(hits, truly), ratio(2 * hits, truly + calls)
+        return dict(zip(SPANS, ratios, strict=True))
 
-    per_type = {name: {**row(*counts.sum(0)[i]), "Support": int(counts[:, i, 1].sum())} for i, name in enumerate(types)}
-    overall = row(*counts.sum((0, 1)))
-    if overall["Precision"] is None:
-        warnings.warn("precision is undefined: no entity was called", stacklevel=2)
-    found = {"F1": bootstrap_sums(counts.sum(1), _counts_f1)} if intervals else None
-    return Scores(overall, per_type, None, found)
+    sums = counts.sum(0)
+    per_type = {name: {**row(*sums[i]), "Support": int(sums[i, 1])} for name, i in index.items()}
+    found = {"F1": bootstrap_sums(counts.sum(1), _f1_of_sums)} if intervals else None
+    return Scores(row(*sums.sum(0)), per_type, None, found, _undefined(per_type))
 
 
-# --- masked tokens -----------------------------------------------------------------------------------------------
+# --- masked tokens --------------------------------------------------------------------------------
 
 MASKED = ("Accuracy", "CrossEntropy", "Perplexity")
 
 
 def masked_tokens(counts, intervals=False):
-    """Accuracy, mean negative log-likelihood (nats) and its exponential, the perplexity, of masked tokens.
+    """Accuracy, mean negative log-likelihood (nats) and perplexity, its exponential.
 
-    counts (rows, 3): of each row the tokens guessed rightly, the tokens masked, the sum of their -log p.
+    counts (rows, 3): of each row the tokens guessed rightly, the tokens masked, the sum of -log p.
     """
     hits, masked, surprise = counts.sum(0)
-    entropy = float(surprise / masked)
-    overall = {"Accuracy": float(hits / masked), "CrossEntropy": entropy, "Perplexity": float(np.exp(entropy))}
-    found = {"Accuracy": bootstrap_sums(counts, lambda sums: sums[:, 0] / sums[:, 1])} if intervals else None
+    accuracy, entropy = float(hits / masked), float(surprise / masked)
+    overall = dict(zip(MASKED, (accuracy, entropy, float(np.exp(entropy))), strict=True))
+    found = None
+    if intervals:
+        found = {"Accuracy": bootstrap_sums(counts, lambda sums: sums[:, 0] / sums[:, 1])}
     return Scores(overall, {}, None, found)
 
 
-# --- how far to trust them -----------------------------------------------------------------------------------------
+# --- how far to trust them ------------------------------------------------------------------------
 
 
 def accuracy_of(counts):
@@ -283,47 +320,56 @@ def accuracy_of(counts):
     return np.trace(counts, axis1=-2, axis2=-1) / counts.sum((-2, -1))
 
 
-def macro_f1_of(counts, absent=np.nan):
-    """Macro-F1 of confusion matrices (..., C, C) -> (...), over the classes that occur in each; or the others count as `absent`."""
-    bottom = (counts.sum(-1) + counts.sum(-2)).astype(float)
-    hits = 2.0 * np.diagonal(counts, axis1=-2, axis2=-1)
-    return np.nanmean(np.divide(hits, bottom, out=np.full_like(bottom, absent), where=bottom > 0), axis=-1)
+def macro_f1_of(counts):
+    """Macro-F1 of confusion matrices (..., C, C) -> (...)."""
+    hits = np.diagonal(counts, axis1=-2, axis2=-1)
+    return _macro_f1_of_sums(np.stack([hits, counts.sum(-1), counts.sum(-2)], -1))
 
 
-def bootstrap_interval(confusion, score, level=0.95, resamples=5000, seed=0):
-    """Percentile bootstrap interval of a score that is a function of the confusion matrix.
+def _percentiles(values):
+    """The middle 95% of a score's values over the resamples, without the undefined ones."""
+    return tuple(np.nanquantile(values, [0.025, 0.975]).tolist())
 
-    Drawing N notes with replacement and counting them again is one multinomial draw over the matrix's cells.
+
+def bootstrap_interval(confusion, score, resamples=5000, seed=0):
+    """Percentile bootstrap interval of a score of confusion matrices, (..., C, C) -> (...).
+
+    Drawing N notes with replacement and counting them is one multinomial draw over the cells.
     """
     confusion = np.asarray(confusion)
-    notes = confusion.sum()
-    draws = np.random.default_rng(seed).multinomial(notes, confusion.ravel() / notes, size=resamples)
-    values = score(draws.reshape(-1, *confusion.shape))
-    return tuple(float(v) for v in np.quantile(values, [(1 - level) / 2, (1 + level) / 2]))
+    notes, generator = confusion.sum(), np.random.default_rng(seed)
+    draws = generator.multinomial(notes, confusion.ravel() / notes, size=resamples)
+    return _percentiles(score(draws.reshape(-1, *confusion.shape)))
 
 
-def bootstrap_sums(rows, score, level=0.95, resamples=2000, seed=0):
-    """Percentile bootstrap interval of a score of summed counts. rows (N, K); score takes sums (R, K) and gives (R,)."""
+def bootstrap_sums(rows, score, resamples=2000, seed=0):
+    """Percentile bootstrap interval of a score of summed counts.
+
+    rows (N, ...): counts of each row; score takes their sums (R, ...) and gives (R,).
+    """
     generator, values = np.random.default_rng(seed), []
     for _ in range(0, resamples, 100):  # by the hundred, because the draws take 100 * N integers
-        values.append(score(generator.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=100) @ rows))
-    return tuple(float(v) for v in np.nanquantile(np.concatenate(values), [(1 - level) / 2, (1 + level) / 2]))
+        draws = generator.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=100)
+        values.append(score(np.tensordot(draws, rows, 1)))
+    return _percentiles(np.concatenate(values))
 
 
-def bootstrap_rows(count, score, level=0.95, resamples=1000, seed=0):
-    """Percentile bootstrap interval of any score of rows; score takes their indices (N,). Undefined draws are left out."""
+def bootstrap_rows(count, score, resamples=1000, seed=0):
+    """Percentile bootstrap interval of any score; it takes row numbers (N,) and may give None."""
     generator = np.random.default_rng(seed)
-    values = [value for _ in range(resamples) if (value := score(generator.integers(count, size=count))) is not None]
-    return tuple(float(v) for v in np.quantile(values, [(1 - level) / 2, (1 + level) / 2]))
+    values = [score(generator.integers(count, size=count)) for _ in range(resamples)]
+    return _percentiles([value for value in values if value is not None])
 
 
 def mcnemar(right_a, right_b):
-    """Exact two-sided McNemar test (1947) of two models on the same notes: (only a right, only b right, p-value).
+    """Exact McNemar test (1947) of two models on the same notes: (only a right, only b right, p).
 
-    right_a, right_b (N,) bool. Only notes on which they differ count; under no difference each goes either way, evenly.
+    right_a, right_b (N,) bool. Only notes on which they differ count; without a difference between
+    the models, each such note goes either way, evenly. p is two-sided.
     """
+    from scipy.stats import binomtest
+
     right_a, right_b = np.asarray(right_a, bool), np.asarray(right_b, bool)
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
     differ = only_a + only_b
-    tail = sum(math.comb(differ, k) for k in range(min(only_a, only_b) + 1))
-    return only_a, only_b, min(1.0, 2 * tail / 2**differ)
+    return only_a, only_b, float(binomtest(only_a, differ).pvalue) if differ else 1.0

@@ -2,31 +2,25 @@
 # The five models of the paper, then the table and the plots: bash run_all.sh [arguments of train.py]
 #   bash run_all.sh                                                                        the demonstration
 #   bash run_all.sh --data NOTEEVENTS.csv.gz --model emilyalsentzer/Bio_ClinicalBERT       the paper
-# A finished technique is not trained again unless --overwrite. TECHNIQUES="base lowrank distillation+quantization" in the
-# environment runs those instead.
+#   TECHNIQUES="base lowrank distillation+quantization" bash run_all.sh                    other techniques
+# Run it from any folder: paths are relative to where you stand. Finished techniques are kept; --overwrite trains them again.
 set -euo pipefail
-call=("$@")
-task=symptoms out= data=
-while [ $# -gt 0 ]; do # the results directory is needed here, too
-  case $1 in
-    --out) out=${2:?--out needs a directory} && shift ;;
-    --out=*) out=${1#--out=} ;;
-    --task) task=${2:?--task needs a name} && shift ;;
-    --task=*) task=${1#--task=} ;;
-    --data | --data=*) data=given ;;
-    --technique | --technique=*) echo 'error: run_all.sh runs several techniques; name them in TECHNIQUES="..." instead' >&2; exit 2 ;;
-  esac
-  shift
+for word in "$@"; do
+  case $word in -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" && exit ;; esac
 done
-out=${out:-results/$task}
-here=$(cd "$(dirname "$0")" && pwd)
-[ "$here" = "$PWD" ] || { echo "error: run it from its own folder: cd $here" >&2; exit 2; }
-[ -n "$data" ] || echo "DEMONSTRATION: no --data, so synthetic notes; scores are not comparable to the paper's."
-source ./env.sh
-usual="base pruning lowrank distillation quantization"
-[ "$task" != mlm ] || usual="base lora"
-for technique in ${TECHNIQUES:-$usual}; do
-  $python train.py --technique "$technique" ${call[@]+"${call[@]}"}
+source "$(dirname "$0")/env.sh" ranges plots
+
+shown=$(show "given techniques out" -- "$@") # a bad argument ends here
+{ read -r given && read -r techniques && IFS= read -r out; } <<<"$shown"
+case " $given " in
+  *" technique "* | *" name "*)
+    echo 'error: run_all.sh runs several techniques; name them in TECHNIQUES="..." instead of --technique or --name' >&2
+    exit 2
+    ;;
+esac
+
+for technique in ${TECHNIQUES:-$techniques}; do
+  "$python" "$here/train.py" --technique "$technique" "$@"
 done
-$python benchmark.py "$out"
-$python report.py "$out"
+"$python" "$here/benchmark.py" "$out"
+"$python" "$here/report.py" "$out"

@@ -1,52 +1,58 @@
-"""A grid of techniques and strengths, every seed, then what each saves and costs: python sweep.py --task trials --data FILE --model DIR
+"""A grid of techniques and strengths, every seed, then what each saves and costs.
 
-Arguments are those of train.py, for every run, and --seeds 1,2,3 and --grid FILE. Runs go to OUT/seedN/NAME; finished ones
-are kept, so an interrupted sweep goes on where it was. At the end the runs of the first seed are timed on the validation
-notes themselves, in rotating order, and sweep.csv, sweep.md and sweep.png say which are on the Pareto front: no other run is at
-least as good and cheaper. The front is drawn by validation scores; test scores stand beside them.
+python sweep.py --task trials --data FILE --model DIR --out results/stop
+
+Arguments are train.py's, for every run, and those of the sweep itself (--seeds, --grid, --only, --rounds).
+Runs go to OUT/seedN/NAME; finished ones are kept, so an interrupted sweep goes on where it was. At the end
+the runs of the first seed are timed on the validation notes. sweep.csv and sweep.json hold all figures and
+their conditions; sweep.md and the plots are made from them. Rows on the Pareto front (no other row is at
+least as good and cheaper) are chosen by validation scores; test scores stand beside them.
+
+The grid is a JSON object {row name: arguments of train.py}. In its arguments {base} is the base run of the
+seed, {runs} the directory of the seed's runs, {half} half the common number of epochs, {1x} to {9x} so many
+times that number. In the default grid "base twice" is a control: what longer training alone gains, for rows
+that start from base.
 """
 
+import contextlib
 import statistics
 import time
 from pathlib import Path
+from typing import NamedTuple
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.ticker import LogLocator, NullFormatter
 from tqdm import tqdm
 
-import files
 import train
 from cli import BadInput, Parser, number, run_script
 from data import collate
 from fast import cpu
-from files import writable_directory, write_csv, write_json, write_whole
-from run import arguments, checkpoint
-from run.inference import predict_rows
+from files import read_json, writable_directory, write_json, write_whole
+from run import arguments, checkpoint, inference, plots
 from run.machine import this_machine
-from run.plots import save_figure
-from run.results import markdown_table, shown
+from run.results import pareto, read_rows, shown, techniques_of, write_rows
+from run.tables import FRONTS, sweep_page
 from tasks import demo
 
-# What train.py is told for each run, beside the common arguments; {base} is the seed's base run, {runs} the directory of its
-# runs, {1x} the common number of epochs, {2x} twice as many, {half} half. --grid takes a JSON file of the same form.
-GRID = {
-    "base": "--technique base",
-    "base twice": "--technique base --start {base}",  # what longer training alone gains: a control for rows that start from base
-    "pruning 50%": "--technique pruning --sparsity 0.5 --start {base} --epochs {half}",
-    "structured 50%": "--technique pruning --structured --target-macs 0.5",
-    "lowrank 25%": "--technique lowrank --activation-aware --target-macs 0.25 --start {base}",
-    "distillation 3 layers": "--technique distillation --student-layers 3 --temperature 2",
-    "quantization": "--technique quantization",
-    "structured 50% + int8": "--technique quantization --start {runs}/structured-50%",
-    "lowrank 25% + int8": "--technique quantization --start {runs}/lowrank-25%",
-    "student 2x256": "--technique distillation --student-layers 2 --student-width 256 --temperature 2 --alpha 0.3 --augment 0.3 --lr 5e-4 --epochs {3x}",
-    "student 2x256 + int8": "--technique quantization --start {runs}/student-2x256",
-}  # fmt: skip
+GRID = Path(__file__).parent / "experiments" / "grid.json"
+
+# what must be the same throughout a sweep, or its rows cannot be compared
+COMMON = ("task", "data", "model", "fraction", "validation", "test", "split_seed", "max_length", "balance")
+
+
+class Sweep(NamedTuple):
+    """A sweep whose arguments were checked."""
+
+    common: list  # the arguments of train.py that all runs share
+    seeds: list
+    grid: dict  # {row name: its own arguments}
+    out: Path
+    rounds: int  # of the timing
+    planned: dict  # {row name: [parsed arguments of each seed's run]}
+
+
+# --- what to run ----------------------------------------------------------------------------------
 
 
 def directory_name(name):
@@ -56,7 +62,8 @@ def directory_name(name):
 
 def flags_of(words, runs, epochs):
     """A grid entry's words as arguments, the places filled in."""
-    places = {"base": f"{runs}/base", "runs": str(runs), "half": max(1, epochs // 2), **{f"{n}x": n * epochs for n in range(1, 10)}}
+    places = {"base": f"{runs}/base", "runs": str(runs), "half": max(1, epochs // 2)}
+    places |= {f"{n}x": n * epochs for n in range(1, 10)}
     try:
         return [word.format(**places) for word in words.split()]
     except (KeyError, IndexError, ValueError) as error:
@@ -65,19 +72,35 @@ def flags_of(words, runs, epochs):
 
 def read_grid(path):
     """A grid from a JSON file {name: arguments}. Raises BadInput if it is not of that form."""
-    grid = files.read_json(path)
-    if not isinstance(grid, dict) or "base" not in grid or not all(isinstance(words, str) for words in grid.values()):
+    grid = read_json(path)
+    if (
+        not isinstance(grid, dict)
+        or "base" not in grid
+        or not all(isinstance(words, str) for words in grid.values())
+    ):
         raise BadInput(f'--grid {path}: give a JSON object of names and arguments, with a "base" among them')
     return grid
 
 
-# what must be the same throughout a sweep, or its rows say nothing of each other
-COMMON = ("task", "data", "model", "fraction", "validation", "test", "split_seed", "max_length", "balance")
+def chosen_grid(path, only, model):
+    """The grid of a sweep: of a file, or the default; of it only the rows asked for."""
+    grid = read_grid(path or GRID)
+    if not path and model == "demo":  # which has 128 channels
+        grid = {name.replace("256", "64"): words.replace("256", "64") for name, words in grid.items()}
+    if not only:
+        return grid
+    wanted = [name.strip() for name in only.split(",")]
+    if unknown := [name for name in ["base", *wanted] if name not in grid or name not in wanted]:
+        raise BadInput(f"--only: {unknown[0]} is missing; the grid has {', '.join(grid)}")
+    return {name: words for name, words in grid.items() if name in wanted}
 
 
-def plan(grid, common, seeds, out):
-    """{name: [arguments of each seed's run]}, all parsed before the first is trained. Raises BadInput for what cannot be one sweep."""
-    given, places = arguments.parse(common), [directory_name(name) for name in grid]
+def plan_runs(grid, common, seeds, out):
+    """{name: [arguments of each seed's run]}, all parsed before the first is trained.
+
+    Raises BadInput for what cannot be one sweep.
+    """
+    given, places = arguments.parse_arguments(common), [directory_name(name) for name in grid]
     if len(set(seeds)) < len(seeds) or len(set(places)) < len(places):
         raise BadInput("sweep: seeds, and names without their blanks, must differ from each other")
     planned = {name: [] for name in grid}
@@ -85,12 +108,45 @@ def plan(grid, common, seeds, out):
         for seed in seeds:
             runs = out / f"seed{seed}"
             own = flags_of(grid[name], runs, given.epochs)
-            args = arguments.parse([*common, *own, "--seed", str(seed), "--out", str(runs), "--name", directory_name(name)])
-            other = [key for key in COMMON if getattr(args, key, None) != getattr(given, key, None)]
-            if other:
-                raise BadInput(f"--grid: {name} has another {', '.join(other)} than the rest; give it to all, on the command line")
+            places = ["--seed", str(seed), "--out", str(runs), "--name", directory_name(name)]
+            args = arguments.parse_arguments([*common, *own, *places])
+            if other := [key for key in COMMON if getattr(args, key, None) != getattr(given, key, None)]:
+                raise BadInput(
+                    f"--grid: {name} has another {', '.join(other)} than the rest; "
+                    "give it to all, on the command line"
+                )
             planned[name].append(args)
     return planned
+
+
+def plan_sweep(argv=None):
+    """The Sweep that a command line asks for. Raises BadInput for what cannot be one."""
+    parser = Parser(
+        prog="sweep.py", description=__doc__.splitlines()[0], epilog="All other arguments are train.py's."
+    )
+    add = parser.add_argument
+    add("--seeds", default="1,2,3", help="seeds of the runs, comma-separated (1,2,3)")
+    add("--grid", default=None, help="JSON file {row name: arguments of train.py} (experiments/grid.json)")
+    add("--only", default=None, help="rows of the grid to run, comma-separated, base among them (all)")
+    add(
+        "--rounds",
+        type=number(int, 1, 10**4),
+        default=5,
+        help="times that all validation notes are read for the timing (5)",
+    )
+    args, common = parser.parse_known_args(argv)
+
+    taken = [flag for flag in ("--technique", "--seed", "--name") if flag in common]
+    if taken:
+        raise BadInput(f"{taken[0]}: the grid and --seeds say that; leave it out")
+    try:
+        seeds = [int(seed) for seed in args.seeds.split(",")]
+    except ValueError:
+        raise BadInput(f"--seeds {args.seeds}: give whole numbers, comma-separated") from None
+
+    given = arguments.parse_arguments(common)
+    grid, out = chosen_grid(args.grid, args.only, given.model), Path(given.out)
+    return Sweep(common, seeds, grid, out, args.rounds, plan_runs(grid, common, seeds, out))
 
 
 def train_all(planned, seeds):
@@ -103,177 +159,154 @@ def train_all(planned, seeds):
     return made
 
 
+# --- timing ---------------------------------------------------------------------------------------
+
+
+def read_all(run, task, encoded):
+    """Read every encoded row once, as predict.py would."""
+    inference.predict_rows(run.model, task, encoded, run.tokenizer.pad_token_id)
+
+
+def validation_rows(run, out):
+    """The encoded validation rows of a base run of the sweep in `out`, read from its data again."""
+    settings, task = run.facts["arguments"], run.task
+    path = demo.make(out / "demo", task.name)[0] if settings["data"] == "demo" else settings["data"]
+    where = (settings[key] for key in ("fraction", "validation", "test", "split_seed"))
+    notes = type(task).from_facts(run.facts["task"]).load(str(path), *where)[0]["validation"]
+    return task.encode(notes, run.tokenizer, settings["max_length"])
+
+
 @torch.inference_mode()
 def time_all(runs, task, encoded, rounds):
-    """{name: (rows/s over all encoded rows, p50 ms of one row of median length)} of runs, in rounds that begin with another run each.
+    """{name: (rows/s over all encoded rows, p50 ms of one row of median length)} of runs.
 
-    Each visit begins with two passes that do not count: the first after other models' are slower than a model at work alone.
+    Each round begins with another run. Each visit begins with two passes that do not count: the first ones
+    after other models are slower than a model at work alone.
     """
     middle = np.argsort(encoded.lengths)[[len(encoded.lengths) // 2]]
     all_rows, single = {name: [] for name in runs}, {name: [] for name in runs}
     names = list(runs)
     for turn in tqdm(range(rounds), desc="timing", unit="round", leave=False, disable=None):
-        for name in np.roll(names, -turn):  # not back and forth, or the outermost would be visited twice on end, and be warm
+        for name in np.roll(
+            names, -turn
+        ):  # not back and forth: the outermost would be visited twice in a row, and be warm
             run = runs[name]
             for counts in (False, False, True):
                 began = time.perf_counter()
-                predict_rows(run.model, task, encoded, run.tokenizer.pad_token_id)
+                read_all(run, task, encoded)
                 all_rows[name] += [time.perf_counter() - began] * counts
             one = collate(encoded, middle, run.tokenizer.pad_token_id)
             for _ in range(10):
                 began = time.perf_counter()
                 task.forward(run.model, one)
                 single[name].append(time.perf_counter() - began)
-    return {n: (len(encoded.lengths) / statistics.median(all_rows[n]), 1e3 * statistics.median(single[n])) for n in runs}
+    return {
+        n: (len(encoded.lengths) / statistics.median(all_rows[n]), 1e3 * statistics.median(single[n]))
+        for n in runs
+    }
 
 
-def pareto(rows, cost):
-    """Names of the rows that no other beats: at least as good on validation and cheaper, or better and no dearer."""
-
-    def beats(a, b):
-        return a["validation"] >= b["validation"] and a[cost] <= b[cost] and (a["validation"] > b["validation"] or a[cost] < b[cost])
-
-    return [row["run"] for row in rows if not any(beats(other, row) for other in rows)]
+# --- the data of the tables -----------------------------------------------------------------------
 
 
-def collect(made, times, task):
-    """One row a grid entry: means over the seeds, the bootstrap interval averaged, the test score's distance from the same seed's base."""
-    rows = []
-    facts = {name: [files.read_json(path / "run.json") for path in paths] for name, paths in made.items()}
+def sweep_rows(made, times, headline):
+    """One row per grid entry: means over the seeds, sizes, times, whether it is on a Pareto front.
+
+    made {name: [run directory of each seed]}, times {name: (rows/s, p50 ms)}, headline: the scores to
+    report; the first of them decides the front.
+    """
+    rows, first = [], next(iter(headline))
+    facts = {name: [read_json(path / "run.json") for path in paths] for name, paths in made.items()}
     for name, seeds in facts.items():
-        row = {"run": name, "seeds": len(seeds)}
-        for score in task.headline:
-            values = [run["test"]["overall"][score] for run in seeds]
-            base = [run["test"]["overall"][score] for run in facts["base"]]
-            if any(value is None for value in [*values, *base]):
-                continue
-            row[score], row[f"{score}_least"], row[f"{score}_most"] = statistics.mean(values), min(values), max(values)
-            row[f"{score}_from_base"] = statistics.mean(a - b for a, b in zip(values, base))
-            if score in seeds[0]["test"]["intervals"]:
-                bounds = zip(*(run["test"]["intervals"][score] for run in seeds))
-                row[f"{score}_low"], row[f"{score}_high"] = map(statistics.mean, bounds)
-        row["validation"] = statistics.mean(run["validation"]["overall"][next(iter(task.headline))] for run in seeds)
-        row["bytes"], row["parameters"] = seeds[0]["sizes"]["bytes"], seeds[0]["sizes"]["parameters"]
+        row = {"run": name, "techniques": techniques_of(made[name][0]), "seeds": len(seeds)}
+        for score in headline:
+            row |= seed_means(score, seeds, facts["base"])
+        row["validation"] = statistics.mean(run["validation"]["overall"][first] for run in seeds)
+        row["bytes"], row["parameters"] = (seeds[0]["sizes"]["bytes"], seeds[0]["sizes"]["parameters"])
         row["train_seconds"] = statistics.mean(run["train_seconds"] for run in seeds)
         row["rows_per_s"], row["p50_ms"] = times[name]
         row["seconds_per_row"] = 1 / row["rows_per_s"]
         rows.append(row)
-    for cost in ("seconds_per_row", "p50_ms", "bytes"):
+    for cost in FRONTS.values():
         front = pareto(rows, cost)
         for row in rows:
             row[f"front_{cost}"] = row["run"] in front
     return rows
 
 
-def as_markdown(rows, task, conditions, grid):
-    """The table as text, and what each row was told."""
-    base = next(row for row in rows if row["run"] == "base")
-    scores = [score for score in task.headline if all(score in row for row in rows)]
-    header = ["run", *(f"{task.headline[s]}, mean of {base['seeds']} [interval]" for s in scores), f"{task.headline[scores[0]]} from base (points)",
-              "MB", f"{task.unit}/s", "p50 ms", "Pareto front"]  # fmt: skip
-    lines = [f"# {task.name}: {len(rows)} runs, {base['seeds']} seeds", "", conditions, ""]
-    body = []
-    for row in rows:
-        fronts = [what for what, cost in (("speed", "seconds_per_row"), ("latency", "p50_ms"), ("bytes", "bytes")) if row[f"front_{cost}"]]
-        body.append([
-            row["run"],
-            *(f"{row[s]:.4f}" + (f" [{row[f'{s}_low']:.3f}, {row[f'{s}_high']:.3f}]" if f"{s}_low" in row else "") for s in scores),
-            f"{100 * row[f'{scores[0]}_from_base']:+.2f}",
-            f"{row['bytes'] / 1e6:.1f} ({base['bytes'] / row['bytes']:.2f}x)",
-            f"{row['rows_per_s']:,.0f} ({row['rows_per_s'] / base['rows_per_s']:.2f}x)",
-            f"{row['p50_ms']:.2f} ({base['p50_ms'] / row['p50_ms']:.2f}x)",
-            ", ".join(fronts),
-        ])  # fmt: skip
-    told = [f"- {name}: `{words}`" for name, words in grid.items()]
-    return "\n".join([*lines, *markdown_table(header, body), "", "What train.py was told for each:", "", *told, ""])
+def seed_means(score, seeds, base):
+    """Cells of a test score: mean, least, most, distance from the same seed's base, interval.
+
+    The interval is averaged over the seeds, the distance too.
+    Empty if a run, or a base run, does not have the score.
+    """
+    values, others = ([run["test"]["overall"][score] for run in runs] for runs in (seeds, base))
+    if any(value is None for value in [*values, *others]):
+        return {}
+    row = {score: statistics.mean(values), f"{score}_least": min(values), f"{score}_most": max(values)}
+    row[f"{score}_from_base"] = statistics.mean(a - b for a, b in zip(values, others, strict=True))
+    if score in seeds[0]["test"]["intervals"]:
+        bounds = zip(*(run["test"]["intervals"][score] for run in seeds), strict=True)
+        row[f"{score}_low"], row[f"{score}_high"] = map(statistics.mean, bounds)
+    return row
 
 
-def plot(rows, task, path):
-    """The first score against speed and against bytes, both logarithmic; the Pareto front as a line, bars from the least to the most."""
-    score, wording = next(iter(task.headline.items()))
-    figure, both = plt.subplots(1, 2, figsize=(13, 5), sharey=True)
-    for axes, cost, label in zip(both, ("seconds_per_row", "bytes"), (f"milliseconds a {task.unit.rstrip('s')}, batched", "MB on disk")):
-        scale = 1e3 if cost == "seconds_per_row" else 1e-6
-        front = sorted((row for row in rows if row[f"front_{cost}"]), key=lambda row: row[cost])
-        axes.plot([scale * row[cost] for row in front], [row[score] for row in front], color="black", linewidth=1, alpha=0.5, zorder=1)
-        for at, row in enumerate(rows):
-            look = {"color": plt.get_cmap("tab10")(at % 10), "marker": "oDs^v"[at // 10 % 5]}
-            bars = [[row[score] - row[f"{score}_least"]], [row[f"{score}_most"] - row[score]]]
-            axes.errorbar(scale * row[cost], row[score], bars, **look, markersize=8, capsize=3, label=row["run"])
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set(xlabel=label, title=f"Pareto front by validation, test {wording} shown")
-        axes.grid(alpha=0.3, which="both")
-    both[0].set_ylabel(f"{wording}, mean of {rows[0]['seeds']} seeds, bars to the least and the most")
-    both[1].legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
-    save_figure(figure, path)
-
-
-def parse(argv=None):
-    """(Parsed arguments, those for train.py, seeds, grid, directory, plan). Raises BadInput for what cannot be one sweep."""
-    parser = Parser(prog="sweep.py", description=__doc__.splitlines()[0], epilog="All other arguments are train.py's.")
-    parser.add_argument("--seeds", default="1,2,3", help="seeds of the runs, comma-separated (1,2,3)")
-    parser.add_argument("--grid", default=None, help="JSON file {name: arguments of train.py} (the grid in sweep.py)")
-    parser.add_argument("--only", default=None, help="names of the grid to run, comma-separated, base among them (all)")
-    parser.add_argument(
-        "--rounds", type=number(int, 1, 10**4), default=5, help="times that all validation notes are read for the timing (5)"
-    )
-    args, common = parser.parse_known_args(argv)
-    taken = [flag for flag in ("--technique", "--seed", "--name") if flag in common]
-    if taken:
-        raise BadInput(f"{taken[0]}: the grid and --seeds say that; leave it out")
-    try:
-        seeds = [int(seed) for seed in args.seeds.split(",")]
-    except ValueError:
-        raise BadInput(f"--seeds {args.seeds}: give whole numbers, comma-separated") from None
-    given = arguments.parse(common)
-    grid = read_grid(args.grid) if args.grid else GRID
-    if not args.grid and given.model == "demo":  # which has 128 channels
-        grid = {name.replace("256", "64"): words.replace("256", "64") for name, words in grid.items()}
-    if args.only:
-        wanted = [name.strip() for name in args.only.split(",")]
-        if unknown := [name for name in ["base", *wanted] if name not in grid or name not in wanted]:
-            raise BadInput(f"--only: {unknown[0]} is missing; the grid has {', '.join(grid)}")
-        grid = {name: words for name, words in grid.items() if name in wanted}
-    out = Path(given.out)
-    return args, common, seeds, grid, out, plan(grid, common, seeds, out)
+def sweep_facts(sweep, made, base, encoded):
+    """What the tables need beside the rows, for sweep.json."""
+    task, data = base.task, base.facts["data"]
+    return {
+        "task": task.name,
+        "unit": task.unit,
+        "headline": task.headline,
+        "demonstration": base.facts["demonstration"],
+        "grid": sweep.grid,
+        "arguments": list(map(shown, sweep.common)),
+        "seeds": sweep.seeds,
+        "data": {
+            **{key: data[key] for key in ("rows", "notes", "subjects", "sizes", "splits")},
+            "mean_tokens": float(encoded.lengths.mean()),
+            "median_tokens": int(np.median(encoded.lengths)),
+        },
+        "timing": {
+            "rows": len(encoded.lengths),
+            "length": int(np.median(encoded.lengths)),
+            "rounds": sweep.rounds,
+            "seed": sweep.seeds[0],
+            "batch_tokens": inference.batch_tokens(torch.device("cpu")),
+        },
+        "machine": this_machine(),
+        "trained_at": {
+            name: [read_json(path / "run.json")["machine"]["commit"] for path in paths]
+            for name, paths in made.items()
+        },
+    }
 
 
 def main(argv=None):
-    """Train the grid, time it, write the table and the plot. Returns their directory."""
-    args, common, seeds, grid, out, planned = parse(argv)
+    """Train the grid, time it, write the data, the table and the plots. Returns their directory."""
+    sweep = plan_sweep(argv)
+    plots.pyplot()  # said before the first run is trained, if matplotlib is missing
     cpu.keep_memory()
-    writable_directory(out)
+    out = writable_directory(sweep.out)
 
-    made = train_all(planned, seeds)
+    made = train_all(sweep.planned, sweep.seeds)
     runs = {name: checkpoint.load(paths[0]) for name, paths in made.items()}
-    for run in runs.values():
-        cpu.for_inference(run.model, run.task)
-    first = runs["base"]
-    arguments = first.facts["arguments"]
-    path = demo.make(out / f"seed{seeds[0]}" / "demo", first.task.name)[0] if arguments["data"] == "demo" else arguments["data"]
-    where = (arguments[key] for key in ("fraction", "validation", "test", "split_seed"))
-    notes = type(first.task).from_facts(first.facts["task"]).load(str(path), *where)[0]["validation"]
-    encoded = first.task.encode(notes, first.tokenizer, arguments["max_length"])
-    times = time_all(runs, first.task, encoded, args.rounds)
+    base = runs["base"]
+    encoded = validation_rows(base, out / f"seed{sweep.seeds[0]}")
+    with contextlib.ExitStack() as opened:
+        for run in runs.values():
+            opened.enter_context(inference.reading(run.model, run.task, frozen=True))
+        times = time_all(runs, base.task, encoded, sweep.rounds)
 
-    rows = collect(made, times, first.task)
-    machine = this_machine()
-    conditions = (f"**{demo.BANNER}**\n\n" if first.facts["demonstration"] else "") + (
-        f"Test scores: means over seeds {args.seeds}, brackets: 95% bootstrap interval, averaged over the seeds. {first.task.unit}/s: the model "
-        f"alone on {len(encoded.lengths)} validation rows of {encoded.lengths.mean():.0f} tokens on average, batches of 2,048 tokens; p50: one "
-        f"row of {int(np.median(encoded.lengths))} tokens; sizes and times of seed {seeds[0]}; medians of {args.rounds} rounds in rotating order, {machine['threads']} threads, "
-        f"{machine['cpu']}, torch {machine['torch']}. Front: no run is at least as good on validation and cheaper. "
-        f"Call: {' '.join(map(shown, common))}."
-    )
-    header = list(dict.fromkeys(key for row in rows for key in row))
-    write_csv(out / "sweep.csv", header, [[row.get(key) for key in header] for row in rows])
-    write_whole(out / "sweep.md", as_markdown(rows, first.task, conditions, grid))
-    write_json(out / "sweep.json", {"grid": grid, "arguments": list(map(shown, common)), "machine": machine})
-    plot(rows, first.task, out / "sweep.png")
-    print((out / "sweep.md").read_text())
+    write_rows(out / "sweep.csv", sweep_rows(made, times, base.task.headline))
+    write_json(out / "sweep.json", sweep_facts(sweep, made, base, encoded))
+    rows, facts = (
+        read_rows(out / "sweep.csv"),
+        read_json(out / "sweep.json"),
+    )  # as docs/results.py reads them
+    write_whole(out / "sweep.md", sweep_page(rows, facts))
+    plots.plot_sweep(rows, facts, out)
+    print(sweep_page(rows, facts))
     return out
 
 

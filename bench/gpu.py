@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from bench.shape import answering_first, bert_base, matrix_rate, multiply_adds, random_notes, wait_for
-from fast import precision
+from layers import set_attention_dropout
 
 
 def gpu_rows(
@@ -24,7 +24,7 @@ def gpu_rows(
     for compiled in (False, True):
         with answering_first(bert_base(config)) as model:
             macs = multiply_adds(model, length)
-            precision.set_attention_dropout(model.to(device), 0.0)
+            set_attention_dropout(model.to(device), 0.0)
             call = torch.compile(model, dynamic=True, backend=backend) if compiled else model
             for name, batch, passes, make in (
                 ("training", train_batch, 3, training_step),  # forward, and twice as much backward

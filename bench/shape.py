@@ -21,11 +21,10 @@ from transformers import BertConfig, BertForSequenceClassification
 
 import compress
 from cli import BadInput
-from compress.quantization import is_int8
-from fast import cpu
-from fast.attention import first_token
-from layers import device_of
+from fast import cpu, speedups
+from layers import device_of, is_int8, trainable_copy
 from run import checkpoint
+from run.inference import reading
 from run.onnx_file import session, to_int8, to_onnx
 from tasks.task import Task
 
@@ -80,11 +79,11 @@ def compressed(technique, options, config=None):
             {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.arange(len(ids)) % 5}
         ]
 
-    parts = compress.parse(technique)
+    parts = compress.parse_chain(technique)
     supplied = {"calibration": calibration, "fresh": ["classifier.weight"]}
     start = model
     if "teacher" in compress.needs(parts):
-        supplied["teacher"], start = model, copy.deepcopy(model).train()
+        supplied["teacher"], start = model, trainable_copy(model)
     chain = compress.build(parts, options, **supplied)
     chain.task = Task()
     with contextlib.redirect_stdout(io.StringIO()):
@@ -94,13 +93,15 @@ def compressed(technique, options, config=None):
 @contextlib.contextmanager
 def ready(model, task):
     """While open, the model predicts with every speed-up of fast/, as in predict.py. Yields the model."""
-    yield cpu.for_inference(model, task)
+    with reading(model, task, frozen=True):
+        yield model
 
 
 @contextlib.contextmanager
 def answering_first(model):
     """While open, the last layer answers for the first token, [CLS], alone. Yields the model."""
-    yield first_token(model)
+    with speedups(model, reads_first=True):
+        yield model
 
 
 def stored_bytes(model):

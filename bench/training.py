@@ -16,7 +16,6 @@ import functools
 import statistics
 import tempfile
 import time
-import warnings
 from contextlib import redirect_stdout
 from importlib.util import find_spec
 from io import StringIO
@@ -31,9 +30,13 @@ import train
 from bench.shape import alternating, matrix_rate, multiply_adds
 from cli import BadInput
 from compress.technique import Technique
-from data import SPLITS, Encoded, collate
+from data import Encoded, collate
 from fast import cpu, precision
+from layers import set_attention_dropout
 from run import arguments, checkpoint
+from run.inference import Notes
+from run.progress import ProgressFile
+from run.schedule import Schedule
 from tasks import TASKS, demo
 
 
@@ -41,16 +44,13 @@ class Workload(NamedTuple):
     """What every contender trains on: train.py's arguments, the task, a model, token ids."""
 
     args: SimpleNamespace
-    task: Any
     fresh: Any  # fresh(attention_dropout) -> the model before training
-    notes: dict  # {split: Encoded}
-    examples: list  # those of validation
-    pad_id: int
+    notes: Notes
 
 
 def load_workload(words, tokens):
     """The Workload of train.py's arguments, with about `tokens` tokens of training notes, drawn at random."""
-    args = arguments.parse(words)
+    args = arguments.parse_arguments(words)
     task = TASKS[args.task](**arguments.options_of(TASKS[args.task], args))
     with tempfile.TemporaryDirectory() as directory:
         path, source = args.data, args.model
@@ -67,11 +67,11 @@ def load_workload(words, tokens):
     lengths = task.encode(drawn, tokenizer, args.max_length).lengths
     count = max(args.batch_size, int(np.searchsorted(lengths.cumsum(), tokens)))
     splits = {"train": drawn[:count], "validation": splits["validation"][:1], "test": splits["test"][:1]}
-    notes = {split: task.encode(splits[split], tokenizer, args.max_length) for split in SPLITS}
+    notes = Notes.read(task, splits, tokenizer, args.max_length, "none")
 
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     fresh = functools.partial(fresh_model, task, model.config, state)
-    return Workload(args, task, fresh, notes, splits["validation"], tokenizer.pad_token_id)
+    return Workload(args, fresh, notes)
 
 
 def fresh_model(task, config, state, attention_dropout):
@@ -79,32 +79,21 @@ def fresh_model(task, config, state, attention_dropout):
     torch.manual_seed(0)
     model = task.attach_head(task.auto_class.from_config(config, dtype=torch.float32))
     model.load_state_dict(state)
-    precision.set_attention_dropout(model, attention_dropout)
+    set_attention_dropout(model, attention_dropout)
     return model
 
 
 def train_py_seconds(work, attention_dropout, precision_flag):
     """Seconds of one epoch of train.train, including its validation of one note and its save."""
-    technique = Technique()
-    technique.task = work.task
+    technique, model = Technique(), work.fresh(attention_dropout)
+    technique.task = work.notes.task
     changes = {"precision": precision_flag, "epochs": 1, "eval_steps": 0, "accumulate": 1, "patience": 0}
-    args, model = SimpleNamespace(**{**vars(work.args), **changes}), work.fresh(attention_dropout)
-    with tempfile.TemporaryDirectory() as directory, redirect_stdout(StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # one note has no F1
-        progress_file, device = Path(directory) / "p.safetensors", torch.device("cpu")
+    args = SimpleNamespace(**{**vars(work.args), **changes})
+    schedule = Schedule.of(args, len(work.notes.rows["train"].lengths), 1e-5)
+    with tempfile.TemporaryDirectory() as directory, redirect_stdout(StringIO()):
+        progress_file = ProgressFile(Path(directory) / "p.safetensors", args.save_minutes)
         began = time.perf_counter()
-        train.train(
-            model,
-            technique,
-            work.task,
-            work.notes,
-            work.examples,
-            work.pad_id,
-            args,
-            1e-5,
-            device,
-            progress_file,
-        )
+        train.train(model, technique, work.notes, schedule, torch.device("cpu"), progress_file)
         return time.perf_counter() - began
 
 
@@ -115,7 +104,7 @@ def trainer_seconds(work, encoded, attention_dropout, bf16, order="random", pad_
     args = work.args
     # the sampler asks for the length of input_ids, and for nothing in them
     rows = [{"rows": np.array([i]), "input_ids": range(n)} for i, n in enumerate(encoded.lengths)]
-    gather = functools.partial(padded_batch, encoded, work.pad_id, pad_to)
+    gather = functools.partial(padded_batch, encoded, work.notes.pad_id, pad_to)
     with tempfile.TemporaryDirectory() as directory, redirect_stdout(StringIO()):
         settings = TrainingArguments(
             directory, per_device_train_batch_size=args.batch_size, num_train_epochs=1,
@@ -143,7 +132,7 @@ def padded_batch(encoded, pad_id, pad_to, group):
 
 def epochs_to_time(work, padded):
     """{row: (function that trains one epoch and returns its seconds, the Encoded notes it trains on)}."""
-    args, whole = work.args, work.notes["train"]
+    args, whole = work.args, work.notes.rows["train"]
     count = padded * args.batch_size
     few = Encoded(whole.ids, whole.starts[: count + 1], whole.owner[:count], whole.labels[:count])
     bf16 = precision.training_precision(args.precision, torch.device("cpu")) == torch.bfloat16
@@ -178,7 +167,7 @@ def training_rows(words, tokens=40_000, padded=4, rounds=3):
     require_accelerate()
     cpu.keep_memory()
     work = load_workload(words, tokens)
-    encoded = work.notes["train"]
+    encoded = work.notes.rows["train"]
     if encoded.labels is None:
         raise BadInput(f"--training: compares tasks with one label per row, not {work.args.task}")
 

@@ -1,13 +1,15 @@
-"""LoRA: the weights stay frozen, and a thin correction to some of them is trained: W + (alpha / r) B A, A (r, in), B (out, r).
+"""LoRA: the weights stay frozen, and a thin correction to some of them is trained.
 
-A starts as any nn.Linear does and B at zero, so training starts from the model itself (Hu et al., 2022). Afterwards the
-product is added to W and the layer is an ordinary one again, or, with --lora-keep, both stay apart. The task's head, and
-modules of the encoder that the checkpoint did not have, are trained in full; the output layer of a masked-language model,
-which shares the embeddings' weight, stays as it is, bias and all. The run directory gets adapter/, which peft loads (onto a
-model that has the same head: a CRF is none that transformers knows).
+W + (alpha / r) B A, with A (r, in) and B (out, r). A starts as any nn.Linear does and B at zero, so
+training starts from the model itself (Hu et al., 2022). Afterwards the product is added to W and the layer
+is an ordinary one again; with --lora-keep both stay apart. Trained in full: the task's head, and modules of
+the encoder that the checkpoint did not have. The output layer of a masked-language model, which shares the
+weight of the embeddings, stays as it is, bias and all. The run directory gets adapter/, which peft loads
+(onto a model with the same head; transformers knows no CRF).
 
-What it does not save: inference. A merged model has the size and the speed it had, a kept adapter makes it slower. LoRA
-saves memory in training (no gradients nor Adam moments for frozen weights) and bytes per adapted model: those of adapter/.
+What it does not save: inference. A merged model has the size and the speed it had; a kept adapter makes it
+slower. LoRA saves memory in training (no gradients and no Adam moments for frozen weights) and bytes per
+adapted model: only adapter/ differs.
 """
 
 import math
@@ -16,8 +18,10 @@ import torch
 from torch import nn
 
 from cli import BadInput, number
+from compress.lowrank import LowRank
+from compress.pruning import Pruning
 from compress.technique import Technique
-from layers import encoder_linears, millions, parameter_count, replace_module
+from layers import encoder_linears, millions, parameter_count, projections, replace_module
 
 
 class LoRALinear(nn.Module):
@@ -59,74 +63,122 @@ def head_modules(model):
     return list(outermost(model, ""))
 
 
+def last_names(names):
+    """The last parts of dotted names, each once, in order."""
+    return list(dict.fromkeys(name.rpartition(".")[2] for name in names))
+
+
+def query_and_value(model):
+    """Last names of the query and value projections: ['query', 'value'] in BERT, ['Wqkv'] in ModernBERT."""
+    return last_names(name for query, _, value in projections(model) for name in (query, value))
+
+
 class LoRA(Technique):
     """Freezes the model, corrects the named projections, and merges at the end."""
 
-    name = "lora"
     NEEDS = ("source", "fresh")
     learning_rate = 1e-3
+    excludes = (LowRank, Pruning)
+    excludes_because = "freezes the weights that {} would change; merge first, then --start from that run"
     OPTIONS = {
-        "--lora-rank": dict(type=number(int, 1, 10**4), default=1, help="r, rank of the correction (1)"),
-        "--lora-alpha": dict(type=number(float, 0, 10**6, low_open=True), default=1.0, help="the correction is scaled by alpha / r (1)"),
-        "--lora-dropout": dict(type=number(float, 0, 1, high_open=True), default=0.1, help="dropout before the correction (0.1)"),
-        "--lora-targets": dict(default="query,value", help="last names of the layers to correct (query,value)"),
-        "--lora-keep": dict(action="store_true", help="keep the correction apart from the weights instead of merging it"),
+        "--lora-rank": {"type": number(int, 1, 10**4), "default": 1, "help": "rank r of the correction (1)"},
+        "--lora-alpha": {"type": number(float, 0, 10**6, low_open=True), "default": 1.0,
+            "help": "alpha; the correction is scaled by alpha / r (1)"},
+        "--lora-dropout": {"type": number(float, 0, 1, high_open=True), "default": 0.1,
+            "help": "dropout before the correction (0.1)"},
+        "--lora-targets": {"default": None,
+            "help": "last names of the layers to correct, comma-separated (the query and value projections)"},
+        "--lora-keep": {"action": "store_true",
+            "help": "keep the correction apart from the weights instead of merging it (off)"},
     }  # fmt: skip
 
-    def __init__(self, source=None, fresh=(), lora_rank=1, lora_alpha=1.0, lora_dropout=0.1, lora_targets="query,value", lora_keep=False):
-        """source: name of the unchanged model, None if no file holds it; fresh: names of tensors that it did not have."""
+    def __init__(self, source=None, fresh=(), lora_rank=1, lora_alpha=1.0, lora_dropout=0.1,
+                 lora_targets=None, lora_keep=False):  # fmt: skip
+        """source: name of the unchanged model, None if no file holds it; fresh: tensors that it lacked."""
         self.source, self.fresh, self.keep = source, fresh, lora_keep
         self.rank, self.alpha, self.dropout = lora_rank, lora_alpha, lora_dropout
-        self.targets = [target.strip() for target in lora_targets.split(",") if target.strip()]
+        self.targets = lora_targets
+        self.names, self.trained = [], []  # of layers to correct, of modules to train in full
         self.adapter = {}
 
     def prepare(self, model):
-        """Freeze, correct the targets, leave the head to train. Raises BadInput if a target is no layer of the encoder."""
+        """Freeze, correct the targets, leave the head to train. Raises BadInput for an unknown target."""
         linears, others = encoder_linears(model)
-        last = {name: name.rpartition(".")[2] for name in linears}
-        for target in self.targets or [""]:
-            if target not in last.values():
-                raise BadInput(f"--lora-targets {target}: no such layer; the encoder has {', '.join(dict.fromkeys(last.values()))}")
-        self.trained = head_modules(model)
+        targets, total = self._find_targets(model, linears), parameter_count(model)
         body = f"{model.base_model_prefix}."
-        self.trained += list(dict.fromkeys(name.rpartition(".")[0] for name in self.fresh if name.startswith(body)))
-        self.names = [name for name in linears if last[name] in self.targets and name not in self.trained]
-        total = parameter_count(model)
+        fresh = [name.rpartition(".")[0] for name in self.fresh if name.startswith(body)]
+        self.trained = head_modules(model) + list(dict.fromkeys(fresh))
+        matching = [name for name in linears if name.rpartition(".")[2] in targets]
+        self.names = [name for name in matching if name not in self.trained]
+
         model.requires_grad_(False)
         for name in self.names:
             replace_module(model, name, LoRALinear(linears[name], self.rank, self.alpha, self.dropout))
         for name in self.trained:
             model.get_submodule(name).requires_grad_(True)
+
         trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         print(
-            f"lora: rank {self.rank} on {len(self.names)}/{len(linears) + len(others)} Linear ({', '.join(self.targets)}), trainable "
-            f"{trainable:,} of {millions(total)} parameters ({100 * trainable / total:.2f}%), in full: {', '.join(self.trained) or 'nothing'}; "
+            f"{self.name}: rank {self.rank} on {len(self.names)}/{len(linears) + len(others)} Linear "
+            f"({', '.join(targets)}), trainable {trainable:,} of {millions(total)} parameters "
+            f"({100 * trainable / total:.2f}%), in full: {', '.join(self.trained) or 'nothing'}; "
             "saves memory in training and bytes per adapter, not inference"
         )
         return model
 
+    def _find_targets(self, model, linears):
+        """Last names of the layers to correct: --lora-targets, or else the query and value projections."""
+        there = last_names(linears)
+        if self.targets is None:
+            if not (targets := query_and_value(model)):
+                raise BadInput(
+                    f"--lora-targets: does not know the query and value layers of {type(model).__name__}; "
+                    f"name the layers to correct, of {', '.join(there)}"
+                )
+            return targets
+        targets = [target.strip() for target in self.targets.split(",") if target.strip()]
+        for target in targets or [""]:
+            if target not in there:
+                raise BadInput(f"--lora-targets {target}: no such layer; the encoder has {', '.join(there)}")
+        return targets
+
     def finish(self, model):
         """Set the adapter's tensors aside, then merge unless the corrections are to be kept."""
         state = model.state_dict()
-        kept = [key for key in state if ".lora_" in key or any(key.startswith(f"{name}.") for name in self.trained)]
+        in_full = tuple(f"{name}." for name in self.trained)
+        kept = [key for key in state if ".lora_" in key or key.startswith(in_full)]
         self.adapter = {f"base_model.model.{key}": state[key].clone() for key in kept}
         if not self.keep:
             for name in self.names:
                 replace_module(model, name, model.get_submodule(name).merged())
+
         size = sum(tensor.numel() * tensor.element_size() for tensor in self.adapter.values())
-        where = "adapter/" if self.source else "no adapter/, because no file holds the model it would correct"
-        print(f"lora: {'kept apart' if self.keep else 'merged'} {len(self.names)} corrections; {where}, {size / 1e6:.3f} MB")
+        how = "kept apart" if self.keep else "merged"
+        where = (
+            "adapter/"
+            if self.source
+            else "no adapter/, because no file holds the model that it would correct"
+        )
+        print(f"{self.name}: {how} {len(self.names)} corrections; {where}, {size / 1e6:.3f} MB")
         return model.requires_grad_(True)
 
     def files(self):
-        """The adapter in the PEFT layout."""
+        """The adapter as peft reads it."""
         if not self.source:
             return {}
         config = {
-            "peft_type": "LORA", "task_type": None, "base_model_name_or_path": self.source, "r": self.rank, "lora_alpha": self.alpha,
-            "lora_dropout": self.dropout, "target_modules": self.names, "modules_to_save": self.trained or None, "bias": "none",
-            "fan_in_fan_out": False, "inference_mode": True,
-        }  # fmt: skip
+            "peft_type": "LORA",
+            "task_type": None,
+            "base_model_name_or_path": self.source,
+            "r": self.rank,
+            "lora_alpha": self.alpha,
+            "lora_dropout": self.dropout,
+            "target_modules": self.names,
+            "modules_to_save": self.trained or None,
+            "bias": "none",
+            "fan_in_fan_out": False,
+            "inference_mode": True,
+        }
         return {"adapter/adapter_config.json": config, "adapter/adapter_model.safetensors": self.adapter}
 
     def describe(self):

@@ -1,15 +1,19 @@
 """Magnitude pruning: the smallest weights of the encoder's Linear layers become zero and stay zero.
 
-Of n weights the round(sparsity * n) smallest in magnitude are masked, per layer or over all layers at once (Han et al.,
-2015). With the cubic schedule the sparsity grows through training: s(t) = s * (1 - (1 - t / t_end)^3), t_end half of the
-training (Zhu & Gupta, 2017). After every optimizer step the masked weights are set to zero again.
+Of n weights the round(sparsity * n) smallest in magnitude are masked, per layer or over all layers at once
+(Han et al., 2015). With the cubic schedule the sparsity grows until half of the training, t_end (Zhu &
+Gupta, 2017):
+    s(t) = s * (1 - (1 - t / t_end)^3)
+After every optimizer step the masked weights are set to zero again.
 
---nm 2:4 keeps the two largest of every four weights in a row instead. --structured and --keep-layers are another matter:
-they take heads, neurons (compress/structured.py) and layers out of a fine-tuned model, so that it is really smaller.
+--nm 2:4 keeps the two largest of every four weights in a row instead. --structured and --keep-layers do not
+set zeros: they take heads, neurons (compress/structured.py) and layers out of a fine-tuned model, so that
+it is really smaller.
 
-What zeros do not save: bytes and milliseconds. A zero is stored in four bytes and multiplied like any other weight, and no
-maintained CPU runtime skips scattered zeros; 2:4 is made for NVIDIA GPUs from Ampere on, in half precision, through libraries
-that pack it, which was not tried here, and pays nowhere in this project. What zeros give is a count of weights that were not needed.
+What zeros do not save: bytes and milliseconds. A zero is stored in four bytes and multiplied like any other
+weight, and no maintained CPU runtime skips scattered zeros. The pattern 2:4 is made for NVIDIA GPUs from
+Ampere on, in half precision, through libraries that pack it; that was not tried here, and it gains nothing
+in this project. What zeros give is a count of the weights that were not needed.
 """
 
 import argparse
@@ -24,7 +28,10 @@ from compress.technique import CALIBRATION_NOTES, LAYER_CHOICE, TARGET_MACS, Tec
 from fast.attention import like_bert
 from layers import encoder_linears, find_layers, millions, parameter_count
 
-CUBIC_END = 0.5  # share of the training after which the sparsity stands
+CUBIC_END = 0.5  # share of the training after which the sparsity is reached
+
+
+# --- which weights to zero
 
 
 def magnitude_mask(weight, fraction):
@@ -38,17 +45,19 @@ def magnitude_mask(weight, fraction):
 def global_masks(weights, fraction):
     """The same over all weights together: some layers lose more than others. Returns a list of masks."""
     together = magnitude_mask(torch.cat([weight.flatten() for weight in weights]), fraction)
-    return [part.view_as(weight) for part, weight in zip(together.split([w.numel() for w in weights]), weights)]
+    parts = together.split([weight.numel() for weight in weights])
+    return [part.view_as(weight) for part, weight in zip(parts, weights, strict=True)]
 
 
 def nm_mask(weight, keep, group):
-    """Boolean mask, True at the `keep` largest of every `group` neighbouring weights of a row. weight (out, in)."""
+    """Boolean mask (out, in), True at the `keep` largest of every `group` neighbouring weights of a row."""
     blocks = weight.abs().unflatten(1, (-1, group))  # (out, in / group, group)
-    return torch.zeros_like(blocks, dtype=torch.bool).scatter_(2, blocks.topk(keep, dim=2).indices, True).flatten(1)
+    kept = blocks.topk(keep, dim=2).indices
+    return torch.zeros_like(blocks, dtype=torch.bool).scatter_(2, kept, True).flatten(1)
 
 
 def n_of_m(text):
-    """An argparse type: '2:4' -> (2, 4)."""
+    """An argparse type: '2:4' -> [2, 4]."""
     match = re.fullmatch(r"(\d+):(\d+)", text)
     if not match or not 0 < int(match[1]) < int(match[2]):
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form 2:4")
@@ -60,105 +69,207 @@ def cubic(sparsity, progress, end=CUBIC_END):
     return sparsity * (1 - (1 - min(progress / end, 1)) ** 3)
 
 
-class Pruning(Technique):
-    """Masks before training, keeps them through it, leaves plain zeros behind."""
+# --- the technique
 
-    name = "pruning"
+
+class Pruning(Technique):
+    """Masks weights before training and leaves zeros behind; or takes heads, neurons and layers out."""
+
     NEEDS = ("calibration",)
     learning_rate = 2e-5
     OPTIONS = {
-        "--sparsity": dict(type=number(float, 0, 1, high_open=True), default=0.3, help="share of weights set to zero, [0, 1)"),
-        "--global": dict(action="store_true", help="rank all encoder weights together instead of layer by layer"),
-        "--schedule": dict(choices=("constant", "cubic"), default="constant",
-                           help="mask at once, or let the sparsity grow over the first half of the training"),
-        "--nm": dict(type=n_of_m, default=None, help="instead, zeros in a pattern: keep 2 of every 4 weights in a row with 2:4"),
-        "--structured": dict(action="store_true", help="take heads and neurons out instead of setting zeros, from the base run"),
-        "--keep-heads": dict(type=number(int, 0, 10**4), default=0, help="instead, heads to keep in each layer (0 = by --target-macs)"),
-        "--keep-neurons": dict(type=number(int, 0, 10**6), default=0, help="instead, neurons to keep in each layer (0 = by --target-macs)"),
-        "--importance": dict(choices=("fisher", "magnitude"), default="fisher", help="what a head or a neuron is worth (fisher)"),
-        "--keep-layers": dict(type=number(int, 0, 10**4), default=0, help="also, layers to keep (0 = all)"),
+        "--sparsity": {"type": number(float, 0, 1, high_open=True), "default": 0.3,
+            "help": "share of weights set to zero, from 0 to below 1 (0.3)"},
+        "--global": {"action": "store_true",
+            "help": "rank all encoder weights together instead of layer by layer (off)"},
+        "--schedule": {"choices": ("constant", "cubic"), "default": "constant",
+            "help": "mask at once, or let the sparsity grow over the first half of the training (constant)"},
+        "--nm": {"type": n_of_m, "default": None,
+            "help": "instead of --sparsity, zeros in a pattern: 2:4 keeps 2 of every 4 weights in a row "
+                    "(none)"},
+        "--structured": {"action": "store_true",
+            "help": "take heads and neurons out instead of setting zeros, from the base run (off)"},
+        "--keep-heads": {"type": number(int, 0, 10**4), "default": 0,
+            "help": "heads to keep in each layer, instead of --target-macs (0 = all)"},
+        "--keep-neurons": {"type": number(int, 0, 10**6), "default": 0,
+            "help": "neurons to keep in each layer, instead of --target-macs (0 = all)"},
+        "--importance": {"choices": ("fisher", "magnitude"), "default": "fisher",
+            "help": "worth of a head or a neuron: what the loss would rise by without it (fisher), or the "
+                    "size of its weights (fisher)"},
+        "--keep-layers": {"type": number(int, 0, 10**4), "default": 0,
+            "help": "also drop layers: how many to keep, from the base run (0 = all)"},
         **LAYER_CHOICE, **TARGET_MACS, **CALIBRATION_NOTES,
     }  # fmt: skip
 
-    def __init__(self, sparsity=0.3, global_=False, schedule="constant", nm=None, structured=False, target_macs=None, keep_heads=0,
-                 keep_neurons=0, importance="fisher", calibration_notes=256, keep_layers=0, layer_choice="spaced", calibration=None):  # fmt: skip
-        """calibration(notes) -> batches of that many training notes, for the Fisher scores."""
+    def __init__(self, sparsity=0.3, global_=False, schedule="constant", nm=None,
+                 structured=False, target_macs=None, keep_heads=0, keep_neurons=0,
+                 importance="fisher", calibration_notes=256, keep_layers=0,
+                 layer_choice="spaced", calibration=None):  # fmt: skip
+        """calibration(notes) -> batches of that many training notes, for Fisher scores and --layer-choice."""
         self.sparsity, self.all_layers, self.schedule, self.nm = sparsity, global_, schedule, nm
-        self.structured, self.target, self.heads, self.neurons = structured, target_macs or 0.5, keep_heads, keep_neurons
-        self.importance, self.notes, self.layers, self.calibration = importance, calibration_notes, keep_layers, calibration
-        self.choice, self.masked_at, self.facts = layer_choice, None, None
+        self.structured, self.target, self.heads, self.neurons = (
+            structured,
+            target_macs or 0.5,
+            keep_heads,
+            keep_neurons,
+        )
+        self.importance, self.layers, self.choice = importance, keep_layers, layer_choice
+        self.notes, self.calibration = calibration_notes, calibration
+        self.pruned, self.skipped = [], []  # names of Linear layers: in the encoder, and not
+        self.masked_at, self.facts = None, None
 
-    def _mask(self, model, sparsity):
-        linears = list(encoder_linears(model)[0].values())
-        weights = [linear.weight.detach() for linear in linears]
-        if self.nm:
-            masks = [
-                nm_mask(w, *self.nm) if sparsity and w.shape[1] % self.nm[1] == 0 else torch.ones_like(w, dtype=torch.bool) for w in weights
-            ]
-        else:
-            masks = global_masks(weights, sparsity) if self.all_layers else [magnitude_mask(w, sparsity) for w in weights]
-        for linear, mask in zip(linears, masks):
-            linear.register_buffer("pruning_mask", mask)  # in the state_dict, so an interrupted run resumes with it
+    @classmethod
+    def starts_from_base(cls, options):
+        """If it takes heads, neurons or layers out: which ones, a model that has learnt the task tells."""
+        return bool(options.structured or options.keep_layers)
 
-    def _masked(self, model, sparsity):
-        masks = [linear.pruning_mask for linear in encoder_linears(model)[0].values()]
-        sizes = [sum(mask.numel() for mask in masks)] if self.all_layers else [mask.numel() for mask in masks]
-        return sum(int((~mask).sum()) for mask in masks) == sum(round(sparsity * size) for size in sizes)
-
-    @torch.no_grad()
-    def _apply(self, model):
-        for linear in encoder_linears(model)[0].values():
-            linear.weight.mul_(linear.pruning_mask)
+    @classmethod
+    def check(cls, options, chain):
+        """Raises BadInput for flags of --structured without it; --target-macs may be another technique's."""
+        shared = any("--target-macs" in other.OPTIONS for other in chain if other is not cls)
+        given = {
+            "keep-heads": options.keep_heads,
+            "keep-neurons": options.keep_neurons,
+            "target-macs": options.target_macs and not shared,
+        }
+        idle = [flag for flag, value in given.items() if value]
+        if idle and not options.structured:
+            raise BadInput(f"--{idle[0]}: takes heads and neurons out, so it goes with --structured")
 
     def prepare(self, model):
-        """Take layers, heads and neurons out; or mask, at once, or with nothing yet under the cubic schedule."""
+        """Take layers, heads and neurons out, or mask weights; the cubic schedule starts with none masked."""
         if self.layers:
-            depth = len(find_layers(model)[1])
-            if self.layers >= depth:
-                raise BadInput(f"--keep-layers {self.layers}: the model has {depth}; keep fewer")
-            kept = spaced_layers(depth, self.layers)
-            if self.choice == "best":
-                model.eval()
-                loss = lambda batch: self.task.loss(model, batch, self.task.forward(model, batch))  # noqa: E731
-                kept = best_layers(model, self.layers, loss, self.calibration(self.notes))
-            model = keep_layers(model, kept)
-            print(f"pruning: layers {', '.join(map(str, kept))} of {depth} kept, {millions(parameter_count(model))} parameters left")
+            model = self._drop_layers(model)
         if self.structured:
             return self._shrink(model)
+        linears, self.skipped = encoder_linears(model)
+        self.pruned = list(linears)
         self._mask(model, self.sparsity if self.schedule == "constant" else 0.0)
         self._apply(model)
         return model
 
+    # --- zeros
+
+    def _linears(self, model):
+        """The pruned layers, by name: a later technique may have put another kind of layer there (--qat)."""
+        return [model.get_submodule(name) for name in self.pruned]
+
+    def _masks_for(self, weights, sparsity):
+        if not self.nm:
+            return (
+                global_masks(weights, sparsity)
+                if self.all_layers
+                else [magnitude_mask(w, sparsity) for w in weights]
+            )
+        fits = [sparsity and weight.shape[1] % self.nm[1] == 0 for weight in weights]
+        return [
+            nm_mask(weight, *self.nm) if fit else torch.ones_like(weight, dtype=torch.bool)
+            for weight, fit in zip(weights, fits, strict=True)
+        ]
+
+    def _mask(self, model, sparsity):
+        linears = self._linears(model)
+        masks = self._masks_for([linear.weight.detach() for linear in linears], sparsity)
+        for linear, mask in zip(linears, masks, strict=True):
+            linear.register_buffer(
+                "pruning_mask", mask
+            )  # in the state_dict, so an interrupted run resumes with it
+
+    def _masked(self, model, sparsity):
+        """Whether the masks have this sparsity."""
+        masks = [linear.pruning_mask for linear in self._linears(model)]
+        sizes = [mask.numel() for mask in masks]
+        sizes = [sum(sizes)] if self.all_layers else sizes
+        return sum(int((~mask).sum()) for mask in masks) == sum(round(sparsity * size) for size in sizes)
+
+    @torch.no_grad()
+    def _apply(self, model):
+        for linear in self._linears(model):
+            linear.weight.mul_(linear.pruning_mask)
+
+    # --- layers, heads and neurons taken out
+
+    def _task_loss(self, model, batch):
+        return self.task.loss(model, batch, self.task.forward(model, batch))
+
+    def _drop_layers(self, model):
+        depth = len(find_layers(model)[1])
+        if self.layers >= depth:
+            raise BadInput(f"--keep-layers {self.layers}: the model has {depth}; keep fewer")
+        kept = spaced_layers(depth, self.layers)
+        if self.choice == "best":
+            model.eval()
+            batches = self.calibration(self.notes)
+            kept = best_layers(model, self.layers, lambda b: self._task_loss(model, b), batches)
+        model = keep_layers(model, kept)
+        left = millions(parameter_count(model))
+        print(f"{self.name}: layers {', '.join(map(str, kept))} of {depth} kept, {left} parameters left")
+        return model
+
     def _shrink(self, model):
         model.eval()
-        layers, hidden = structured.find_units(model, self.task.reads_first and like_bert(model)), model.config.hidden_size
-        before, batches = parameter_count(model), self.calibration(self.notes)
-        length = sum(int(b["attention_mask"].sum()) for b in batches) / sum(len(b["attention_mask"]) for b in batches)
+        first = self.task.reads_first and like_bert(model)
+        layers, hidden, before = (
+            structured.find_units(model, first),
+            model.config.hidden_size,
+            parameter_count(model),
+        )
+        batches = self.calibration(self.notes)
+        notes, tokens = (
+            sum(of(b["attention_mask"]) for b in batches) for of in (len, lambda mask: int(mask.sum()))
+        )
+        length = tokens / notes
+
         if self.importance == "fisher":
-            scores = structured.fisher(model, layers, lambda b: self.task.loss(model, b, self.task.forward(model, b)), batches)
+            scores = structured.fisher(model, layers, lambda b: self._task_loss(model, b), batches)
         else:
             scores = structured.magnitude(model, layers)
         if self.heads or self.neurons:
-            for flag, wanted, most in (("heads", self.heads, layers[0].heads), ("neurons", self.neurons, layers[0].neurons)):
-                if wanted > most:
-                    raise BadInput(f"--keep-{flag} {wanted}: a layer has {most}")
-            kept = [(structured.top(h, self.heads or len(h)), structured.top(n, self.neurons or len(n))) for h, n in scores]
+            kept = self._by_number(layers, scores)
         else:
             kept = structured.choose(layers, scores, hidden, length, self.target)
         model = structured.remove(model, layers, kept)
-        self.facts = {"heads": [len(heads) for heads, _ in kept], "neurons": [len(neurons) for _, neurons in kept]}
-        each = [structured.costs(layer, hidden, length) for layer in layers]
-        macs = [sum(h * a + n * b for (h, n), (a, b) in zip(counts, each)) for counts in
-                (zip(self.facts["heads"], self.facts["neurons"]), ((layer.heads, layer.neurons) for layer in layers))]  # fmt: skip
-        print(
-            f"pruning: by {self.importance}, heads {'/'.join(map(str, self.facts['heads']))} of {layers[0].heads}, neurons "
-            f"{'/'.join(map(str, self.facts['neurons']))} of {layers[0].neurons}; {macs[0] / macs[1]:.1%} of the encoder's multiply-adds at "
-            f"{length:.0f} tokens, {millions(before)} -> {millions(parameter_count(model))} parameters"
-        )
+
+        self.facts = {
+            "heads": [len(heads) for heads, _ in kept],
+            "neurons": [len(neurons) for _, neurons in kept],
+        }
+        print(self._shrink_claim(layers, hidden, length, before, parameter_count(model)))
         return model
 
+    def _by_number(self, layers, scores):
+        """[(heads kept, neurons kept)] by --keep-heads and --keep-neurons."""
+        for flag, wanted, most in (
+            ("heads", self.heads, layers[0].heads),
+            ("neurons", self.neurons, layers[0].neurons),
+        ):
+            if wanted > most:
+                raise BadInput(f"--keep-{flag} {wanted}: a layer has {most}")
+        return [
+            (
+                structured.top(heads, self.heads or len(heads)),
+                structured.top(neurons, self.neurons or len(neurons)),
+            )
+            for heads, neurons in scores
+        ]
+
+    def _shrink_claim(self, layers, hidden, length, before, after):
+        heads, neurons = self.facts["heads"], self.facts["neurons"]
+        left = structured.total_cost(layers, list(zip(heads, neurons, strict=True)), hidden, length)
+        full = structured.total_cost(
+            layers, [(layer.heads, layer.neurons) for layer in layers], hidden, length
+        )
+        return (
+            f"{self.name}: by {self.importance}, heads {'/'.join(map(str, heads))} of {layers[0].heads}, "
+            f"neurons {'/'.join(map(str, neurons))} of {layers[0].neurons}; "
+            f"{left / full:.1%} of the encoder's multiply-adds at {length:.0f} tokens per note, "
+            f"{millions(before)} -> {millions(after)} parameters"
+        )
+
+    # --- in the loop and after it
+
     def after_step(self, model, progress):
-        """Zero what the optimizer moved; under the cubic schedule mask anew at every hundredth of the training."""
+        """Zero what the optimizer moved; under the cubic schedule mask anew at each hundredth of the run."""
         if self.structured:
             return
         hundredth = int(100 * min(progress, CUBIC_END))
@@ -170,7 +281,7 @@ class Pruning(Technique):
         self._apply(model)
 
     def settled(self, progress):
-        """Under the cubic schedule, an epoch counts only once the sparsity stands."""
+        """Under the cubic schedule, an epoch counts only once the sparsity is reached."""
         return self.structured or self.schedule == "constant" or progress >= CUBIC_END
 
     def finish(self, model):
@@ -178,21 +289,34 @@ class Pruning(Technique):
         if self.structured:
             return model
         self._apply(model)
-        linears, skipped = encoder_linears(model)
-        for linear in linears.values():
+        linears = self._linears(model)
+        for linear in linears:
             del linear.pruning_mask
-        zeros = sum(int((linear.weight == 0).sum()) for linear in linears.values())
-        total = sum(linear.weight.numel() for linear in linears.values())
-        self.facts = {"sparsity": self.sparsity, "nm": self.nm, "scope": "global" if self.all_layers else "layer",
-                      "schedule": self.schedule, "zeros": zeros, "weights": total}  # fmt: skip
-        print(
-            f"pruning: zeroed {millions(zeros)} of {millions(total)} weights ({zeros / total:.1%}) in {len(linears)}/"
-            f"{len(linears) + len(skipped)} Linear, skipped {', '.join(skipped) or 'none'}; bytes and milliseconds do not change"
-        )
+        self.facts = {
+            "sparsity": self.sparsity,
+            "nm": self.nm,
+            "scope": "global" if self.all_layers else "layer",
+            "schedule": self.schedule,
+            "zeros": sum(int((linear.weight == 0).sum()) for linear in linears),
+            "weights": sum(linear.weight.numel() for linear in linears),
+        }
+        print(self._zeros_claim())
         return model
 
+    def _zeros_claim(self):
+        zeros, weights, total = (
+            self.facts["zeros"],
+            self.facts["weights"],
+            len(self.pruned) + len(self.skipped),
+        )
+        return (
+            f"{self.name}: zeroed {millions(zeros)} of {millions(weights)} weights ({zeros / weights:.1%}) "
+            f"in {len(self.pruned)}/{total} Linear, skipped {', '.join(self.skipped) or 'none'}; "
+            "bytes and milliseconds do not change"
+        )
+
     def describe(self):
-        """What was zeroed, which is in the weights, so nothing is needed to rebuild; or the heads and neurons of each layer."""
+        """How much was zeroed, for the record; or the heads and neurons of each layer."""
         return self.facts
 
     @staticmethod
@@ -204,6 +328,9 @@ class Pruning(Technique):
     def rebuild(model, facts):
         """Untrained matrices of the recorded widths."""
         if "heads" in facts:
-            kept = [(range(heads), range(neurons)) for heads, neurons in zip(facts["heads"], facts["neurons"])]
-            structured.remove(model, structured.find_units(model), [(list(h), list(n)) for h, n in kept])
+            kept = [
+                (list(range(h)), list(range(n)))
+                for h, n in zip(facts["heads"], facts["neurons"], strict=True)
+            ]
+            structured.remove(model, structured.find_units(model), kept)
         return model

@@ -1,23 +1,25 @@
-"""Dynamic int8: Linear weights as 8-bit integers, activations quantized on the fly, products in integers.
+"""Dynamic int8: Linear weights as 8-bit integers, inputs quantized at each call, products in integers.
 
-A weight row w (one output channel) becomes round(w / s) with s = max|w| / 127.5; an activation tensor gets one scale and zero
-point, chosen from its own extremes at each call, and 8 bits where the CPU has VNNI, else 7, so that sums of two products fit 16
-bits; the int32 sums are scaled back to fp32. Done by torch.ao.quantization.quantize_dynamic on the fine-tuned model, scored as the
-int8 model itself, on a CPU. Attention is computed in bf16 where the CPU multiplies it (compress/attention.py).
+A weight row w (one output channel) becomes round(w / s) with s = max|w| / 127.5. An input tensor gets one
+scale and zero point, chosen from its own extremes at each call, and 8 bits where the CPU has VNNI, else 7,
+so that sums of two products fit 16 bits; the int32 sums are scaled back to fp32.
+torch.ao.quantization.quantize_dynamic does it to the fine-tuned model, and the scores are those of the int8
+model itself, on a CPU. Where the CPU multiplies bf16, attention is computed in it (run/inference.py).
 
-Embedding tables become int8 too, with one scale s = max|w| / 127 a row: fewer bytes on disk and in memory, no time, since a
-look-up multiplies nothing. BERT-base comes to 109 MB of 433, with --fp32-embeddings to 177.
+Embedding tables become int8 too, with one scale s = max|w| / 127 per row: fewer bytes on disk and in
+memory, but no less time, since a look-up multiplies nothing. BERT-base comes to 109 MB of 433, with
+--fp32-embeddings to 177.
 
---qat trains first, from the base run, with the rounding of int8 in every forward pass and straight-through gradients (Jacob
-et al., 2018), so that weights learn to live with it: the paper's QAT, but what is scored and saved is the int8 model.
+--qat trains first, from the base run, with the rounding of int8 in every forward pass and straight-through
+gradients (Jacob et al., 2018), so that the weights adapt to it: the paper's quantization-aware training.
+What is scored and saved is the int8 model.
 
-What it does not save: layer norms and attention stay floating point, and so does a table that an output layer shares, or
-that the model reads directly, as DeBERTa does. Because one activation scale serves a whole batch, a note's probabilities
-depend slightly on its neighbours in the batch.
+What it does not save: layer norms and attention stay in floating point, and so does a table that an output
+layer shares, or that the model reads directly, as DeBERTa does. Because one input scale serves a whole
+batch, a note's probabilities depend slightly on its neighbours in the batch.
 """
 
 import contextlib
-import functools
 import warnings
 
 import torch
@@ -25,25 +27,29 @@ import torch.nn.functional as F
 from torch import nn
 
 from compress.technique import Technique
-from fast.attention import bf16_attention
-from layers import millions, replace_module
+from layers import is_int8, millions, parameter_count, replace_module
 
-# Fastest first. On an AVX-512 VNNI CPU, 4096 x 768 -> 3072 -> 768 with 2 threads took 50 ms by onednn, 58 to 62 by x86 and
-# fbgemm, 208 in fp32 and 370 by qnnpack, which is for ARM.
+# Fastest first. On an AVX-512 VNNI CPU, 4096 x 768 -> 3072 -> 768 with 2 threads took 50 ms by onednn, 58 to
+# 62 by x86 and fbgemm, 208 in fp32 and 370 by qnnpack, which is for ARM.
 ENGINES = ("onednn", "x86", "fbgemm", "qnnpack")
 
 
 def fastest_engine():
-    """Name of the fastest int8 engine that this CPU and this build of torch support, chosen here and nowhere else."""
+    """Name of the fastest int8 engine that this CPU and this build of torch support."""
     return next(engine for engine in ENGINES if engine in torch.backends.quantized.supported_engines)
+
+
+def full_range():
+    """Whether inputs take all 8 bits: this CPU's integer products add up in 32 bits at once (VNNI)."""
+    return torch.cpu._is_vnni_supported()
 
 
 @contextlib.contextmanager
 def without_deprecations():
     """Keep torch.ao's deprecation warnings quiet, in this place only.
 
-    It will move to torchao (pytorch/ao issue 2259, pytorch issue 184982); until a home at least as fast is measured we stay,
-    on a pinned torch.
+    It will move to torchao (pytorch/ao issue 2259, pytorch issue 184982). We stay, on a pinned torch, until a
+    replacement is measured that is at least as fast.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"(?s).*torch\.ao\.quantization is deprecated")
@@ -51,18 +57,22 @@ def without_deprecations():
         yield
 
 
+# --- int8 layers
+
+
 def split_linears(model):
-    """(names of the nn.Linear to quantize, names of those that share their weight with an embedding and so stay fp32)."""
+    """(names of the nn.Linear to quantize, names of those that share their weight with an embedding)."""
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    linears = {name: id(module.weight) in tables for name, module in model.named_modules() if type(module) is nn.Linear}
-    return [name for name, tied in linears.items() if not tied], [name for name, tied in linears.items() if tied]
+    linears = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
+    tied = [name for name, linear in linears.items() if id(linear.weight) in tables]
+    return [name for name in linears if name not in tied], tied
 
 
 @without_deprecations()
 def quantize_linears(model):
-    """Every nn.Linear that shares no weight -> dynamic int8, a scale per output channel, in place, by this CPU's fastest engine."""
+    """Make, in place, every nn.Linear that shares no weight int8, with a scale per output channel."""
     torch.backends.quantized.engine = fastest_engine()
-    spec = {name: torch.ao.quantization.per_channel_dynamic_qconfig for name in split_linears(model)[0]}
+    spec = dict.fromkeys(split_linears(model)[0], torch.ao.quantization.per_channel_dynamic_qconfig)
     model = torch.ao.quantization.quantize_dynamic(model, spec, dtype=torch.qint8, inplace=True)
     return with_full_range(model)
 
@@ -71,32 +81,8 @@ def with_full_range(model):
     """Let a model's int8 layers take all 8 bits for their inputs, in place, where the CPU allows it."""
     for module in model.modules():
         if is_int8(module) and full_range():
-            module.version = 3  # by which torch.ao tells layers that do not ask for the reduced range; loading sets it back
+            module.version = 3  # torch.ao's mark of layers that use the full range; loading resets it
     return model
-
-
-def full_range():
-    """Whether activations take all 8 bits: this CPU's integer products add up in 32 bits at once (VNNI)."""
-    return torch.cpu._is_vnni_supported()
-
-
-def straight(x, rounded):
-    """The value of `rounded` with the gradient of x."""
-    return x + (rounded - x).detach()
-
-
-def rounded_linear(linear, x):
-    """A Linear's product as the int8 layer makes it, in floating point: weights in 8 bits a row, inputs in 8 or 7 bits a tensor."""
-    levels = 255 if full_range() else 127
-    weight, seen = linear.weight.detach(), x.detach().float()
-    scale = (weight.abs().amax(1, keepdim=True) / 127.5).clamp(min=1e-12)
-    low, high = seen.min().clamp(max=0), seen.max().clamp(min=0)
-    step = ((high - low) / levels).clamp(min=1e-12)
-    zero = (-low / step).round()
-    inputs = (((seen / step).round() + zero).clamp(0, levels) - zero) * step
-    weights = (weight / scale).round().clamp(-128, 127) * scale
-    with torch.autocast(x.device.type, enabled=False):  # bf16 would round again, and as coarsely
-        return F.linear(straight(x.float(), inputs), straight(linear.weight, weights), linear.bias)
 
 
 class Int8Embedding(nn.Module):
@@ -122,7 +108,7 @@ class Int8Embedding(nn.Module):
 
 
 def quantize_embeddings(model):
-    """Every nn.Embedding whose weight no Linear shares -> Int8Embedding, in place."""
+    """Put an Int8Embedding, in place, for every nn.Embedding whose weight no Linear shares."""
     shared = {id(module.weight) for module in model.modules() if type(module) is nn.Linear}
     for name, module in list(model.named_modules()):
         if type(module) is nn.Embedding and id(module.weight) not in shared:
@@ -130,22 +116,99 @@ def quantize_embeddings(model):
     return model
 
 
-def is_int8(module):
-    """Whether a module is one of the layers that quantize_linears makes."""
-    return isinstance(module, torch.ao.nn.quantized.dynamic.Linear)
+# --- rounding in training
+
+
+def straight(x, rounded):
+    """The value of `rounded` with the gradient of x."""
+    return x + (rounded - x).detach()
+
+
+def rounded_product(x, weight, bias):
+    """x W^T + b as the int8 layer computes it, but in floating point.
+
+    x (..., in), weight (out, in) -> (..., out) in fp32. Weights are rounded to 8 bits per row, inputs to 8 or
+    7 bits per tensor.
+    """
+    levels = 255 if full_range() else 127
+    fixed, seen = weight.detach(), x.detach().float()
+    scale = (fixed.abs().amax(1, keepdim=True) / 127.5).clamp(min=1e-12)  # (out, 1)
+    low, high = seen.min().clamp(max=0), seen.max().clamp(min=0)
+    step = ((high - low) / levels).clamp(min=1e-12)
+    zero = (-low / step).round()
+    inputs = (((seen / step).round() + zero).clamp(0, levels) - zero) * step
+    weights = (fixed / scale).round().clamp(-128, 127) * scale
+    with torch.autocast(x.device.type, enabled=False):  # bf16 would round again, and as coarsely
+        return F.linear(straight(x.float(), inputs), straight(weight, weights), bias)
+
+
+class RoundedLinear(nn.Module):
+    """In the place of a Linear, with its weight and bias: computes its product as int8 does.
+
+    autocast: give the product in autocast's type, where the model mixes it with others.
+    """
+
+    def __init__(self, linear, autocast=False):
+        super().__init__()
+        self.in_features, self.out_features, self.autocast = linear.in_features, linear.out_features, autocast
+        for name, parameter in linear.named_parameters():
+            self.register_parameter(name, parameter)
+        if linear.bias is None:
+            self.bias = None
+        for name, buffer in linear.named_buffers():  # such as pruning's mask
+            self.register_buffer(name, buffer)
+
+    def forward(self, x):
+        """x (..., in) -> (..., out)."""
+        product = rounded_product(x, self.weight, self.bias)
+        if self.autocast and torch.is_autocast_enabled(x.device.type):
+            return product.to(torch.get_autocast_dtype(x.device.type))
+        return product
+
+    def plain(self):
+        """The nn.Linear of its weight and bias."""
+        linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
+        linear.weight, linear.bias = self.weight, self.bias
+        return linear
+
+
+def round_linears(model):
+    """Put, in place, a RoundedLinear for every nn.Linear that will be int8. Returns how many."""
+    names, _ = split_linears(model)
+    for name in names:
+        # DeBERTa sets masked scores, bf16 under autocast, to the lowest number of the queries' type
+        layer = RoundedLinear(model.get_submodule(name), autocast=is_deberta(model))
+        replace_module(model, name, layer)
+    return len(names)
+
+
+def unround_linears(model):
+    """Put the nn.Linear back, in place."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, RoundedLinear):
+            replace_module(model, name, module.plain())
+
+
+def is_deberta(model):
+    """Whether a model is DeBERTa, of any version."""
+    return "deberta" in model.config.model_type
+
+
+# --- plain tensors, to save and to load
 
 
 def plain_state(model):
-    """A state_dict of plain tensors; an int8 layer gives weight int8 (out, in), weight_scale fp32 (out,) and bias.
+    """A state_dict of plain tensors; an int8 layer gives weight int8 (out, in), weight_scale (out,) and bias.
 
-    The weights are symmetric, so their zero points are all 0 and are not stored. A tensor that several names share, such as
-    the word embeddings of a masked-language-model head, stands under the first.
+    The weights are symmetric, so their zero points are all 0 and are not stored. A tensor that several names
+    share, such as the word embeddings of a masked-language model's head, stands under the first.
     """
     int8 = {name: module for name, module in model.named_modules() if is_int8(module)}
+    inside = tuple(f"{name}." for name in int8)
     state, seen = {}, set()
     for key, value in model.state_dict().items():
         place = (value.data_ptr(), value.shape) if torch.is_tensor(value) and value.numel() else key
-        if place not in seen and not any(key.startswith(f"{name}.") for name in int8):
+        if place not in seen and not key.startswith(inside):
             state[key] = value
         seen.add(place)
     for name, module in int8.items():
@@ -158,7 +221,10 @@ def plain_state(model):
 
 @without_deprecations()
 def load_plain_state(model, state):
-    """The inverse, into a model of the same structure. Raises RuntimeError if a tensor is missing, left over or misshapen."""
+    """The inverse, into a model of the same structure.
+
+    Raises RuntimeError if tensors are missing, left over or misshapen.
+    """
     expected = plain_state(model)
     if expected.keys() != state.keys():
         raise RuntimeError(f"tensors missing or left over: {sorted(expected.keys() ^ state.keys())}")
@@ -175,16 +241,21 @@ def load_plain_state(model, state):
     with_full_range(model)
 
 
-class Quantization(Technique):
-    """int8 after training. Alone it starts from the finished base run, and trains nothing unless --qat is given."""
+# --- the technique
 
-    name = "quantization"
+
+class Quantization(Technique):
+    """int8 after training. Alone it starts from the finished base run, and trains only with --qat."""
+
     learning_rate = 2e-5
     trains = False
     cpu_only = True
+    final = True
     OPTIONS = {
-        "--fp32-embeddings": dict(action="store_true", help="leave embedding tables as they are (they become int8, too)"),
-        "--qat": dict(action="store_true", help="train with int8's rounding first, from the base run (2 epochs are enough)"),
+        "--fp32-embeddings": {"action": "store_true",
+            "help": "leave the embedding tables in fp32 (off: they become int8, too)"},
+        "--qat": {"action": "store_true",
+            "help": "train first with the rounding of int8, from the base run; 2 epochs are enough (off)"},
     }  # fmt: skip
 
     def __init__(self, fp32_embeddings=False, qat=False):
@@ -195,39 +266,41 @@ class Quantization(Technique):
         """Only with --qat."""
         return options.qat
 
+    @classmethod
+    def starts_from_base(cls, options):
+        """Only with --qat: else the rest of its chain trains the model, or nothing does."""
+        return options.qat
+
     def prepare(self, model):
         """With --qat let every product round."""
         if self.trains:
-            names, _ = split_linears(model)
-            for name in names:
-                linear = model.get_submodule(name)
-                linear.forward = functools.partial(rounded_linear, linear)
-            print(f"quantization: training with int8's rounding in {len(names)} Linear")
+            print(f"{self.name}: training with int8's rounding in {round_linears(model)} Linear")
         return model
 
     def finish(self, model):
         """Move to the CPU and quantize."""
-        self.embeddings = self.embeddings and "deberta" not in model.config.model_type
-        linears, tied = split_linears(model)
-        for name in linears:
-            model.get_submodule(name).__dict__.pop("forward", None)
+        unround_linears(model)
+        self.embeddings = self.embeddings and not is_deberta(model)  # which reads its tables directly
+        (linears, tied), total = split_linears(model), parameter_count(model)
         weights = sum(model.get_submodule(name).weight.numel() for name in linears)
-        total = sum(parameter.numel() for parameter in model.parameters())
-        model = quantize_linears(model.cpu().eval())
-        model = bf16_attention(quantize_embeddings(model) if self.embeddings else model)
+        model = as_int8(model, self.embeddings)
+        print(self._claim(model, len(linears), tied, weights, total))
+        return model
+
+    def _claim(self, model, linears, tied, weights, total):
         done = sum(is_int8(module) for module in model.modules())
         tables = [module for module in model.modules() if isinstance(module, Int8Embedding)]
         weights += sum(table.weight.numel() for table in tables)
-        print(
-            f"quantization: {done}/{len(linears) + len(tied)} Linear and {len(tables)} embedding tables to int8 "
-            f"(engine {fastest_engine()}), {millions(weights)} of "
-            f"{millions(total)} parameters; {4 * total / 1e6:.1f} MB -> {(4 * total - 3 * weights) / 1e6:.1f} MB, "
-            f"the rest stays fp32{''.join(f', {name} too, which shares a weight with the embeddings' for name in tied)}"
+        before, after = 4 * total / 1e6, (4 * total - 3 * weights) / 1e6
+        shared = "".join(f", {name} too, which shares a weight with the embeddings" for name in tied)
+        return (
+            f"{self.name}: {done}/{linears + len(tied)} Linear and {len(tables)} embedding tables to int8 "
+            f"(engine {fastest_engine()}), {millions(weights)} of {millions(total)} parameters; "
+            f"{before:.1f} MB -> {after:.1f} MB, the rest stays fp32{shared}"
         )
-        return model
 
     def describe(self):
-        """Engine and bits of activations are recorded, not needed: whoever loads the run uses what is best on their own CPU."""
+        """Engine and bits of inputs are for the record: whoever loads the run uses what is best there."""
         return {"engine": fastest_engine(), "bits": 8 if full_range() else 7, "embeddings": self.embeddings}
 
     @staticmethod
@@ -238,5 +311,12 @@ class Quantization(Technique):
     @staticmethod
     def rebuild(model, facts):
         """int8 layers of random weights."""
-        model = quantize_linears(model.cpu().eval())
-        return bf16_attention(quantize_embeddings(model) if facts.get("embeddings") else model)
+        return as_int8(model, facts.get("embeddings"))
+
+
+def as_int8(model, embeddings):
+    """Move a model to the CPU; make its Linear layers int8, and its embedding tables if asked for."""
+    model = quantize_linears(model.cpu().eval())
+    if embeddings:
+        quantize_embeddings(model)
+    return model

@@ -1,17 +1,21 @@
 """A student cut from its teacher: fewer layers, and narrower ones, that start from what the teacher knows.
 
-Layers: evenly spaced (as DistilBERT does: 0, 2, 4, 7, 9, 11 of 12), or the best ones, found greedily: the layer whose
-absence raises the loss on calibration notes least goes first.
+Layers: evenly spaced (as DistilBERT does: 0, 2, 4, 7, 9, 11 of 12), or the best ones, found greedily: the
+layer whose removal raises the loss on calibration notes least goes first.
 
-Width: the residual stream x (H) is projected on its W principal directions P (H, W), the leading eigenvectors of E[x x^T]
-after all layer norms. Matrices that read it become M P, those that write to it P^T M, embeddings E P. Layer norms do not
-commute with P: each gets the mean and the deviation that P^T x had there. Heads and neurons are chosen by their Fisher
-score (compress/structured.py). Where no whole number of the teacher's heads makes up the width, all heads stay, each with
-its strongest channels, and queries are scaled to keep the softmax's temperature. It is a start, and has to be trained.
+Width: project the residual stream x (H) on its W principal directions P (H, W), the leading eigenvectors of
+E[x x^T] after all layer norms. A matrix M that reads the stream becomes M P, one that writes to it P^T M,
+embeddings E become E P. Layer norms do not commute with P: each gets the mean and the deviation that P^T x
+had there. Heads and neurons are chosen by their Fisher score (compress/structured.py). Where no whole
+number of heads makes up the width, all heads stay, each with its strongest channels, and queries are scaled
+to keep the temperature of the softmax.
+
+What it does not save: a narrower student is only a start. It has to be trained before it answers well.
 """
 
 import copy
 import math
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -20,6 +24,8 @@ from tqdm import tqdm
 from cli import BadInput
 from compress import structured
 from layers import find_layers
+
+# --- fewer layers
 
 
 def spaced_layers(teacher_layers, student_layers):
@@ -31,60 +37,102 @@ def spaced_layers(teacher_layers, student_layers):
 
 @torch.no_grad()
 def best_layers(model, count, loss, batches):
-    """Indices of `count` layers, after dropping one by one the layer whose absence costs least; loss(batch) -> mean over notes."""
+    """Indices of the `count` layers left after dropping, one by one, the layer whose removal costs least.
+
+    loss(batch) -> mean over its notes.
+    """
     name, layers = find_layers(model)
     parent, _, child = name.rpartition(".")
     kept = list(range(len(layers)))
 
-    def without(index):
+    def loss_without(index):
         setattr(model.get_submodule(parent), child, nn.ModuleList(layers[i] for i in kept if i != index))
         return sum(float(loss(batch)) * len(batch["input_ids"]) for batch in batches)
 
-    with tqdm(total=sum(range(count + 1, len(kept) + 1)), desc="choosing layers", leave=False, disable=None) as bar:
+    trials = sum(range(count + 1, len(kept) + 1))
+    with tqdm(total=trials, desc="choosing layers", leave=False, disable=None) as bar:
         while len(kept) > count:
-            costs = {}
+            losses = {}
             for index in kept:
-                costs[index] = without(index)
+                losses[index] = loss_without(index)
                 bar.update()
-            kept.remove(min(costs, key=costs.get))
+            kept.remove(min(losses, key=losses.get))
     setattr(model.get_submodule(parent), child, layers)
     return kept
 
 
 def keep_layers(model, kept):
-    """Drop, in place, all layers but those of the given indices. Raises BadInput if the architecture does not allow it."""
+    """Drop, in place, all layers but those of the given indices, and say so in the config.
+
+    Raises BadInput if transformers would build another model from that config.
+    """
     name, layers = find_layers(model)
     parent, _, child = name.rpartition(".")
     for key, value in model.config.to_dict().items():
         if isinstance(value, list) and len(value) == len(layers):  # settings given layer by layer
             setattr(model.config, key, [value[i] for i in kept])
-    setattr(model.get_submodule(parent), child, nn.ModuleList(layers[i] for i in kept))
     model.config.num_hidden_layers = len(kept)
-    try:
-        config = type(model.config).from_dict(model.config.to_dict())
-        with torch.device("meta"):
-            expected = {key: value.shape for key, value in type(model)(config).base_model.state_dict().items()}
-    except (ValueError, TypeError, AssertionError, LookupError, AttributeError):
-        expected = None
-    if expected != {key: value.shape for key, value in model.base_model.state_dict().items()}:
+
+    stack = nn.ModuleList(layers[i] for i in kept)
+    for index, layer in enumerate(stack):
+        for module in layer.modules():
+            if hasattr(module, "layer_idx"):  # its place in a decoder's cache
+                module.layer_idx = index
+    setattr(model.get_submodule(parent), child, stack)
+
+    if shapes(model.base_model) != expected_shapes(model):
         raise BadInput(
-            f"cannot drop layers of {type(model).__name__}: start from one whose layers are plain, or distil into a smaller one, --student"
+            f"{type(model).__name__} cannot be built of layers {', '.join(map(str, kept))} alone; choose "
+            "others with --layer-choice, keep more, or distil into a smaller checkpoint with --student"
         )
     return model
 
 
+def shapes(module):
+    """{name: shape} of a module's tensors."""
+    return {name: tensor.shape for name, tensor in module.state_dict().items()}
+
+
+def expected_shapes(model):
+    """The shapes of the encoder that transformers builds from the model's config; None if it cannot."""
+    try:
+        config = type(model.config).from_dict(model.config.to_dict())
+        with torch.device("meta"):
+            return shapes(type(model)(config).base_model)
+    except (ValueError, TypeError, AssertionError, LookupError, AttributeError):
+        return None
+
+
+# --- narrower layers
+
+
+class Width(NamedTuple):
+    """How wide a student is. whole: its heads are whole heads of the teacher, not parts of all heads."""
+
+    channels: int
+    heads: int
+    head_size: int
+    neurons: int
+    whole: bool
+
+
 @torch.no_grad()
 def norm_moments(model, forward, batches):
-    """({name: mean (H,)}, {name: E[x x^T] (H, H)}) of what the encoder's layer norms put out for the real tokens of batches."""
+    """({name: mean (H,)}, {name: E[x x^T] (H, H)}) of the layer norms' outputs for the real tokens."""
     width = model.config.hidden_size
-    norms = {n: m for n, m in model.named_modules() if isinstance(m, nn.LayerNorm) and m.normalized_shape == (width,)}
-    means, moments, count, mask = dict.fromkeys(norms, 0), dict.fromkeys(norms, 0), 0, None
+    norms = {
+        n: m
+        for n, m in model.named_modules()
+        if isinstance(m, nn.LayerNorm) and m.normalized_shape == (width,)
+    }
+    means, moments, count, mask = {}, {}, 0, None
 
     def watch(name):
         def hook(_, inputs, x):
             if x.shape[:-1] == mask.shape:  # (B, T, H); a head's norm may see less
                 x = x[mask].cpu().double()  # MPS has no double
-                means[name], moments[name] = means[name] + x.sum(0), moments[name] + x.T @ x
+                means[name] = means.get(name, 0) + x.sum(0)
+                moments[name] = moments.get(name, 0) + x.T @ x
 
         return hook
 
@@ -97,70 +145,129 @@ def norm_moments(model, forward, batches):
     finally:
         for handle in handles:
             handle.remove()
-    seen = [name for name in norms if torch.is_tensor(means[name])]
+
+    seen = [name for name in norms if name in means]
     return {name: means[name] / count for name in seen}, {name: moments[name] / count for name in seen}
 
 
 def strongest(first, second, heads, keep):
-    """Channels of two matrices (heads * d, H) that meet in a product: of each head the `keep` with the largest norms' product."""
+    """Of each head, the `keep` channels of two matrices (heads * d, H) with the largest products of norms."""
     worth = (first.square().sum(1) * second.square().sum(1)).view(heads, -1)  # (heads, d)
-    best = worth.topk(keep, 1).indices.sort(1).values + torch.arange(heads, device=worth.device)[:, None] * worth.shape[1]
-    return best.flatten().tolist()
+    best = worth.topk(keep, 1).indices.sort(1).values  # (heads, keep)
+    return (best + torch.arange(heads, device=worth.device)[:, None] * worth.shape[1]).flatten().tolist()
+
+
+def width_of(layer, channels, hidden):
+    """Width of a student of `channels` channels, its teacher having `hidden` and such layers.
+
+    Raises BadInput if neither whole heads nor equal parts of all heads make up the channels.
+    """
+    whole = channels % layer.head_size == 0 and channels // layer.head_size <= layer.heads
+    if channels >= hidden or not (whole or channels % layer.heads == 0):
+        raise BadInput(
+            f"--student-width {channels}: give less than {hidden}, a multiple of {layer.head_size} (whole "
+            f"heads) or of {layer.heads} (all heads)"
+        )
+    heads = channels // layer.head_size if whole else layer.heads
+    multiple = structured.MULTIPLE
+    neurons = max(multiple, round(layer.neurons * channels / hidden / multiple) * multiple)
+    return Width(channels, heads, channels // heads, neurons, whole)
+
+
+def narrow_config(config, width):
+    """A copy of a model's config for a student of this Width."""
+    narrowed = copy.deepcopy(config)
+    narrowed.hidden_size, narrowed.num_attention_heads = width.channels, width.heads
+    if getattr(config, "embedding_size", None) == config.hidden_size:  # ELECTRA's, where it equals the width
+        narrowed.embedding_size = width.channels
+    setattr(narrowed, "hidden_dim" if hasattr(config, "hidden_dim") else "intermediate_size", width.neurons)
+    return narrowed
+
+
+def chosen_channels(layer, matrices, head_worth, width):
+    """(channels of query and key to keep, channels of value and output to keep, factor on the queries)."""
+    if width.whole:
+        heads = structured.top(head_worth, width.heads)
+        channels = [h * layer.head_size + c for h in heads for c in range(layer.head_size)]
+        return channels, channels, 1.0
+    query, key, value, out = (matrix.weight for matrix in matrices[:4])
+    seen = strongest(query, key, width.heads, width.head_size)
+    said = strongest(value, out.T, width.heads, width.head_size)
+    return seen, said, math.sqrt(len(seen) / layer.heads / layer.head_size)
+
+
+def narrow_layer(model, layer, worth, width, basis):
+    """{name: tensor} of a layer's six matrices, narrowed; worth: (of heads, of neurons), basis P (H, W)."""
+    matrices = [model.get_submodule(name) for name in layer.names]
+    seen, said, cool = chosen_channels(layer, matrices, worth[0], width)
+    fired = structured.top(worth[1], width.neurons)
+
+    state = {}
+    for at, rows, scale in (
+        (0, seen, cool),
+        (1, seen, 1),
+        (2, said, 1),
+        (4, fired, 1),
+    ):  # read the stream: M P
+        name, matrix = layer.names[at], matrices[at]
+        state[f"{name}.weight"] = matrix.weight[rows] @ basis * scale
+        state[f"{name}.bias"] = matrix.bias[rows] * scale
+    for at, columns in ((3, said), (5, fired)):  # write to it: P^T M
+        name, matrix = layer.names[at], matrices[at]
+        state[f"{name}.weight"] = basis.T @ matrix.weight[:, columns]
+        state[f"{name}.bias"] = basis.T @ matrix.bias
+    return state
+
+
+def narrow_norms(means, seconds, basis):
+    """{name: tensor} of layer norms that give P^T x its mean and deviation; basis P (H, W) in float64."""
+    state = {}
+    for name, mean in means.items():
+        there = basis.T @ mean  # (W,)
+        variance = (basis.T @ seconds[name] * basis.T).sum(1) - there.square()
+        state[f"{name}.weight"] = variance.clamp(min=1e-8).sqrt().float()
+        state[f"{name}.bias"] = there.float()
+    return state
+
+
+def projected(tensor, shape, basis):
+    """A tensor with its sides of H channels projected on the basis (H, W), where the wanted shape has W."""
+    for side, sizes in enumerate(zip(tensor.shape, shape, strict=True)):
+        if sizes == basis.shape:
+            tensor = (
+                (tensor.transpose(side, -1) @ basis).transpose(side, -1)
+                if tensor.dim() > 1
+                else tensor @ basis
+            )
+    return tensor
 
 
 @torch.no_grad()
-def narrow(model, width, moments, scores, attach):
-    """(a model of `width` channels cut from one of H, the basis P (H, width)).
+def narrow_model(model, channels, moments, scores, attach):
+    """(a model of `channels` channels, cut from one of H; the basis P (H, channels)).
 
-    moments: of norm_moments; scores: of structured.fisher; attach(model) adds what the task's head has of its own. Raises
-    BadInput if neither whole heads nor equal parts of all heads make up the width.
+    moments: of norm_moments; scores: of structured.fisher; attach(model) adds what the task's head has of its
+    own. Raises BadInput if the heads do not make up the width, or if a tensor cannot be narrowed.
     """
-    layers, full = structured.find_units(model), model.config.hidden_size
-    heads, size = layers[0].heads, layers[0].head_size
-    whole = width % size == 0 and width // size <= heads
-    if width >= full or not (whole or width % heads == 0):
-        raise BadInput(f"--student-width {width}: give less than {full}, a multiple of {size} (whole heads) or of {heads} (all heads)")
-    neurons = max(structured.MULTIPLE, round(layers[0].neurons * width / full / structured.MULTIPLE) * structured.MULTIPLE)
+    layers, device = structured.find_units(model), next(model.parameters()).device
+    width = width_of(layers[0], channels, model.config.hidden_size)
     means, seconds = moments
-    exact = torch.linalg.eigh(sum(seconds.values())).eigenvectors[:, -width:].flip(1)  # P (H, width), on the CPU
-    basis = exact.float().to(next(model.parameters()).device)
+    exact = (
+        torch.linalg.eigh(sum(seconds.values())).eigenvectors[:, -channels:].flip(1)
+    )  # P (H, W), on the CPU
+    basis = exact.float().to(device)
 
-    config = copy.deepcopy(model.config)
-    config.hidden_size, config.num_attention_heads = width, width // size if whole else heads
-    if getattr(config, "embedding_size", None) == full:  # ELECTRA's, where it equals the width
-        config.embedding_size = width
-    setattr(config, "hidden_dim" if hasattr(config, "hidden_dim") else "intermediate_size", neurons)
-    student = attach(type(model)(config))
-    ours, theirs = student.state_dict(), model.state_dict()
+    student = attach(type(model)(narrow_config(model.config, width)))
+    wanted = student.state_dict()
     state = {}
-    for layer, (head_worth, neuron_worth) in zip(layers, scores):
-        query, key, value, out, up, down = (model.get_submodule(name) for name in layer.names)
-        if whole:
-            chosen = structured.top(head_worth, width // size)
-            seen = said = [h * size + c for h in chosen for c in range(size)]
-        else:
-            seen = strongest(query.weight, key.weight, heads, width // heads)
-            said = strongest(value.weight, out.weight.T, heads, width // heads)
-        fired, cool = structured.top(neuron_worth, neurons), math.sqrt(len(seen) / heads / size) if not whole else 1.0
-        for name, module, rows, columns, scale in (
-            (layer.names[0], query, seen, None, cool), (layer.names[1], key, seen, None, 1), (layer.names[2], value, said, None, 1),
-            (layer.names[3], out, None, said, 1), (layer.names[4], up, fired, None, 1), (layer.names[5], down, None, fired, 1),
-        ):  # fmt: skip
-            weight = module.weight[rows] @ basis if columns is None else basis.T @ module.weight[:, columns]
-            bias = module.bias[rows] if columns is None else basis.T @ module.bias
-            state[f"{name}.weight"], state[f"{name}.bias"] = weight * scale, bias * scale
-    for name, mean in means.items():
-        there = exact.T @ mean
-        deviation = ((exact.T @ seconds[name] * exact.T).sum(1) - there.square()).clamp(min=1e-8).sqrt()
-        state[f"{name}.weight"], state[f"{name}.bias"] = deviation.float(), there.float()
-    for name, tensor in theirs.items():  # all else, such as embeddings, pooler and head: every side of H channels is projected
-        if name in state or name not in ours:
-            continue
-        for side, (old, new) in enumerate(zip(tensor.shape, ours[name].shape)):
-            if (old, new) == (full, width):
-                tensor = (tensor.transpose(side, -1) @ basis).transpose(side, -1) if tensor.dim() > 1 else tensor @ basis
-        state[name] = tensor
-    if state.keys() != ours.keys() or any(tensor.shape != ours[name].shape for name, tensor in state.items()):
-        raise BadInput(f"--student-width: does not know how to narrow {type(model).__name__}")
-    student.load_state_dict({name: tensor.to(ours[name]) for name, tensor in state.items()})
-    return student.to(next(model.parameters()).device), basis
+    for layer, worth in zip(layers, scores, strict=True):
+        state.update(narrow_layer(model, layer, worth, width, basis))
+    state.update(narrow_norms(means, seconds, exact))
+    for name, tensor in model.state_dict().items():  # all else: embeddings, pooler, head
+        if name in wanted and name not in state:
+            state[name] = projected(tensor, wanted[name].shape, basis)
+
+    if {name: tensor.shape for name, tensor in state.items()} != shapes(student):
+        raise BadInput(f"--student-width: does not know how to narrow {type(model).__name__}; leave it out")
+    student.load_state_dict({name: tensor.to(wanted[name]) for name, tensor in state.items()})
+    return student.to(device), basis

@@ -1,17 +1,18 @@
 """An encoder's attention with less work, by the same weights.
 
-first_token   Where the head reads the first token alone, [CLS], the last layer needs every token's key and value, and of all else,
-              query, output, feed-forward, only that token's. Exact, in training too: the other tokens' gradients are zero there.
-              (int8 layers, which take one scale for all that they see, take a finer one for these tokens alone.)
-              It takes out 10/12 of a layer's products: 7% of 12 layers', 42% of two.
-stacked       For prediction: queries, keys and values as one product by three matrices on top of each other, int8 ones too.
-products      Attention as two bf16 products and a softmax, where the CPU multiplies bf16: for models that are int8 already and
-              for training in bf16. Fused CPU kernels multiply in fp32 inside; answers move by 1e-2 of a logit.
+first token   Where the head reads only the first token, [CLS], the last layer needs every token's key and
+              value, but only that token's query, output and feed-forward. Exact, in training too: the other
+              tokens' gradients are zero there. (An int8 layer takes one scale for all that it sees, so for
+              this token alone it takes a finer one.) It takes out 10/12 of a layer's products: 7% of 12
+              layers', 42% of two. Whoever asks for all hidden states gets them all.
+joined        For prediction: queries, keys and values by one product, the three matrices stacked.
+products      Attention as two bf16 products and a softmax, where the CPU multiplies bf16: for int8 models and
+              for training in bf16. Fused CPU kernels multiply in fp32; answers move by 1e-2 of a logit.
 
-What it does not save: bytes. first_token and stacked know BERT's layers and those built like them (LIKE_BERT).
+What it does not save: bytes. The first two know BERT's layers and those built like them (LIKE_BERT).
 """
 
-import functools
+import contextlib
 import math
 
 import torch
@@ -22,33 +23,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from layers import find_layers
+from layers import exchanged, find_layers, is_int8
 
 LIKE_BERT = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
-LONGEST = 512  # tokens for which attention probabilities are held whole, (B, heads, T, T)
-FEWEST = 2**14  # of those probabilities, below which one fused call is quicker than several: 0.02 ms against 0.06 at 12 heads, 14 tokens
-
-
-def attend(module, hidden, attention_mask=None, past_key_values=None, first=False, **keywords):
-    """BERT's self-attention of hidden states (B, T, H) -> (B, T, heads * d), None; first: the first token's alone, (B, 1, heads * d)."""
-    if stacked := getattr(module, "stacked", None):
-        *query, key, value = stacked(hidden).chunk(2 if module.query else 3, -1)
-    else:
-        query, key, value = [], module.key(hidden), module.value(hidden)
-    query = query[0] if query else module.query(hidden[:, :1] if first else hidden)
-    query = query[:, :1] if first else query
-    query, key, value = (x.unflatten(-1, (-1, module.attention_head_size)).transpose(1, 2) for x in (query, key, value))
-    if first and attention_mask is not None:
-        attention_mask = attention_mask[:, :, :1]  # (B, 1, T, T) -> (B, 1, 1, T)
-    interface = ALL_ATTENTION_FUNCTIONS.get_interface(module.config._attn_implementation, sdpa_attention_forward)
-    dropout = module.dropout.p if module.training else 0.0
-    context, _ = interface(module, query, key, value, attention_mask, dropout=dropout, scaling=module.scaling, **keywords)
-    return context.flatten(2), None
-
-
-def add_to_first(module, hidden, residual):
-    """The output projection of the first token's context (B, 1, heads * d), added to that token's hidden state of (B, T, H)."""
-    return type(module).forward(module, hidden, residual[:, :1])
+LONGEST = 512  # tokens up to which attention probabilities are held whole, (B, heads, T, T)
+# Below this many probabilities one fused call is quicker: 0.02 ms against 0.06 at 12 heads, 14 tokens.
+FEWEST = 2**14
 
 
 def like_bert(model):
@@ -56,61 +36,132 @@ def like_bert(model):
     return model.config.model_type in LIKE_BERT and not model.config.is_decoder
 
 
-def attentions(model):
-    """The layers' attention modules, in order; none if the model is not like BERT."""
-    return [layer.attention for layer in find_layers(model)[1]] if like_bert(model) else []
+# --- the last layer for the first token, and one product for three ----------------------------------
 
 
-def answers_first(attention):
-    """Whether `first_token` set this self-attention."""
-    return getattr(vars(attention).get("forward"), "keywords", {}).get("first", False)
+class ShortAttention(nn.Module):
+    """BERT's self-attention with less work; it takes over the layers of the module it replaces, names included."""
+
+    def __init__(self, original, first, joined):
+        """first: answer for the first token alone. joined: one product for keys, values (and queries, if not first)."""
+        super().__init__()
+        for name, child in original.named_children():
+            self.add_module(name, child)
+        self.config, self.scaling, self.is_causal = original.config, original.scaling, original.is_causal
+        self.attention_head_size, self.first = original.attention_head_size, first
+        inputs = ("key", "value") if first else ("query", "key", "value")
+        self.joined = join([getattr(self, name) for name in inputs]) if joined else None
+        self.train(original.training)
+
+    def forward(self, hidden, attention_mask=None, past_key_values=None, **keywords):
+        """Hidden states (B, T, H) -> (B, T, heads * d), None; or of the first token, (B, 1, heads * d), None."""
+        first = self.first and not keywords.get("output_hidden_states", self.config.output_hidden_states)
+        parts = self._projections(hidden, first)
+        query, key, value = (x.unflatten(-1, (-1, self.attention_head_size)).transpose(1, 2) for x in parts)
+        if first and attention_mask is not None:
+            attention_mask = attention_mask[:, :, :1]  # (B, 1, T, T) -> (B, 1, 1, T)
+
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, sdpa_attention_forward
+        )
+        dropout = self.dropout.p if self.training else 0.0
+        context, _ = attend(
+            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **keywords
+        )
+        return context.flatten(2), None
+
+    def _projections(self, hidden, first):
+        """Queries of all tokens or the first, keys and values of all: (B, 1 or T, heads * d) each."""
+        if self.joined is None:
+            key, value = self.key(hidden), self.value(hidden)
+        elif self.first:
+            key, value = self.joined(hidden).chunk(2, -1)
+        else:
+            return self.joined(hidden).chunk(3, -1)
+        return self.query(hidden[:, :1] if first else hidden), key, value
 
 
-def first_token(model):
-    """Let the last layer answer for the first token alone, in place, unless the config asks for all hidden states. Returns the model."""
-    for last in [] if model.config.output_hidden_states else attentions(model)[-1:]:
-        if not answers_first(last.self):  # a compiled model would take another forward for another model
-            last.self.forward = functools.partial(attend, last.self, first=True)
-            last.output.forward = functools.partial(add_to_first, last.output)
-    return model
+class ShortOutput(nn.Module):
+    """The output projection after it: adds the hidden states of the tokens that attention answered for."""
+
+    def __init__(self, original):
+        super().__init__()
+        for name, child in original.named_children():
+            self.add_module(name, child)
+        self.original_class = type(original)
+        self.train(original.training)
+
+    def forward(self, context, hidden):
+        """context (B, 1 or T, heads * d), hidden (B, T, H) -> (B, 1 or T, H)."""
+        return self.original_class.forward(self, context, hidden[:, : context.shape[1]])
 
 
-def joined(parts):
-    """One Linear that answers as several of the same input do, side by side; int8 if they are, None if they are neither."""
+@contextlib.contextmanager
+def less_work(model, reads_first, joined=False):
+    """Short attention in the layers of a model like BERT while open; other models stay as they are."""
+    name, layers = find_layers(model) if like_bert(model) else ("", [])
+    places = {}
+    for index, layer in enumerate(layers):
+        first = reads_first and index == len(layers) - 1
+        attention = layer.attention.self
+        known = isinstance(attention, ShortAttention)  # the same is on already, further out
+        if known and (attention.first >= first and (attention.joined is not None or not joined)):
+            continue
+        if first or joined:
+            places[f"{name}.{index}.attention.self"] = ShortAttention(attention, first, joined)
+        if first and not isinstance(layer.attention.output, ShortOutput):
+            places[f"{name}.{index}.attention.output"] = ShortOutput(layer.attention.output)
+    with exchanged(model, places):
+        yield model
+
+
+@torch.no_grad()
+def join(parts):
+    """One Linear that answers as several side by side; int8 if they are, None if they are of another kind.
+
+    Dense parts become views of the joined weights, so that nothing is held twice.
+    """
     if all(type(part) is nn.Linear for part in parts):
         whole = nn.Linear(parts[0].in_features, sum(part.out_features for part in parts)).to(parts[0].weight)
-        whole.load_state_dict({name: torch.cat([getattr(part, name) for part in parts]) for name in ("weight", "bias")})
-        return whole
-    if not all(type(part).__module__.startswith("torch.ao.nn.quantized.dynamic") for part in parts):
-        return None
+        for name in ("weight", "bias"):
+            tensors = [getattr(part, name) for part in parts]
+            getattr(whole, name).data = torch.cat(tensors)
+            for tensor, view in zip(
+                tensors, getattr(whole, name).split([len(t) for t in tensors]), strict=True
+            ):
+                tensor.data = view.data
+        return whole.requires_grad_(False)
+    return join_int8(parts) if all(map(is_int8, parts)) else None
+
+
+def join_int8(parts):
+    """The same of torch.ao's dynamic int8 layers: rows, scales and zero points side by side."""
     weights = [part.weight() for part in parts]
-    rows, scales, zeros = (
-        torch.cat([getattr(w, name)() for w in weights]) for name in ("int_repr", "q_per_channel_scales", "q_per_channel_zero_points")
-    )
+    rows = torch.cat([weight.int_repr() for weight in weights])
+    scales = torch.cat([weight.q_per_channel_scales() for weight in weights])
+    zeros = torch.cat([weight.q_per_channel_zero_points() for weight in weights])
     whole = type(parts[0])(rows.shape[1], rows.shape[0], dtype=torch.qint8)
-    whole.set_weight_bias(torch._make_per_channel_quantized_tensor(rows, scales, zeros, 0), torch.cat([part.bias() for part in parts]))
+    packed = torch._make_per_channel_quantized_tensor(rows, scales, zeros, 0)
+    whole.set_weight_bias(packed, torch.cat([part.bias() for part in parts]))
     whole.version = parts[0].version  # which says how many bits the inputs take
     return whole
 
 
-def stack(model):
-    """Make queries, keys and values by one product, in place, for prediction: afterwards the model cannot be saved. Returns it."""
-    for module in (attention.self for attention in attentions(model)):
-        first = answers_first(module)
-        names = ("key", "value") if first else ("query", "key", "value")
-        if whole := joined([getattr(module, name) for name in names]):
-            module.stacked, module.forward = whole, functools.partial(attend, module, first=first)
-            for name in names:
-                setattr(module, name, None)
-    return model
+# --- bf16 products ----------------------------------------------------------------------------------
 
 
 def products(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **keywords):
-    """Attention of query, key, value (B, heads, T, d) by bf16 products -> (B, T, heads, d), None; attention_mask of `added_mask`."""
+    """Attention of query, key, value (B, heads, T, d) by bf16 products -> (B, T, heads, d), None.
+
+    attention_mask: of `added_mask`. What this does not know, or does no sooner, goes to the fused kernel.
+    """
     few = query.shape[:3].numel() * key.shape[2] < FEWEST and not dropout
-    if few or key.shape[2] > LONGEST or key.shape[1] != query.shape[1] or getattr(module, "is_causal", False):
-        attention_mask = attention_mask if attention_mask is None else attention_mask.to(query.dtype)
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **keywords)
+    grouped = key.shape[1] != query.shape[1]
+    if few or grouped or key.shape[2] > LONGEST or getattr(module, "is_causal", False):
+        mask = attention_mask if attention_mask is None else attention_mask.to(query.dtype)
+        return sdpa_attention_forward(
+            module, query, key, value, mask, scaling=scaling, dropout=dropout, **keywords
+        )
     scaling = 1 / math.sqrt(query.shape[-1]) if scaling is None else scaling
     scores = (query * scaling).bfloat16() @ key.bfloat16().transpose(-1, -2)  # (B, heads, T, T)
     if attention_mask is not None:
@@ -120,9 +171,11 @@ def products(module, query, key, value, attention_mask, scaling=None, dropout=0.
 
 
 def added_mask(*arguments, **keywords):
-    """What is added to the scores, once for all layers: 0 where a token is read, the least bf16 number where not, (B, 1, T, T)."""
+    """What is added to the scores, (B, 1, T, T): 0 where a token is read, else the least bf16 number."""
     mask = sdpa_mask(*arguments, **keywords)
-    return mask if mask is None else torch.zeros_like(mask, dtype=torch.bfloat16).masked_fill_(~mask, torch.finfo(torch.bfloat16).min)
+    if mask is None:
+        return None
+    return torch.zeros_like(mask, dtype=torch.bfloat16).masked_fill_(~mask, torch.finfo(torch.bfloat16).min)
 
 
 AttentionInterface.register("bf16_products", products)
@@ -134,8 +187,16 @@ def multiplies_bf16():
     return torch.cpu._is_avx512_bf16_supported()
 
 
-def bf16_attention(model, on=True):
-    """Set a model's attention to `products`, in place, if it and the CPU allow it; on=False sets it back."""
-    if multiplies_bf16() and getattr(model, "_supports_attention_backend", False):
-        model.set_attn_implementation("bf16_products" if on else "sdpa")
-    return model
+@contextlib.contextmanager
+def implementation(model, bf16):
+    """While open, attention by `products` if bf16 is asked for and possible, else the model's own."""
+    before = model.config._attn_implementation
+    wanted = "bf16_products" if bf16 and multiplies_bf16() else "sdpa"
+    changes = getattr(model, "_supports_attention_backend", False) and "bf16_products" in (wanted, before)
+    if changes:
+        model.set_attn_implementation(wanted)
+    try:
+        yield model
+    finally:
+        if changes:
+            model.set_attn_implementation(before)

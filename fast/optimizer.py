@@ -1,19 +1,21 @@
-"""AdamW and clipping for short texts."""
+"""Lazy AdamW for short texts: only the embedding rows of the batch are updated.
+
+A batch of short notes holds a few hundred of an embedding table's 30,000 rows; a dense step reads and writes
+them all, moments too. Here rows that are absent keep their value and moments until they come again, as in
+torch.optim.SparseAdam; dense AdamW would go on moving and decaying them.
+"""
+
+import contextlib
 
 import torch
 
 
-class AdamW(torch.optim.AdamW):
-    """AdamW that, of a parameter with a sparse gradient, visits only the rows that have one.
-
-    A batch of short notes names some hundred of an embedding table's 30,000 rows; a dense step would read and write them all,
-    moments too. Rows that are absent keep value and moments until they come again ("lazy" Adam, as torch.optim.SparseAdam),
-    where dense AdamW would go on moving and decaying them.
-    """
+class LazyAdamW(torch.optim.AdamW):
+    """AdamW (Loshchilov & Hutter, 2019) that of a sparse gradient updates only the rows in it."""
 
     @torch.no_grad()
     def step(self):
-        """One step; gradients that are sparse must be coalesced."""
+        """One step; sparse gradients must be coalesced."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None and parameter.grad.is_sparse:
@@ -24,7 +26,8 @@ class AdamW(torch.optim.AdamW):
     def _step_rows(self, parameter, group):
         state, (beta1, beta2) = self.state[parameter], group["betas"]
         if not state:
-            state.update(step=torch.tensor(0.0), exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter))
+            state.update(step=torch.tensor(0.0))
+            state.update(exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter))
         state["step"] += 1
         rows, gradient = parameter.grad._indices()[0], parameter.grad._values()  # (R,), (R, width)
         mean = state["exp_avg"][rows].lerp_(gradient, 1 - beta1)
@@ -35,14 +38,24 @@ class AdamW(torch.optim.AdamW):
         parameter[rows] = parameter[rows] * (1 - group["lr"] * group["weight_decay"]) - group["lr"] * change
 
 
-def sparse_rows(model, tokens):
-    """Let the word embeddings have sparse gradients, where that pays: on a CPU, in a table much larger than a batch has tokens
-    that no output layer shares."""  # fmt: skip
+@contextlib.contextmanager
+def sparse_embeddings(model, tokens):
+    """Sparse gradients for the word embeddings while open, where that pays.
+
+    It pays on a CPU, in a table of over twice as many rows as a step has tokens, that no output layer shares.
+    """
     table, output = model.get_input_embeddings(), model.get_output_embeddings()
     tied = output is not None and output.weight is getattr(table, "weight", None)
-    pays = isinstance(table, torch.nn.Embedding) and table.weight.device.type == "cpu" and table.num_embeddings > 2 * tokens
-    if pays and table.weight.requires_grad and not tied:
+    dense = isinstance(table, torch.nn.Embedding) and not table.sparse
+    pays = dense and table.weight.device.type == "cpu" and table.num_embeddings > 2 * tokens
+    chosen = pays and table.weight.requires_grad and not tied
+    if chosen:
         table.sparse = True
+    try:
+        yield model
+    finally:
+        if chosen:
+            table.sparse = False
 
 
 @torch.no_grad()

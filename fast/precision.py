@@ -1,28 +1,27 @@
-"""In which precision a model trains, and its dropout of attention probabilities."""
+"""In which precision a model trains, and in which its scores are made."""
+
+from contextlib import nullcontext
 
 import torch
 
-from fast import attention
+from fast.attention import multiplies_bf16
 
 
 def training_precision(precision, device):
     """torch.bfloat16 or torch.float32 for --precision on a device."""
-    fast = device.type == "cuda" or (device.type == "cpu" and attention.multiplies_bf16())
+    fast = device.type == "cuda" or (device.type == "cpu" and multiplies_bf16())
     return torch.bfloat16 if precision == "bf16" or (precision == "auto" and fast) else torch.float32
 
 
-def set_attention_dropout(model, probability):
-    """Set, in place, the dropout of attention probabilities: of modules named SelfAttention as in BERT, MPNet and DeBERTa, and of
-    those that hold it as attention_dropout, as in ModernBERT and ALBERT."""  # fmt: skip
-    for key in ("attention_probs_dropout_prob", "attention_dropout"):
-        if hasattr(model.config, key):
-            setattr(model.config, key, probability)
-    for module in model.modules():
-        for name in ("dropout", "attention_dropout"):
-            inner = getattr(module, name, None)
-            if inner is None or (name == "dropout" and "SelfAttention" not in type(module).__name__):
-                continue
-            if isinstance(inner, torch.nn.Dropout):
-                inner.p = probability
-            elif name == "attention_dropout" and isinstance(inner, float):
-                module.attention_dropout = probability
+def autocast(device, precision):
+    """The context in which a model computes in a precision."""
+    return nullcontext() if precision == torch.float32 else torch.autocast(device.type, precision)
+
+
+def reading_precision(device, trained_in, fitted_head=False):
+    """The precision of validation, scores and predictions: bf16 on CUDA for a model trained so, else fp32.
+
+    A head that was fitted in fp32 after training (fitted_head) is read in fp32.
+    """
+    bf16 = device.type == "cuda" and trained_in == torch.bfloat16 and not fitted_head
+    return torch.bfloat16 if bf16 else torch.float32

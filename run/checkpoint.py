@@ -1,10 +1,13 @@
-"""A run directory: written whole, rebuilt for any technique, resumed if interrupted. Safetensors and JSON, never a pickle.
+"""A run directory: written whole, rebuilt for any technique. Safetensors and JSON, never a pickle.
 
-config.json model.safetensors tokenizer files   what transformers needs; base, pruning by zeros, distillation and merged LoRA load with it alone
-compression.json                                [facts per technique], from which the structure is rebuilt before loading
-run.json                                        arguments, versions, machine, times, splits, scores, sizes
-predictions.csv                                 test rows: row id, label, predicted, probabilities; no text
-adapter/                                        of a LoRA run, in the PEFT layout
+config.json, tokenizer files   what transformers needs
+model.safetensors              the weights, if plain transformers can build the model: base, zeros, distillation,
+                               merged LoRA
+compressed.safetensors         the weights, if it cannot; it refuses such a directory and says why
+compression.json               [facts per technique], from which the structure is rebuilt before loading
+run.json                       arguments, versions, machine, times, splits, scores, sizes
+predictions.csv                test rows: row id, label, predicted, probabilities; no text
+adapter/                       of a LoRA run, in the PEFT layout
 """
 
 import contextlib
@@ -31,7 +34,7 @@ huggingface_hub.logging.set_verbosity_error()
 
 
 class Run(NamedTuple):
-    """A finished run, rebuilt: model in eval mode on the CPU, tokenizer, task, run.json and compression.json."""
+    """A finished run, rebuilt: model (eval mode, CPU), tokenizer, task, run.json, compression.json."""
 
     model: torch.nn.Module
     tokenizer: object
@@ -40,63 +43,106 @@ class Run(NamedTuple):
     compression: list
 
 
-# --- a model from outside ----------------------------------------------------------------------------------------
+# --- a model from outside ----------------------------------------------------------------------------
 
 
 def from_pretrained(source, task, flag="--model", fresh_pooler=False):
-    """(model with a fresh head, tokenizer, names of fresh tensors) from a directory or a hub name; safetensors weights only.
+    """(model with a fresh head, tokenizer, names of fresh tensors) from a directory or a hub name.
 
-    A finished run of another task gives its encoder. fresh_pooler: forget the checkpoint's pooler. Raises BadInput, naming
-    the flag, if the source is neither, has no safetensors, is a finished run of this task, or one whose layers are not plain.
+    A finished run of another task gives its encoder. fresh_pooler: forget the checkpoint's pooler. Only
+    safetensors weights are read. Raises BadInput, naming the flag, for a source that cannot be used.
     """
     directory = Path(source)
-    if is_finished(directory):
-        if read_json(directory / "run.json")["task"]["task"] == task.name:
-            # its head is trained already, and it may have seen notes that are test notes now: --start checks that
-            raise BadInput(f"{flag} {source}: is a finished run; continue it with --start {source}")
-        if changed := compress.changed(read_json(directory / "compression.json")):
-            raise BadInput(
-                f"{flag} {source}: its layers are those of {changed[0]}, not plain; give a base, distillation or merged lora run"
-            )
-    if not directory.is_dir() and (directory.exists() or str(source).count("/") > 1 or str(source)[0] in "/."):
-        raise BadInput(f"{flag} {source}: no such directory; give a checkpoint directory or a hub name such as owner/model")
-    if not directory.is_dir():
-        print(f"model: {source} is no directory here, asking the hub", flush=True)
+    refuse_source(directory, source, task, flag)
     try:
         tokenizer = load_tokenizer(source, AutoConfig.from_pretrained(source))
-        names = dict(enumerate(task.labels))
-        head = {"id2label": names, "label2id": {name: i for i, name in names.items()}, "num_labels": len(names)} if names else {}
         model, info = task.auto_class.from_pretrained(
-            source, **head,
-            dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True,
-        )  # fmt: skip
+            source,
+            **head_names(task),
+            dtype=torch.float32,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
     except (OSError, ValueError, safetensors.SafetensorError) as error:
-        what = "is no checkpoint that transformers can load" if directory.is_dir() else "is no directory and cannot be reached"
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise BadInput(f"{flag} {source}: {what} ({reason[:200]})") from None
-    fresh = [name for name in info["missing_keys"]] + [entry[0] for entry in info["mismatched_keys"]]
+        known = directory.is_dir()
+        what = (
+            "is no checkpoint that transformers can load"
+            if known
+            else "is no directory and cannot be reached"
+        )
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = (lines or [type(error).__name__])[0][:200]
+        raise BadInput(f"{flag} {source}: {what} ({reason})") from None
+    fresh = [*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])]
     pooler = [name for name in model.base_model.state_dict() if fresh_pooler and name.startswith("pooler.")]
-    if is_finished(directory) or pooler:  # a head of another task is not this task's, even if it has the same shape
-        again, inside = task.auto_class.from_config(model.config, dtype=torch.float32), f"{model.base_model_prefix}."
-        fresh += [name for name in again.state_dict() if not name.startswith(inside) and name not in fresh]
-        fresh += [inside + name for name in pooler if inside + name not in fresh]
-        kept = {name: tensor for name, tensor in model.base_model.state_dict().items() if name not in pooler}
-        again.base_model.load_state_dict(kept, strict=False)
-        model = again
+    if (
+        is_finished(directory) or pooler
+    ):  # a head of another task is not this task's, even if it has the same shape
+        model, fresh = with_fresh_head(model, task, fresh, pooler)
+
     body = {f"{model.base_model_prefix}.{name}" for name in model.base_model.state_dict()}
-    unloaded = [name for name in fresh if name in body]
-    if len(unloaded) > len(body) / 2:
+    loaded = len(body) - sum(name in body for name in fresh)
+    if loaded < len(body) / 2:
         raise BadInput(f"{flag} {source}: holds no weights for the encoder of {type(model).__name__}")
-    print(f"model: {source}, {len(body) - len(unloaded)}/{len(body)} encoder tensors loaded, new: {', '.join(sorted(fresh)) or 'none'}")
+    new = ", ".join(sorted(fresh)) or "none"
+    print(f"model: {source}, {loaded}/{len(body)} encoder tensors loaded, new: {new}")
     return task.attach_head(model), tokenizer, fresh
 
 
+def refuse_source(directory, source, task, flag):
+    """Raises BadInput for a finished run of the same task, one of changed layers, or no such directory."""
+    if is_finished(directory):
+        if read_json(directory / "run.json")["task"]["task"] == task.name:
+            # it may have seen notes that are test notes now: --start checks that
+            raise BadInput(f"{flag} {source}: is a finished run; continue it with --start {source}")
+        if changed := compress.changed(read_json(directory / "compression.json")):
+            raise BadInput(
+                f"{flag} {source}: its layers are those of {changed[0]}, not plain; "
+                "give a base, distillation or merged lora run"
+            )
+    if directory.is_dir():
+        return
+    if directory.exists() or str(source).count("/") > 1 or str(source)[0] in "/.":
+        raise BadInput(
+            f"{flag} {source}: no such directory; give a checkpoint directory or a hub name, owner/model"
+        )
+    print(f"model: {source} is no directory here, asking the hub", flush=True)
+
+
+def head_names(task):
+    """What from_pretrained is told of a task's labels."""
+    names = dict(enumerate(task.labels))
+    indices = {name: index for index, name in names.items()}
+    return {"id2label": names, "label2id": indices, "num_labels": len(names)} if names else {}
+
+
+def with_fresh_head(model, task, fresh, pooler):
+    """(the same encoder under a fresh head, names of fresh tensors); those of `pooler` are fresh, too."""
+    again, inside = (
+        task.auto_class.from_config(model.config, dtype=torch.float32),
+        f"{model.base_model_prefix}.",
+    )
+    fresh = fresh + [name for name in again.state_dict() if not name.startswith(inside) and name not in fresh]
+    fresh += [inside + name for name in pooler if inside + name not in fresh]
+    kept = {name: tensor for name, tensor in model.base_model.state_dict().items() if name not in pooler}
+    again.base_model.load_state_dict(kept, strict=False)
+    return again, fresh
+
+
 def with_head(model, task):
-    """(fresh model of this task with another's encoder, names of fresh tensors); the head is taken over if it is of the same class."""
+    """(fresh model of this task with another's encoder, names of fresh tensors).
+
+    The head is taken over where both are of the same class and shape.
+    """
     ours = task.attach_head(task.auto_class.from_config(model.config, dtype=torch.float32))
     names, inside = ours.state_dict(), f"{ours.base_model_prefix}."
-    taken = {name: tensor for name, tensor in model.state_dict().items() if name in names and tensor.shape == names[name].shape
-             and (type(model) is type(ours) or name.startswith(inside))}  # fmt: skip
+    same_class = type(model) is type(ours)
+    taken = {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if name in names and tensor.shape == names[name].shape and (same_class or name.startswith(inside))
+    }
     ours.load_state_dict(taken, strict=False)
     fresh = sorted(names.keys() - taken)
     print(f"another head: {len(taken)}/{len(names)} tensors taken over, new: {', '.join(fresh) or 'none'}")
@@ -104,21 +150,30 @@ def with_head(model, task):
 
 
 def load_tokenizer(source, config):
-    """The tokenizer beside a model. Raises BadInput if it knows far fewer words than the model, as when its files are missing."""
+    """The tokenizer beside a model. Raises BadInput if it has far fewer words than the model."""
     tokenizer = AutoTokenizer.from_pretrained(source)
     if len(tokenizer) < 0.9 * config.vocab_size:
-        raise BadInput(f"{source}: a tokenizer of {len(tokenizer)} words for a model of {config.vocab_size}; are its files missing?")
+        raise BadInput(
+            f"{source}: a tokenizer of {len(tokenizer)} words for a model of {config.vocab_size}; "
+            "are its files missing?"
+        )
     return tokenizer
 
 
-# --- a run directory ---------------------------------------------------------------------------------------------
+# --- a run directory ---------------------------------------------------------------------------------
 
-
+PLAIN, COMPRESSED = "model.safetensors", "compressed.safetensors"
 
 
 def is_finished(directory):
     """Whether a directory holds a finished run."""
     return (Path(directory) / "run.json").exists()
+
+
+def weights_path(directory):
+    """The weights file of a run directory."""
+    compressed = Path(directory) / COMPRESSED
+    return compressed if compressed.exists() else Path(directory) / PLAIN
 
 
 def plain_tensors(model):
@@ -130,7 +185,10 @@ def plain_tensors(model):
 def whole_directory(directory):
     """Write into a temporary directory beside it, then put that in its place."""
     directory = Path(directory)
-    temporary, old = directory.with_name(f".{directory.name}.tmp"), directory.with_name(f".{directory.name}.old")
+    temporary, old = (
+        directory.with_name(f".{directory.name}.tmp"),
+        directory.with_name(f".{directory.name}.old"),
+    )
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     yield temporary
@@ -141,64 +199,78 @@ def whole_directory(directory):
     shutil.rmtree(old, ignore_errors=True)
 
 
-def save(directory, model, tokenizer, compression, facts, files, write_more):
-    """Write a run directory, whole; run.json last. files {path: JSON value or {name: tensor}}; write_more(path) may add others."""
+def save(directory, model, tokenizer, task, compression, facts, files, write_more):
+    """Write a run directory, whole; run.json last.
+
+    files: {path: JSON value, or {name: tensor}}; write_more(path) may add others.
+    """
     with whole_directory(directory) as path:
-        tensors = plain_tensors(model)
         model.config.architectures = [type(model).__name__]
         model.config.save_pretrained(path)
         tokenizer.save_pretrained(path)
-        save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+        reason = not_plain(task, compression)
+        if reason:
+            config = read_json(path / "config.json")
+            # transformers looks for a weights file of this name and ends with it in its error
+            write_json(path / "config.json", {**config, "transformers_weights": reason})
+        save_file(plain_tensors(model), path / (COMPRESSED if reason else PLAIN), {"format": "pt"})
         write_json(path / "compression.json", compression)
         for name, content in files.items():
             (path / name).parent.mkdir(exist_ok=True)
             if name.endswith(".safetensors"):
-                save_file({key: tensor.detach().cpu().contiguous() for key, tensor in content.items()}, path / name, {"format": "pt"})
+                tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in content.items()}
+                save_file(tensors, path / name, {"format": "pt"})
             else:
                 write_json(path / name, content)
         write_more(path)
         write_json(path / "run.json", {**facts, "sizes": sizes(path)})
 
 
+def not_plain(task, compression):
+    """Why plain transformers cannot build a run's model, or None if it can."""
+    changed = compress.changed(compression)
+    what = (
+        f"layers of {', '.join(changed)}"
+        if changed
+        else None
+        if task.plain_head
+        else f"a head of {task.name}"
+    )
+    return (
+        what
+        and f"this run has {what}, which transformers cannot build: load it with run/checkpoint.py or predict.py"
+    )
+
+
 def load(directory):
-    """Rebuild the structure first, then load the weights. Returns Run. Raises BadInput for what is not a run directory."""
+    """Rebuild the structure, then load the weights. Returns Run. Raises BadInput for no run directory."""
     directory = Path(directory)
     if not directory.is_dir():
-        raise BadInput(f"{directory}: no such run directory; train one, e.g. python train.py --technique base")
+        raise BadInput(
+            f"{directory}: no such run directory; train one, e.g. python train.py --technique base"
+        )
     facts, compression = read_json(directory / "run.json"), read_json(directory / "compression.json")
     task = TASKS[facts["task"]["task"]].from_facts(facts["task"])
     try:
         config = AutoConfig.from_pretrained(directory)
         tokenizer = load_tokenizer(directory, config)
         with torch.random.fork_rng():  # the skeleton's random weights must not move the caller's seed
-            model = compress.rebuild(task.attach_head(task.auto_class.from_config(config, dtype=torch.float32)), compression)
-        load_plain_state(model, load_file(directory / "model.safetensors"))
+            skeleton = task.attach_head(task.auto_class.from_config(config, dtype=torch.float32))
+            model = compress.rebuild(skeleton, compression)
+        load_plain_state(model, load_file(weights_path(directory)))
     except (RuntimeError, ValueError, OSError, safetensors.SafetensorError) as error:
-        raise BadInput(f"{directory}: its files do not fit together ({type(error).__name__}); train it again") from None
+        raise BadInput(
+            f"{directory}: its files do not fit together ({type(error).__name__}); train it again"
+        ) from None
     return Run(model.eval(), tokenizer, task, facts, compression)
 
 
 def sizes(directory):
-    """Bytes of the weights file, parameters and nonzero parameters (scales of int8 weights are not parameters)."""
-    path = Path(directory) / "model.safetensors"
+    """Bytes of the weights file, parameters, nonzero parameters (scales of int8 weights not counted)."""
+    path = weights_path(directory)
     tensors = {name: t for name, t in load_file(path).items() if not name.endswith(".weight_scale")}
     return {
         "bytes": path.stat().st_size,
         "parameters": sum(tensor.numel() for tensor in tensors.values()),
         "nonzero": sum(int(tensor.count_nonzero()) for tensor in tensors.values()),
     }
-
-
-
-
-
-
-
-
-# --- an interrupted run ------------------------------------------------------------------------------------------
-
-
-
-
-
-

@@ -1,20 +1,54 @@
-"""Batches through a model: training, prediction and timing all read notes here."""
+"""Batches through a model: training's validation, final scores, prediction and timing all read notes here."""
 
-from contextlib import nullcontext
+from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from cli import BadInput
-from data import budget_batches, collate
-from fast import attention
-from layers import device_of
+from data import SPLITS, budget_batches, collate
+from fast import speedups
+from fast.precision import autocast, reading_precision
+from layers import device_of, is_int8
+from run.cache import encoded
 
-COMPILES = ("cuda",)  # on a CPU compiled steps took 1.06 to 1.13 times as long, predictions 0.91 to 1.43 times
+COMPILES = (
+    "cuda",
+)  # on a CPU compiled steps took 1.06 to 1.13 times as long, predictions 0.91 to 1.43 times
+
+
+class Notes(NamedTuple):
+    """The notes of a run: the task that reads them; by split its examples and their token ids; the padding id."""
+
+    task: object
+    examples: dict
+    rows: dict
+    pad_id: int
+
+    @classmethod
+    def read(cls, task, examples, tokenizer, max_length, cache):
+        """Tokenise every split, or take what an earlier run on the same notes left in the cache."""
+        rows = {split: encoded(task, examples[split], tokenizer, max_length, cache) for split in SPLITS}
+        return cls(task, examples, rows, tokenizer.pad_token_id)
+
+    def calibration(self, device, batch_size, seed):
+        """A function (count) -> batches of so many training notes, drawn at random, sorted by length."""
+        rows = self.rows["train"]
+
+        def batches(count):
+            drawn = np.random.default_rng(seed).permutation(len(rows.lengths))[:count]
+            drawn = drawn[np.argsort(rows.lengths[drawn], kind="stable")]
+            groups = (drawn[i : i + batch_size] for i in range(0, len(drawn), batch_size))
+            return [collate(rows, group, self.pad_id, device) for group in groups]
+
+        return batches
 
 
 def pick_device(name="auto", compiles=False):
-    """The named torch device, or with 'auto' CUDA, MPS or the CPU, whichever is there first. Raises BadInput if it is absent, or if
-    the model is to be compiled where that does not pay."""  # fmt: skip
+    """The named torch device; with "auto" CUDA, MPS or the CPU, the first there is.
+
+    Raises BadInput if it is absent, or if the model is to be compiled where that does not pay.
+    """
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(device for device, there in present.items() if there)
@@ -26,52 +60,70 @@ def pick_device(name="auto", compiles=False):
 
 
 def batch_tokens(device):
-    """Tokens a batch, padding counted, at which a device is fast: MiniLM on 2 cores, 13 tokens a note, int8: 1,293 notes/s at 256
-    tokens, 1,982 at 2,048, 1,672 at 16,384; in fp32 939, 1,055 and 756."""  # fmt: skip
+    """Tokens per batch, padding counted, at which a device is fast.
+
+    MiniLM on 2 cores, 13 tokens per note, int8: 1,293 notes/s at 256 tokens, 1,982 at 2,048, 1,672 at 16,384.
+    """
     return 2048 if device.type == "cpu" else 65536
 
 
-@torch.inference_mode()
-def predict_rows(model, task, encoded, pad_id, tokens=None, autocast=None):
-    """The task's read-out of every encoded row, in their order: a list of NumPy results.
+def reading(model, task, frozen=False):
+    """The context in which a model reads notes: `fast.speedups`, with int8 models' attention in bf16."""
+    return speedups(model, task.reads_first, bf16_attention=any(map(is_int8, model.modules())), frozen=frozen)
 
-    Batches hold rows of similar length, `tokens` tokens in all (None = what suits the device). A model whose first token alone is
-    read stays set to that.
+
+def answers(model, task, encoded, pad_id, tokens=None, precision=torch.float32):
+    """Yield (row numbers, batch, outputs) until every encoded row is read.
+
+    Batches hold rows of similar length, `tokens` tokens in all (None = what suits the device). Raises
+    BadInput on NaN. For use under torch.inference_mode.
     """
     device = device_of(model)
-    model = attention.first_token(model.eval()) if task.reads_first else model.eval()
-    results = [None] * len(encoded.lengths)
+    model.eval()
     for rows in budget_batches(encoded.lengths, tokens or batch_tokens(device)):
         batch = collate(encoded, rows, pad_id, device)
-        with autocast or nullcontext():
+        with autocast(device, precision):
             outputs = task.forward(model, batch)
         if not outputs.logits.isfinite().all():
             raise BadInput("the model answers NaN; train it with a lower --lr, or in fp32")
-        for row, result in zip(rows, task.read_out(model, batch, outputs)):
+        yield rows, batch, outputs
+
+
+@torch.inference_mode()
+def predict_rows(model, task, encoded, pad_id, tokens=None, precision=torch.float32):
+    """The task's read-out of every encoded row, in their order: a list of NumPy results."""
+    results = [None] * len(encoded.lengths)
+    for rows, batch, outputs in answers(model, task, encoded, pad_id, tokens, precision):
+        for row, result in zip(rows, task.read_out(model, batch, outputs), strict=True):
             results[row] = result
     return results
 
 
-def as_trained(device, facts):
-    """The autocast context of a finished run's predictions: bf16 on CUDA, if it was trained so and its head was not fitted in fp32."""
-    fits = device.type == "cuda" and facts.get("precision") == "bfloat16" and not facts.get("head")
-    return torch.autocast("cuda", torch.bfloat16) if fits else nullcontext()
+@torch.inference_mode()
+def evaluate(model, notes, split, precision=torch.float32, intervals=False, tokens=None):
+    """(Scores, predictions) of a model on a split; the scores hold the mean loss too, under "Loss"."""
+    task, rows = notes.task, notes.rows[split]
+    results, loss = [None] * len(rows.lengths), 0.0
+    with reading(model, task):
+        for numbers, batch, outputs in answers(model, task, rows, notes.pad_id, tokens, precision):
+            loss += float(task.loss(model, batch, outputs)) * len(numbers)
+            for row, result in zip(numbers, task.read_out(model, batch, outputs), strict=True):
+                results[row] = result
+    predictions = task.combine(notes.examples[split], rows, results)
+    scores = task.score(notes.examples[split], predictions, intervals)
+    return scores._replace(overall={**scores.overall, "Loss": loss / len(rows.lengths)}), predictions
 
 
 def encode_examples(run, examples):
-    """Encoded rows of examples, as the run's task reads them."""
+    """Encoded rows of examples, as a finished run's task reads them."""
     return run.task.encode(examples, run.tokenizer, run.facts["arguments"]["max_length"], progress=False)
 
 
 def predict_examples(run, examples, tokens=None, encoded=None):
-    """One prediction per example, as the run's task makes them."""
+    """One prediction per example, as a finished run's task makes them."""
     encoded = encoded or encode_examples(run, examples)
-    autocast = as_trained(device_of(run.model), run.facts)
-    rows = predict_rows(run.model, run.task, encoded, run.tokenizer.pad_token_id, tokens, autocast)
+    trained_in = getattr(torch, run.facts.get("precision") or "float32")
+    precision = reading_precision(device_of(run.model), trained_in, bool(run.facts.get("head")))
+    with reading(run.model, run.task):
+        rows = predict_rows(run.model, run.task, encoded, run.tokenizer.pad_token_id, tokens, precision)
     return run.task.combine(examples, encoded, rows)
-
-
-def evaluate(model, task, examples, notes, pad_id, autocast=None, intervals=False, tokens=None):
-    """(Scores, predictions) of a model on encoded examples; tokens: of a batch, None = what suits the device."""
-    predictions = task.combine(examples, notes, predict_rows(model, task, notes, pad_id, tokens, autocast))
-    return task.score(examples, predictions, intervals), predictions

@@ -32,13 +32,17 @@ def cpu_name():
         return platform.processor() or platform.machine()
     values = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     flags = set(values.get("flags", "").split())
-    vectors = [flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8") if flag in flags]
+    vectors = [
+        flag
+        for flag in ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8")
+        if flag in flags
+    ]
     return " ".join([values.get("model name", platform.machine()), *vectors])
 
 
 @functools.cache
 def git_commit():
-    """The commit this code stood at when first asked, '-dirty' if it was changed since; None outside a checkout."""
+    """The commit of this code when first asked, '-dirty' if it was changed since; None outside a checkout."""
     here = Path(__file__).parent.parent
     try:
         command = ["git", "-C", here, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]

@@ -1,7 +1,6 @@
 """A model as an ONNX file, and ONNX Runtime to read it. Needs pip install -r requirements-peers.txt."""
 
 import contextlib
-import copy
 import logging
 import warnings
 from io import StringIO
@@ -9,7 +8,7 @@ from io import StringIO
 import torch
 
 from cli import BadInput
-from fast.attention import first_token
+from fast import speedups
 
 
 class Logits(torch.nn.Module):
@@ -70,12 +69,11 @@ def to_onnx(model, path, first=False):
     first: the last layer answers for the first token alone. The model itself stays as it is.
     """
     onnx, _ = libraries()
-    readied = first_token(copy.deepcopy(model)) if first else model
     ids = torch.randint(0, model.config.vocab_size, (2, 16))
     free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
-    with errors_only("torch.onnx"), silence(), torch.no_grad():
+    with errors_only("torch.onnx"), silence(), torch.no_grad(), speedups(model, reads_first=first):
         torch.onnx.export(
-            Logits(readied, first).eval(), (ids, torch.ones_like(ids)), path, dynamo=True,
+            Logits(model, first).eval(), (ids, torch.ones_like(ids)), path, dynamo=True,
             dynamic_shapes=(free, free), external_data=False,
             input_names=["input_ids", "attention_mask"], output_names=["logits"],
         )  # fmt: skip

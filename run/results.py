@@ -1,24 +1,62 @@
-"""Finished runs in a results directory, and tables of text."""
+"""What stands in a results directory: finished runs, their score files, tables of many runs."""
 
 import csv
 from pathlib import Path
 
 from cli import BadInput
-from files import write_csv
+from files import read_json, write_csv
 from run import checkpoint
 
 
 def find_runs(paths):
-    """Finished run directories among the paths and one level below them, base first, the others as they come."""
+    """Finished run directories among the paths and one level below them, base first, the others by name."""
     found = []
     for path in map(Path, paths):
         if not path.is_dir():
             raise BadInput(f"{path}: no such directory")
-        inside = [path] if checkpoint.is_finished(path) else sorted(p for p in path.iterdir() if checkpoint.is_finished(p))
+        inside = (
+            [path]
+            if checkpoint.is_finished(path)
+            else sorted(p for p in path.iterdir() if checkpoint.is_finished(p))
+        )
         found += [run for run in inside if run not in found and not run.name.startswith(".")]
     if not found:
-        raise BadInput(f"{', '.join(map(str, paths))}: no finished run in there; train one with python train.py")
+        names = ", ".join(map(str, paths))
+        raise BadInput(f"{names}: no finished run in there; train one with python train.py")
     return sorted(found, key=lambda run: run.name != "base")
+
+
+def techniques_of(directory):
+    """What made a finished run, such as 'pruning+quantization': first what made the run that it starts
+    from.
+
+    'base' if there is nothing else. A run that it starts from is also found beside it, if both were moved.
+    """
+    directory = Path(directory)
+    record = read_json(directory / "run.json")
+    start = record["start"]
+    places = [Path(start), directory.parent / Path(start).name] if start else []
+    origin = next((place for place in places if place != directory and checkpoint.is_finished(place)), None)
+
+    earlier = techniques_of(origin).split("+") if origin else []
+    parts = [part for part in [*earlier, *record["technique"].split("+")] if part != "base"]
+    return "+".join(dict.fromkeys(parts)) or "base"
+
+
+def pareto(rows, cost):
+    """Names of the rows on the Pareto front.
+
+    No other row beats them: is at least as good on validation and cheaper, or better and no dearer.
+    """
+
+    def beats(a, b):
+        no_worse = a["validation"] >= b["validation"] and a[cost] <= b[cost]
+        return no_worse and (a["validation"] > b["validation"] or a[cost] < b[cost])
+
+    return [row["run"] for row in rows if not any(beats(other, row) for other in rows)]
+
+
+# --- tables in files ------------------------------------------------------------------------------
 
 
 def read_table(path):
@@ -29,9 +67,40 @@ def read_table(path):
         return list(csv.DictReader(file))
 
 
+def write_rows(path, rows):
+    """Write a list of dicts as a CSV; a column for every key, in the order in which they first occur."""
+    header = list(dict.fromkeys(key for row in rows for key in row))
+    write_csv(path, header, [[row.get(column) for column in header] for row in rows])
+
+
+def read_rows(path, names=("run", "technique", "techniques")):
+    """What write_rows wrote: a list of dicts, empty if there is no such file.
+
+    Cells become numbers and truth values, empty ones are left out; the columns in `names` stay text.
+    """
+    rows = read_table(path)
+    return [
+        {key: text if key in names else typed(text) for key, text in row.items() if text != ""}
+        for row in rows
+    ]
+
+
+def typed(text):
+    """A cell of a CSV as a truth value, a number, or the text that it is."""
+    if text in ("True", "False"):
+        return text == "True"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
 def markdown_table(header, rows):
     """Lines of a Markdown table, numbers to the right."""
-    return [f"| {' | '.join(header)} |", "|---" + "|---:" * (len(header) - 1) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
+    lines = [f"| {' | '.join(cells)} |" for cells in (header, *rows)]
+    return [lines[0], "|---" + "|---:" * (len(header) - 1) + "|", *lines[1:]]
 
 
 def shown(source):
@@ -42,23 +111,31 @@ def shown(source):
     return "/".join(Path(source).parts[-2:]) if Path(source).is_absolute() else source
 
 
-def write_score_files(out, task, record):
-    """The two CSVs of a run: overall, by epoch on validation and then on test; and per label on test, if there are labels.
+def spelled(scores, names):
+    """'accuracy 0.9321, macro-F1 0.8553' from a row of scores; names {score: wording}."""
+    return ", ".join(
+        f"{text} {scores[name]:.4f}" for name, text in names.items() if scores.get(name) is not None
+    )
 
-    A run without epochs of its own has one validation row, of the finished model, as epoch 0.
+
+# --- the score files of one run -------------------------------------------------------------------
+
+
+def write_score_files(out, task, record):
+    """The two CSVs of a run: overall, by epoch on validation and then on test; and per label on test.
+
+    Loss is the mean loss on the row's split, TrainingLoss the technique's mean loss in training since the
+    last validation. A run without epochs of its own has one validation row, of the finished model, as epoch
+    0. A task without labels has no second file.
     """
     name, epoch = record["name"], record["best_epoch"]
     rows = record["history"] or [{"Epoch": 0, **record["validation"]["overall"], "Split": "validation"}]
     rows = [*rows, {"Epoch": epoch, **record["test"]["overall"], "Split": "test"}]
-    header = ["Epoch", *task.overall, "Split", "Loss", "Step"]
-    write_csv(out / task.overall_csv.format(name), header, [[row.get(column) for column in header] for row in rows])
+    header = ["Epoch", *task.overall, "Split", "Loss", "TrainingLoss", "Step"]
+    cells = [[row.get(column) for column in header] for row in rows]
+    write_csv(out / task.overall_csv.format(name), header, cells)
+
     if per_label := record["test"]["per_label"].items():
         header = ["Epoch", task.label_column, *task.per_label, "Split"]
-        write_csv(
-            out / task.per_label_csv.format(name), header, [[epoch, label, *map(v.get, task.per_label), "test"] for label, v in per_label]
-        )
-
-
-def spelled(scores, names):
-    """'accuracy 0.9321, macro-F1 0.8553' from a row of scores; names {score: wording}."""
-    return ", ".join(f"{text} {scores[name]:.4f}" for name, text in names.items() if scores.get(name) is not None)
+        cells = [[epoch, label, *map(row.get, task.per_label), "test"] for label, row in per_label]
+        write_csv(out / task.per_label_csv.format(name), header, cells)

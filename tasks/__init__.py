@@ -1,4 +1,4 @@
-"""What a model is for. A task says where labels come from, which head the encoder wears and how it is scored."""
+"""What a model is for: a task says where labels come from, which head the encoder gets and its scores."""
 
 from tasks.mlm import Mlm
 from tasks.ner import Ner

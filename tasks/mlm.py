@@ -1,9 +1,10 @@
 """Masked-language-model adaptation: the encoder reads more text of its domain before it learns a task.
 
-All documents of a split are joined and cut into blocks of --block-size tokens, special ones included. Of the tokens 15%
-are chosen; of these 80% become [MASK], 10% another token, 10% stay, and the model is to name what stood there (Devlin et
-al., 2019). Training blocks are masked anew each epoch, validation and test blocks once and for all. The score is the share
-of masked tokens named rightly, and the perplexity, exp of their mean -log p. Only the masked places go through the output layer.
+All documents of a split are joined and cut into blocks of --block-size tokens, special ones included. 15% of
+the tokens are chosen; of these 80% become [MASK], 10% another token, 10% stay, and the model is to name the
+original (Devlin et al., 2019). Training blocks get new masks each epoch, validation and test blocks keep
+theirs. The scores are the share of masked tokens named correctly, and the perplexity, exp of their mean
+-log p. Only the masked places go through the output layer.
 """
 
 import re
@@ -16,6 +17,7 @@ from transformers import AutoModelForMaskedLM
 import metrics
 from cli import BadInput, number
 from data import IGNORE, Encoded, Note, Table, frame, pack, tokenise
+from tasks.demo_trials import write_both
 from tasks.task import COLUMNS, Task
 
 MASKED = 0.15
@@ -24,9 +26,9 @@ REMOVED = str.maketrans("", "", "[]{}():@#$%^&*")  # the reference's list
 
 
 def mask_tokens(encoded, share, mask_id, special, vocabulary, seed):
-    """Encoded rows masked anew: ids replaced, token_labels = the original id where a token was chosen, IGNORE elsewhere.
+    """Encoded rows with new masks; token_labels hold the original id where a token was chosen, else IGNORE.
 
-    special: ids that are never chosen; vocabulary: ids that may stand in for another. Rows masked before are unmasked first.
+    special: ids that are never chosen; vocabulary: ids that may replace one. Earlier masks are undone first.
     """
     generator = np.random.default_rng(seed)
     ids = np.where(encoded.token_labels == IGNORE, encoded.ids, encoded.token_labels)
@@ -34,30 +36,46 @@ def mask_tokens(encoded, share, mask_id, special, vocabulary, seed):
     fate = generator.random(len(ids))
     others = generator.choice(vocabulary, len(ids))
     masked = np.where(chosen & (fate < 0.8), mask_id, np.where(chosen & (fate >= 0.9), others, ids))
-    return Encoded(masked.astype(np.int32), encoded.starts, encoded.owner, None, np.where(chosen, ids, IGNORE).astype(np.int32))
+    labels = np.where(chosen, ids, IGNORE)
+    return Encoded(masked.astype(np.int32), encoded.starts, encoded.owner, None, labels.astype(np.int32))
 
 
 class Mlm(Task):
     """Documents -> masked blocks; labels are the masked tokens themselves."""
 
     name, unit = "mlm", "documents"
+    demo_files = ("trials.csv", "stop_reasons.csv")
     auto_class = AutoModelForMaskedLM
-    reads_first = False
+    reads_first, redraws, fewest_labels = False, True, 0
+    techniques = ("base", "lora")
     length_flag = "block_size"
     overall, per_label = metrics.MASKED, ()
     headline = {"Accuracy": "masked-token accuracy", "Perplexity": "perplexity"}
     selection, lower_is_better = "CrossEntropy", True
-    json_lines, redraws = True, True
-    resampled = "blocks"
+    json_lines, resampled = True, "blocks"
     usual_text = (("TEXT",), ("brief_title", "brief_summary", "eligibility_criteria"), ("context",))
-    published = "Reference (LoRA r = 1 on its own trial texts and encoder): masked-token accuracy 0.805 after 5 epochs, 0.849 after 50."
+    published = (
+        "Reference (LoRA r = 1 on its own trial texts and encoder): "
+        "masked-token accuracy 0.805 after 5 epochs, 0.849 after 50."
+    )
     OPTIONS = {
-        "--block-size": dict(type=number(int, 8, 10**6), default=128, help="tokens a block, special ones included (128)"),
+        "--block-size": {
+            "type": number(int, 8, 10**6),
+            "default": 128,
+            "help": "tokens per block, special ones included (128)",
+        },
         **COLUMNS,
-    }  # fmt: skip
+    }
+
+    # --- a note's way
+
+    @classmethod
+    def write_demonstration(cls, directory, rows):
+        """The files of trials: to adapt on descriptions, to classify reasons."""
+        return write_both(directory, rows)
 
     def prepare_text(self, text):
-        """Without the characters that the reference removes, white space as single blanks."""
+        """Without the characters that the reference removes; white space becomes single blanks."""
         return re.sub(r"\s+", " ", text.translate(REMOVED)).strip()
 
     def read(self, path, keep, counts):
@@ -75,35 +93,52 @@ class Mlm(Task):
         """A text to fill in: [MASK] stays."""
         return Note(row_id, "", text)
 
+    # --- tensors
+
     def encode(self, examples, tokenizer, max_length, progress=True):
         """Masked blocks; of unlabelled examples the text itself, whose [MASK] tokens are to be filled."""
-        self.words, self.mask, self.mask_id = tokenizer.convert_ids_to_tokens, tokenizer.mask_token, tokenizer.mask_token_id
+        self.words, self.mask = tokenizer.convert_ids_to_tokens, tokenizer.mask_token
+        self.mask_id = tokenizer.mask_token_id
         if self.mask_id is None:
             raise BadInput("--model: its tokenizer has no mask token, so it is no masked-language model")
+
         texts = [example.text for example in examples]
         if examples[0].label is None:
-            rows = [
-                ids for batch in tokenise(texts, tokenizer, progress, truncation=True, max_length=max_length) for ids in batch["input_ids"]
-            ]
-            return pack(rows, None, [[i if i == self.mask_id else IGNORE for i in ids] for ids in rows])
+            return self._texts_to_fill(texts, tokenizer, max_length, progress)
+        return self._masked_blocks(texts, tokenizer, max_length, progress)
+
+    def _texts_to_fill(self, texts, tokenizer, max_length, progress):
+        """One row per text; every token but [MASK] is ignored."""
+        batches = tokenise(texts, tokenizer, progress, truncation=True, max_length=max_length)
+        rows = [ids for batch in batches for ids in batch["input_ids"]]
+        return pack(rows, None, [[i if i == self.mask_id else IGNORE for i in ids] for ids in rows])
+
+    def _masked_blocks(self, texts, tokenizer, max_length, progress):
+        """All texts joined and cut into blocks of max_length tokens, with the masks that never change."""
         before, after = frame(tokenizer)
-        documents = [ids for batch in tokenise(texts, tokenizer, progress, add_special_tokens=False) for ids in batch["input_ids"]]
-        stream, room = np.concatenate([np.asarray(ids, np.int32) for ids in documents]), max_length - len(before) - len(after)
+        room = max_length - len(before) - len(after)
+        batches = tokenise(texts, tokenizer, progress, add_special_tokens=False)
+        stream = np.concatenate(
+            [np.asarray(ids, np.int32) for batch in batches for ids in batch["input_ids"]]
+        )
         blocks = [np.concatenate([before, stream[i : i + room], after]) for i in range(0, len(stream), room)]
-        encoded = pack(blocks, None, [np.full(len(block), IGNORE) for block in blocks])
+        unmasked = pack(blocks, None, [np.full(len(block), IGNORE) for block in blocks])
+
         self.special = np.array(tokenizer.all_special_ids)
         self.vocabulary = np.setdiff1d(np.arange(len(tokenizer)), self.special)
-        encoded = self.fresh(encoded, [FIXED])
+        encoded = self.fresh(unmasked, [FIXED])
         if (encoded.token_labels == IGNORE).all():
-            raise BadInput(f"a split of {len(stream)} tokens is too small for a masked one; give more documents")
+            raise BadInput(
+                f"a split of {len(stream)} tokens is too small for a masked one; give more documents"
+            )
         return encoded
 
     def fresh(self, encoded, seed):
-        """Other masks for another epoch."""
+        """The same blocks with other masks."""
         return mask_tokens(encoded, MASKED, self.mask_id, self.special, self.vocabulary, seed)
 
     def forward(self, model, batch, **keywords):
-        """Logits of the masked places alone, (M, V): the rest would be thrown away, and the head is as dear as the encoder."""
+        """Logits of the masked places alone, (M, V); the others are not needed, and the head is expensive."""
         head = model.get_output_embeddings()
         chosen = batch["labels"] != IGNORE
         with head.register_forward_pre_hook(lambda _, inputs: (inputs[0][chosen],)):
@@ -115,16 +150,22 @@ class Mlm(Task):
         return F.cross_entropy(outputs.logits, labels, reduction="sum") / max(1, len(labels))
 
     def read_out(self, model, batch, outputs):
-        """Of each row: tokens right, tokens masked, sum of -log p; or of an unlabelled text the five likeliest at each [MASK]."""
-        chosen, logits = batch["labels"] != IGNORE, outputs.logits.float()
-        labels, per_row = batch["labels"][chosen], chosen.sum(1).tolist()
+        """Of each row (tokens named correctly, tokens masked, sum of -log p), (3,).
+
+        Of an unlabelled text: the five likeliest pieces at each [MASK], as (ids (5,), probabilities (5,)).
+        """
+        chosen, logits = batch["labels"] != IGNORE, outputs.logits.float()  # (B, T), (M, V)
+        labels, per_row = batch["labels"][chosen], chosen.sum(1).tolist()  # (M,)
         if len(labels) and (labels == self.mask_id).all():
             best = logits.softmax(-1).topk(5)
-            pairs = [(ids, ps) for ids, ps in zip(best.indices.cpu().numpy(), best.values.cpu().numpy())]
+            pairs = list(zip(best.indices.cpu().numpy(), best.values.cpu().numpy(), strict=True))
             return [[pairs.pop(0) for _ in range(count)] for count in per_row]
+
         surprise = F.cross_entropy(logits, labels, reduction="none")
-        table = torch.stack([logits.argmax(-1) == labels, torch.ones_like(surprise), surprise], -1).cpu().double()  # MPS has no double
-        return [part.sum(0).numpy() for part in table.split(per_row)]
+        table = torch.stack([logits.argmax(-1) == labels, torch.ones_like(surprise), surprise], -1)  # (M, 3)
+        return [part.sum(0).numpy() for part in table.cpu().double().split(per_row)]  # MPS has no double
+
+    # --- scores and files
 
     def score(self, examples, predictions, intervals=False):
         """Accuracy and perplexity over all masked tokens; the bootstrap draws blocks."""
@@ -135,7 +176,14 @@ class Mlm(Task):
 
     def answer(self, example, prediction):
         """The five likeliest word pieces at each [MASK], with their probabilities."""
-        places = prediction if isinstance(prediction, list) else []  # an array of zeros if the whole batch had no [MASK]
-        masks = [{w: round(float(p), 4) for w, p in zip(self.words(ids.tolist()), ps)} for ids, ps in places]
+        places = (
+            prediction if isinstance(prediction, list) else []
+        )  # an array of zeros if the whole batch had no [MASK]
+        masks = [self._filled(ids, probabilities) for ids, probabilities in places]
         beyond = example.text.count(self.mask) - len(masks)
         return {"masks": masks, **({"masks beyond the block": beyond} if beyond else {})}
+
+    def _filled(self, ids, probabilities):
+        """{word piece: probability} for one [MASK]."""
+        pairs = zip(self.words(ids.tolist()), probabilities, strict=True)
+        return {word: round(float(probability), 4) for word, probability in pairs}

@@ -1,7 +1,8 @@
-"""What every task is. The defaults here are those of one label per note, read from a CSV; a task overrides what differs.
+"""What every task is. Its defaults are those of one label per note, from a CSV; a task overrides the rest.
 
-A task's way: load -> examples in splits -> encode -> rows of token ids -> (loop: forward, loss) -> read_out, a small NumPy
-result per row -> combine, one prediction per example -> score. Predictions never hold text, nor logits over a vocabulary.
+A note's way: load -> examples in splits -> encode -> rows of token ids -> (loop: forward, loss) -> read_out,
+a small NumPy result per row -> combine, one prediction per example -> score. Predictions never hold text, nor
+logits over a vocabulary.
 """
 
 from argparse import Namespace
@@ -17,35 +18,98 @@ from cli import BadInput, keyword
 from data import SPLITS, Note, digest, encode, fold_duplicates, sampled, split_by_subject
 
 COLUMNS = {
-    "--text-columns": dict(default=None, help="column of the note, or several to join, comma-separated, in any case (the task's usual)",
-                           also=("--text-column",)),
-    "--subject-column": dict(default=None, help="column of the patient (SUBJECT_ID if there; else each note stands alone)"),
-    "--row-column": dict(default=None, help="column of the row id (the task's usual if there; else rows are numbered from 1)"),
-}  # fmt: skip
+    "--text-columns": {
+        "default": None,
+        "also": ("--text-column",),
+        "help": "column of the note, or several to join, comma-separated, in any case (the task's usual one)",
+    },
+    "--subject-column": {
+        "default": None,
+        "help": "column of the patient (SUBJECT_ID if there is one; else every note is its own subject)",
+    },
+    "--row-column": {
+        "default": None,
+        "help": "column of the row id (ROW_ID if there is one; else rows are numbered from 1)",
+    },
+}
 LABEL_COLUMN = {
-    "--label-column": dict(default="label", also=("--label-columns",), help="column of the label; trials: or several 0/1 columns, a,b (label)"),
-}  # fmt: skip
-CLASS_WEIGHTS = {"--class-weights": dict(action="store_true", help="weight the loss by inverse class frequency")}
+    "--label-column": {
+        "default": "label",
+        "also": ("--label-columns",),
+        "help": "column of the label; for trials also several 0/1 columns, comma-separated (label)",
+    }
+}
+CLASS_WEIGHTS = {
+    "--class-weights": {"action": "store_true", "help": "weight the loss by inverse class frequency (off)"}
+}
+
+
+def listed(names, most=30):
+    """'a, b, c': at most so many names, and how many more there are."""
+    more = [f"and {len(names) - most} more"] if len(names) > most else []
+    return ", ".join([*names[:most], *more])
+
+
+def refuse_empty(splits, files, unit, counts):
+    """Raises BadInput for a split without examples. counts: what was read and left out."""
+    for split, members in splits.items():
+        if not members:
+            usable = sum(len(splits[other]) for other in splits if files[other] == files[split])
+            seen = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+            more = f"in all files: {seen}" if len(set(files.values())) > 1 else seen
+            raise BadInput(
+                f"{files[split]}: {usable} usable {unit} ({more}), none left for {split}; give more"
+            )
+
+
+def values_in(splits, value):
+    """{split: set of value(example)}."""
+    return {split: {value(example) for example in members} for split, members in splits.items()}
+
+
+def warn_of_leaks(**found):
+    """One line for each kind of thing, {split: set of them}, that train shares with validation or test."""
+    for what, sets in found.items():
+        shared = len(sets["train"] & (sets["validation"] | sets["test"])) if sets else 0
+        if shared:
+            print(f"warning: {shared} {what} of train are in validation or test too; scores may be too good")
 
 
 class Task:
-    """Reads examples, labels and splits them, gives the loss and the scores. OPTIONS are its flags, and its keywords."""
+    """Reads, labels and splits examples; gives loss and scores. OPTIONS are its flags and its keywords."""
 
     name, unit = None, "notes"
     auto_class = AutoModelForSequenceClassification
     OPTIONS = {}
+    usual_text, usual_row, usual_subject = (
+        (("TEXT",),),
+        ("ROW_ID",),
+        ("SUBJECT_ID",),
+    )  # columns, the first found
+    folds = True  # whether examples with exactly the same text are one example
+    fewest_labels = 2  # how many labels must occur in train
     length_flag = "max_length"  # the argument that says how many tokens a row has
+    reads_first = True  # whether the head reads the first token alone: the last layer may skip the others
+    redraws = False  # whether fresh() changes the rows from epoch to epoch
+
     overall, per_label = metrics.OVERALL, metrics.PER_LABEL  # columns of the score files
     overall_csv, per_label_csv, label_column = "{}_metrics.csv", "per_label_{}_metrics.csv", "Label"
-    headline = {"Accuracy": "accuracy", "F1": "macro-F1", "AUROC": "AUROC"}  # scores to print and report, and their names there
-    selection, lower_is_better = "F1", False  # the validation score by which the best epoch is chosen
-    folds = True  # whether texts that are the same to the letter are one example
+    headline = {
+        "Accuracy": "accuracy",
+        "F1": "macro-F1",
+        "AUROC": "AUROC",
+    }  # scores to print, with their wording
+    selection, lower_is_better = "F1", False  # the validation score that chooses the best epoch
     resampled = None  # what the bootstrap draws, if not examples
-    reads_first = True  # whether the head reads the first token alone, so that the last layer need not answer for the others
-    redraws = False  # whether fresh() changes the rows from epoch to epoch
-    json_lines = False  # predict.py writes answers as JSON lines, not as rows of a CSV
-    usual_text, usual_row, usual_subject = (("TEXT",),), ("ROW_ID",), ("SUBJECT_ID",)
+    json_lines = False  # whether predict.py writes JSON lines instead of a CSV
     published = None  # a line on the reference's figures, for the report
+    techniques = ("base", "pruning", "lowrank", "distillation", "quantization")  # what run_all.sh trains
+    demo_files = ()  # names of the files that write_demonstration makes; the first is what a run reads as --data
+
+    @classmethod
+    def write_demonstration(cls, directory, rows):
+        """Write demo_files, synthetic data of about so many rows. Returns their texts, for the tiny model's vocabulary."""
+        raise NotImplementedError
 
     def __init__(self, **options):
         defaults = {keyword(flag): words.get("default", False) for flag, words in self.OPTIONS.items()}
@@ -54,24 +118,86 @@ class Task:
         self.options = Namespace(**{**defaults, **options})
         self.labels, self.weights, self.by_subject = [], None, False
 
-    # --- rows of a file -> examples in splits
+    # --- a note's way: rows of a file -> examples with a label -> splits
 
-    def columns(self, table):
-        """(indices of the text columns, index of the row id, of the subject); the last two may be None."""
-        chosen, names = self.options, {column.strip().casefold() for column in table.columns}
-        usual = next((group for group in self.usual_text if all(n.casefold() in names for n in group)), self.usual_text[0])
-        text = [name.strip() for name in chosen.text_columns.split(",")] if chosen.text_columns else usual
-        found = [[table.column(name, "--text-columns") for name in text]]
-        for name, flag, usual in (
-            (chosen.row_column, "--row-column", self.usual_row),
-            (chosen.subject_column, "--subject-column", self.usual_subject),
-        ):
-            usual = next((n for n in usual if n.casefold() in names), None)
-            found.append(table.column(name or usual, flag) if name or usual else None)
-        return tuple(found)
+    def load(self, path, fraction, validation, test, seed):
+        """Read, fold, label and split. validation, test: a share of `path`, or the path of a file of its own.
+
+        Returns ({split: [example]}, facts to print and to store). Raises BadInput if nothing can be learnt
+        or scored, or if a split dealt out of `path` lacks a label that the task needs. A file of its own may
+        lack labels: they are named.
+        """
+        counts, given = Counter({"rows": 0}), {"test": test, "validation": validation}
+        own = {split: file for split, file in given.items() if isinstance(file, str)}
+        files = {split: own.get(split, path) for split in SPLITS}
+
+        # CSV rows -> examples, exact duplicates folded within each file and between files
+        examples, home = self.read_files({**own, "train": path}, fraction, seed, counts)
+
+        # label by the task, which may leave examples out
+        examples = self.settle_labels(examples, counts, path, seed)
+
+        # split by subject what has no file of its own
+        shares = {split: given[split] for split in ("validation", "test") if split not in own}
+        splits = self.split(examples, home, shares, path, seed)
+
+        # refuse or name what is missing, and name what is in two splits
+        refuse_empty(splits, files, self.unit, counts)
+        tallies = {split: self.tally(members) for split, members in splits.items()}
+        self.check_splits(files, tallies, own)
+        subjects = values_in(splits, lambda example: example.subject) if self.by_subject else {}
+        texts = values_in(splits, lambda example: digest(example.text)) if own else {}
+        warn_of_leaks(subjects=subjects, texts=texts)
+
+        self.weights = self.class_weights(tallies["train"])
+        return splits, {
+            "rows": dict(counts),
+            "unit": self.unit,
+            "notes": len(examples),
+            "subjects": len(set.union(*subjects.values())) if subjects else None,
+            "sizes": {split: len(members) for split, members in splits.items()},
+            "splits": tallies,
+        }
+
+    def read_files(self, files, fraction, seed, counts):
+        """(examples of {split: file}, {id(example): split}); duplicates are folded, and counted.
+
+        A text that is in several files is kept in the first of them, so the test file must come first.
+        """
+        examples, home = [], {}
+        for split, file in files.items():
+            members = self.fold(
+                self.read(file, lambda row_id: sampled(row_id, fraction, seed), counts), counts
+            )
+            home.update((id(example), split) for example in members)
+            examples += members
+
+        if len(files) > 1 and self.folds:
+            examples, counts["also in the test or validation file, left out"] = fold_duplicates(examples)
+        return examples, home
+
+    def split(self, examples, home, shares, path, seed):
+        """{split: [example]}. Those of `path` are dealt out by subject to train and to {split: share}.
+
+        home {id(example): the split whose file it came from}; the examples of other files stay there.
+        """
+        splits = {split: [] for split in SPLITS}
+        for example in examples:
+            splits[home[id(example)]].append(example)
+        if shares:
+            self.check_dealable(path, splits["train"], 1 + len(shares))
+        shares = {"train": 1 - sum(shares.values()), **shares}
+        return {**splits, **split_by_subject(splits["train"], shares, seed, self.strata)}
+
+    def read(self, path, keep, counts):
+        """The labelled examples of a file whose row id keep() takes; what is left out is counted."""
+        raise NotImplementedError
 
     def rows(self, table, counts, keep=lambda row_id: True):
-        """Yield (line, row id, subject or '', text, cells) of the rows that are kept and have text; the others are counted."""
+        """Yield (line, row id, subject or '', text, cells) of the rows that are kept and have text.
+
+        The other rows are counted.
+        """
         text_at, row_at, subject_at = self.columns(table)
         self.by_subject = subject_at is not None
         before = counts["rows"]
@@ -79,18 +205,32 @@ class Task:
             counts["rows"] += 1
             row_id = row[row_at] if row_at is not None else str(counts["rows"] - before)
             text = "\n".join(row[at] for at in text_at if row[at].strip())
+            subject = row[subject_at].strip() if subject_at is not None else ""
             if not keep(row_id):
                 counts["not sampled"] += 1
             elif not text:
                 counts["without text"] += 1
             else:
-                yield line, row_id, row[subject_at].strip() if subject_at is not None else "", text, row
+                yield line, row_id, subject, text, row
         if counts["rows"] == before:
             raise BadInput(f"{table.path}: a header and no rows")
 
-    def read(self, path, keep, counts):
-        """The labelled examples of a file whose row id keep() takes; what is left out is counted."""
-        raise NotImplementedError
+    def columns(self, table):
+        """(indices of the text columns, index of the row id, of the subject); the last two may be None."""
+        chosen = self.options
+
+        def has(names):
+            return all(table.column(name, None, required=False) is not None for name in names)
+
+        def one(name, flag, usual):
+            name = name or next((name for name in usual if has([name])), None)
+            return table.column(name, flag) if name else None
+
+        groups = [chosen.text_columns.split(",")] if chosen.text_columns else self.usual_text
+        group = next((names for names in groups if has(names)), groups[0])
+        text_at = [table.column(name.strip(), "--text-columns") for name in group]
+        row_at = one(chosen.row_column, "--row-column", self.usual_row)
+        return text_at, row_at, one(chosen.subject_column, "--subject-column", self.usual_subject)
 
     def prepare_text(self, text):
         """What the model sees of a text; the same in training and in predict.py."""
@@ -101,78 +241,71 @@ class Task:
         return Note(row_id, "", self.prepare_text(text))
 
     def fold(self, examples, counts):
-        """Fold what is the same to the letter in one file, so that no text stands on two sides of the split."""
+        """Fold examples of one file with exactly the same text, so that no text is in two splits."""
         examples, folded = fold_duplicates(examples)
         counts["exact duplicates"] += folded
         return examples
 
     def settle_labels(self, examples, counts, path, seed):
-        """Find self.labels among the examples and set each one's label index. Returns the examples that have one."""
+        """Find self.labels among the examples and set each one's label index. Returns those that have one."""
         return examples
 
     def strata(self, example):
         """The labels that the split keeps in proportion, a tuple."""
         return (example.label,)
 
+    # --- what the splits must hold
+
     def tally(self, examples):
         """{label: how many of the examples have it}."""
         return {name: sum(e.label == i for e in examples) for i, name in enumerate(self.labels)}
 
-    def check(self, files, per_split):
-        """Raises BadInput if a split lacks what is needed to learn and to score; files {split: path}, per_split {split: tally}."""
+    def check_dealable(self, path, examples, ways):
+        """Raises BadInput if the examples of a file cannot be dealt out to so many splits."""
 
-    def load(self, path, fraction, validation, test, seed):
-        """Read, fold, label and split. validation, test: a share of the file, or a file of its own.
+    def check_split(self, path, split, tally, dealt):
+        """Raises BadInput if train, or a split dealt out of a file, lacks labels that the task insists on."""
+        if sum(count > 0 for count in tally.values()) < self.fewest_labels:
+            what = "no label" if self.fewest_labels == 1 else "fewer than two classes"
+            raise BadInput(f"{path}: {split} has {what}; give more rows")
 
-        Returns ({split: [example]}, facts to print and to store).
+    def check_splits(self, files, tallies, own):
+        """Refuse a split that lacks needed labels; name the labels that a split lacks otherwise, in one line.
+
+        files {split: path}, tallies {split: tally}, own: the splits that are files of their own.
         """
-        counts = Counter({"rows": 0})
-        given = {split: file for split, file in (("test", test), ("validation", validation)) if isinstance(file, str)}
-        home, examples = {}, []
-        for split, file in {**given, "train": path}.items():
-            mine = self.fold(self.read(file, lambda row_id: sampled(row_id, fraction, seed), counts), counts)
-            home.update((id(example), split) for example in mine)
-            examples += mine
-        if given and self.folds:  # the first is kept, which is that of the test file
-            examples, counts["also in the test or validation file, left out"] = fold_duplicates(examples)
-        examples = self.settle_labels(examples, counts, path, seed)
-        shares = {split: share for split, share in (("validation", validation), ("test", test)) if split not in given}
-        mine = {split: [e for e in examples if home[id(e)] == split] for split in ("train", *given)}
-        dealt = split_by_subject(mine.pop("train"), {"train": 1 - sum(shares.values()), **shares}, seed, self.strata)
-        splits = {split: {**mine, **dealt}[split] for split in SPLITS}
-        files = {split: given.get(split, path) for split in SPLITS}
-        for split, members in splits.items():
-            if not members:
-                left_out = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-                raise BadInput(f"{files[split]}: {len(examples)} usable {self.unit} ({left_out}), none left for {split}; give more")
-        per_split = {split: self.tally(members) for split, members in splits.items()}
-        self.check(files, per_split)
-        for name in self.labels:
-            if not per_split["train"].get(name, 1):
-                print(f"warning: label {name!r} does not occur in train, so it cannot be learnt")
-        if getattr(self.options, "class_weights", False):
-            sizes = torch.tensor([max(1, per_split["train"][name]) for name in self.labels], dtype=torch.float)
-            self.weights = sizes.sum() / (len(sizes) * sizes)
-        subjects = {split: {example.subject for example in members} for split, members in splits.items()}
-        texts = {split: {digest(example.text) for example in members} for split, members in splits.items() if given}
-        for what, sets in {"subjects": subjects if self.by_subject else {}, "texts": texts}.items():
-            if sets and (shared := len(sets["train"] & (sets["validation"] | sets["test"]))):
-                print(f"warning: {shared} {what} of train stand in validation or test, too; scores may be too good")
-        return splits, {
-            "rows": dict(counts), "unit": self.unit, "notes": len(examples),
-            "subjects": len(set.union(*subjects.values())) if self.by_subject else None,
-            "sizes": {split: len(members) for split, members in splits.items()}, "splits": per_split,
-        }  # fmt: skip
+        for split, tally in tallies.items():
+            if split not in own:
+                self.check_split(files[split], split, tally, dealt=len(own) < 2)
+
+        for split, tally in tallies.items():
+            if absent := [name for name, count in tally.items() if not count]:
+                where = f"{split} file {files[split]}" if split in own else split
+                kind = "warning" if split == "train" else "note"
+                so = "they cannot be learnt" if split == "train" else "their scores stay empty"
+                print(f"{kind}: {where} has no {self.unit} labelled {listed(absent)}; {so}")
+
+    def class_weights(self, tally):
+        """With --class-weights the weight of each label, inverse to its count in train, (C,); else None."""
+        if not getattr(self.options, "class_weights", False):
+            return None
+        sizes = torch.tensor([max(1, tally[name]) for name in self.labels], dtype=torch.float)
+        return sizes.sum() / (len(sizes) * sizes)
 
     # --- examples -> tensors -> predictions
 
     def attach_head(self, model):
-        """Add what the task's head has beyond the transformers class; before any technique, and before loading."""
+        """Add what the head has beyond the transformers class; before any technique, and before loading."""
         return model
 
     def head(self):
-        """What must be the same for one run's head to serve another's; a model class and its labels by default."""
+        """What must be equal for one run's head to serve another's: by default model class and labels."""
         return [self.auto_class.__name__, *self.labels]
+
+    @property
+    def plain_head(self):
+        """Whether plain transformers can rebuild the head; False if attach_head adds something to it."""
+        return True
 
     def encode(self, examples, tokenizer, max_length, progress=True):
         """Encoded rows of the examples, with labels if they have them."""
@@ -182,10 +315,12 @@ class Task:
 
     def targets(self, examples):
         """Labels of examples as an array (N,), or None if they have none."""
-        return None if any(e.label is None for e in examples) else np.array([e.label for e in examples], np.int64)
+        if any(example.label is None for example in examples):
+            return None
+        return np.array([example.label for example in examples], np.int64)
 
     def fresh(self, encoded, seed):
-        """The rows as the next epoch sees them; a task that draws anew each epoch does so here."""
+        """The rows as the next epoch sees them, for a task that draws them anew each epoch."""
         return encoded
 
     def forward(self, model, batch, **keywords):
@@ -194,10 +329,11 @@ class Task:
 
     def loss(self, model, batch, outputs):
         """Cross-entropy, class-weighted if asked for: logits (B, C), labels (B,) -> scalar."""
-        return F.cross_entropy(outputs.logits, batch["labels"], weight=None if self.weights is None else self.weights.to(outputs.logits))
+        weight = None if self.weights is None else self.weights.to(outputs.logits)
+        return F.cross_entropy(outputs.logits, batch["labels"], weight=weight)
 
     def categorical(self, logits, batch):
-        """The logits as rows that each go through a softmax, (M, C), for distillation."""
+        """The logits as rows (M, C), each of which goes through a softmax, for distillation."""
         return logits
 
     def read_out(self, model, batch, outputs):
@@ -210,17 +346,33 @@ class Task:
 
     @classmethod
     def can_fit_head(cls, options):
-        """Whether fit_head alone, without epochs, makes a model of the task with these options."""
+        """Whether fit_head fits something with these options {keyword: value}; then no epochs are needed."""
         return False
 
+    @property
+    def fits_head(self):
+        """Whether fit_head will fit something after training."""
+        return self.can_fit_head(vars(self.options))
+
     def fit_head(self, model, examples, encoded, pad_id):
-        """After training: fit in place what the loop does not learn. Returns JSON facts of it."""
+        """After training: fit in place what the loop does not learn. Returns facts of it for run.json."""
         return {}
 
     def better(self, scores, best):
-        """Whether a validation's scores beat the best so far (None = there is none)."""
-        sign = -1 if self.lower_is_better else 1
-        return best is None or sign * scores[self.selection] > sign * best[self.selection]
+        """Whether a validation's scores beat the best so far (None = there is none).
+
+        The score of `selection` decides, and a defined one beats an undefined one. Where both are undefined,
+        as AUROC is with one class only, the lower "Loss" decides; without one, the later validation wins.
+        """
+        if best is None:
+            return True
+        name, lower = self.selection, self.lower_is_better
+        if scores.get(name) is None and best.get(name) is None:
+            name, lower = "Loss", True
+        ours, theirs = scores.get(name), best.get(name)
+        if ours is None or theirs is None:
+            return theirs is None
+        return ours < theirs if lower else ours > theirs
 
     def calibrate(self, examples, predictions):
         """Choose what is chosen on validation after training, such as thresholds."""
@@ -228,7 +380,7 @@ class Task:
     # --- predictions -> scores and files
 
     def score(self, examples, predictions, intervals=False):
-        """metrics.Scores of predictions; with bootstrap intervals if asked for."""
+        """metrics.Scores of predictions, with bootstrap intervals if asked for."""
         labels = np.array([example.label for example in examples])
         return metrics.single_label(labels, np.stack(predictions), self.labels, intervals)
 
@@ -245,7 +397,7 @@ class Task:
 
     def answer(self, example, prediction):
         """A prediction as JSON, for one note from standard input."""
-        probabilities = {label: round(float(p), 6) for label, p in zip(self.labels, prediction)}
+        probabilities = {label: round(float(p), 6) for label, p in zip(self.labels, prediction, strict=True)}
         return {"predicted": self.labels[int(prediction.argmax())], "probabilities": probabilities}
 
     def truth(self, example):
@@ -258,7 +410,7 @@ class Task:
 
     @classmethod
     def from_facts(cls, facts):
-        """The task that describe() told of."""
+        """The task with the facts that describe() gave."""
         task = cls(**facts["options"])
         task.labels = facts["labels"]
         return task

@@ -10,7 +10,9 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()  # before train is imported; token ids of these tests go there
+os.environ["XDG_CACHE_HOME"] = (
+    tempfile.mkdtemp()
+)  # before train is imported; token ids of these tests go there
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported, which reads it once
 
 import train  # noqa: E402
@@ -27,14 +29,34 @@ def small(tmp_path_factory):
 @pytest.fixture(scope="session")
 def arguments(small):
     """The command line of a run of seconds on them."""
-    return ["--data", str(small[0]), "--model", str(small[1]), "--lr", "2e-3", "--epochs", "2", "--max-length", "128", "--rank", "4"]
+    return [
+        "--data",
+        str(small[0]),
+        "--model",
+        str(small[1]),
+        "--lr",
+        "2e-3",
+        "--epochs",
+        "2",
+        "--max-length",
+        "128",
+        "--rank",
+        "4",
+    ]
 
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory, arguments):
     """A results directory with every technique and one chain, trained once for all tests."""
     out = tmp_path_factory.mktemp("runs")
-    for technique in ("base", "pruning", "lowrank", "distillation", "quantization", "distillation+lowrank+pruning+quantization"):
+    for technique in (
+        "base",
+        "pruning",
+        "lowrank",
+        "distillation",
+        "quantization",
+        "distillation+lowrank+pruning+quantization",
+    ):
         train.main([*arguments, "--technique", technique, "--out", str(out)])
     return out
 
@@ -44,7 +66,12 @@ def batch():
     mask = torch.ones(6, 9, dtype=torch.long)
     mask[3:, 5:] = 0
     ids = torch.randint(0, 50, (6, 9), generator=torch.Generator().manual_seed(0))
-    return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([0, 1, 2, 0, 1, 2]), "rows": np.arange(6)}
+    return {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "labels": torch.tensor([0, 1, 2, 0, 1, 2]),
+        "rows": np.arange(6),
+    }
 
 
 @pytest.fixture
@@ -56,7 +83,10 @@ def refuses(capsys):
         with pytest.raises(SystemExit) as stop:
             run_script(lambda: main([str(word) for word in argv]))
         lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning:")]
-        assert stop.value.code == 2 and len(lines) == 1 and lines[0].startswith("error: "), (stop.value.code, lines)
+        assert stop.value.code == 2 and len(lines) == 1 and lines[0].startswith("error: "), (
+            stop.value.code,
+            lines,
+        )
         return lines[0]
 
     return call

@@ -17,7 +17,7 @@ import sweep
 from bench import gpu, shape, training, volume
 from cli import BadInput
 from conftest import ROOT, read_csv
-from fast.attention import first_token
+from fast import speedups
 from layers import parameter_count
 from run.results import shown
 from tasks.ner import Ner
@@ -104,7 +104,8 @@ def test_the_gpu_part_counts_on_any_device():
     assert [(row["row"], row["compiled"]) for row in table] == [
         (name, on) for on in (False, True) for name in steps
     ]
-    macs = shape.multiply_adds(first_token(shape.bert_base(CONFIG)), 16)
+    with speedups(shape.bert_base(CONFIG), reads_first=True) as model:
+        macs = shape.multiply_adds(model, 16)
     for row, passes in zip(table, (3, 1, 3, 1), strict=True):  # forward, and twice as much backward
         assert row["peak_share"] == pytest.approx(passes * macs * row["notes_per_s"] / row["peak_macs_per_s"])
 
@@ -123,7 +124,20 @@ def test_training_is_compared_with_the_trainer(arguments):
 def test_masked_language_models_are_swept_too(tmp_path):
     grid = tmp_path / "grid.json"
     grid.write_text(json.dumps({"base": "--technique base", "int8": "--technique quantization"}))
-    call = ["--task", "mlm", "--fraction", "0.2", "--epochs", "1", "--block-size", "32", "--seeds", "1", "--rounds", "1"]
+    call = [
+        "--task",
+        "mlm",
+        "--fraction",
+        "0.2",
+        "--epochs",
+        "1",
+        "--block-size",
+        "32",
+        "--seeds",
+        "1",
+        "--rounds",
+        "1",
+    ]
     sweep.main([*call, "--grid", str(grid), "--out", str(tmp_path / "out")])
     rows = read_csv(tmp_path / "out" / "sweep.csv")
     assert all(float(row["validation"]) >= 0 and float(row["p50_ms"]) > 0 for row in rows)
@@ -131,7 +145,9 @@ def test_masked_language_models_are_swept_too(tmp_path):
 
 def test_reports_show_no_absolute_path():
     assert (
-        shown("--data=/home/someone/notes/a.csv") == "--data=notes/a.csv" and shown("--lr") == "--lr" and shown("results/x") == "results/x"
+        shown("--data=/home/someone/notes/a.csv") == "--data=notes/a.csv"
+        and shown("--lr") == "--lr"
+        and shown("results/x") == "results/x"
     )
 
 
@@ -144,13 +160,21 @@ def test_the_front_is_what_nothing_beats():
 def test_the_demonstrations_sweep_has_a_student_that_fits(refuses):
     _, _, seeds, grid, _, planned = sweep.parse(["--seeds", "1,2"])
     student = planned["student 2x64"]
-    assert len(student) == len(seeds) == 2 and student[0].student_width == 64 < 128 and "student-2x64" in grid["student 2x64 + int8"]
+    assert (
+        len(student) == len(seeds) == 2
+        and student[0].student_width == 64 < 128
+        and "student-2x64" in grid["student 2x64 + int8"]
+    )
     assert list(sweep.parse(["--model", "x"])[3]) == list(sweep.GRID)
     assert "must differ from each other" in refuses(sweep.parse, ["--seeds", "1,1"])
 
 
 def test_a_score_that_base_does_not_have_is_left_out(tmp_path):
-    facts = {"validation": {"overall": {"F1": 0.1}}, "sizes": {"bytes": 1, "parameters": 1}, "train_seconds": 1}
+    facts = {
+        "validation": {"overall": {"F1": 0.1}},
+        "sizes": {"bytes": 1, "parameters": 1},
+        "train_seconds": 1,
+    }
     made = {}
     for name, precision in (("base", None), ("thin", 0.5)):
         test = {"overall": {"F1": 0.1, "Precision": precision, "Recall": 0.1}, "intervals": {}}
@@ -172,15 +196,30 @@ def test_a_sweep_trains_what_is_missing_and_reports_every_seed(arguments, tmp_pa
             }
         )
     )
-    call = [*arguments, "--epochs", "1", "--out", str(tmp_path / "out"), "--grid", str(grid), "--seeds", "1,2", "--rounds", "1"]
+    call = [
+        *arguments,
+        "--epochs",
+        "1",
+        "--out",
+        str(tmp_path / "out"),
+        "--grid",
+        str(grid),
+        "--seeds",
+        "1,2",
+        "--rounds",
+        "1",
+    ]
     sweep.main(call)
     rows = {row["run"]: row for row in read_csv(tmp_path / "out" / "sweep.csv")}
     assert list(rows) == ["base", "thin", "int8"] and {row["seeds"] for row in rows.values()} == {"2"}
     scores = [
-        files.read_json(tmp_path / "out" / f"seed{seed}" / "thin" / "run.json")["test"]["overall"]["Accuracy"] for seed in (1, 2)
+        files.read_json(tmp_path / "out" / f"seed{seed}" / "thin" / "run.json")["test"]["overall"]["Accuracy"]
+        for seed in (1, 2)
     ]
     assert float(rows["thin"]["Accuracy"]) == pytest.approx(np.mean(scores), abs=1e-6)
-    assert (tmp_path / "out" / "sweep.png").stat().st_size > 10_000 and "Pareto front" in (tmp_path / "out" / "sweep.md").read_text()
+    assert (tmp_path / "out" / "sweep.png").stat().st_size > 10_000 and "Pareto front" in (
+        tmp_path / "out" / "sweep.md"
+    ).read_text()
     capsys.readouterr()
     shutil.rmtree(tmp_path / "out" / "seed2" / "int8")
     sweep.main(call)

@@ -13,29 +13,37 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     DistilBertConfig,
-    DistilBertForSequenceClassification,  # fmt: skip
+    DistilBertForSequenceClassification,
 )
 
 import compress
 from cli import BadInput
-from compress.distillation import Distillation, copy_of, hidden_loss, kd_loss
+from compress.distillation import Distillation, hidden_loss, kd_loss
 from compress.lowrank import LowRank, LowRankLinear, break_even_rank, energy_rank
 from compress.pruning import Pruning, cubic, global_masks, magnitude_mask
 from compress.quantization import (
     Int8Embedding,
     Quantization,
+    RoundedLinear,
     fastest_engine,
     is_int8,
     load_plain_state,
     plain_state,
-    quantize_linears,  # fmt: skip
-    rounded_linear,
+    quantize_linears,
+    rounded_product,
 )
 from compress.student import spaced_layers
-from layers import encoder_linears
+from layers import encoder_linears, trainable_copy
 from tasks.task import Task
 
-CONFIG = BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=64, num_labels=3)
+CONFIG = BertConfig(
+    vocab_size=50,
+    hidden_size=32,
+    num_hidden_layers=4,
+    num_attention_heads=2,
+    intermediate_size=64,
+    num_labels=3,
+)
 
 
 @pytest.fixture
@@ -71,11 +79,11 @@ def test_masks_equal_torch_prune(fraction):
     layers = [nn.Linear(40, 30), nn.Linear(30, 70)]
     ours = [magnitude_mask(layer.weight, fraction) for layer in layers]
     together = global_masks([layer.weight for layer in layers], fraction)
-    for layer, mask in zip(copy.deepcopy(layers), ours):
+    for layer, mask in zip(copy.deepcopy(layers), ours, strict=True):
         assert mask.equal(prune.l1_unstructured(layer, "weight", fraction).weight_mask.bool())
     theirs = copy.deepcopy(layers)
     prune.global_unstructured([(layer, "weight") for layer in theirs], prune.L1Unstructured, amount=fraction)
-    for layer, mask in zip(theirs, together):
+    for layer, mask in zip(theirs, together, strict=True):
         assert mask.equal(layer.weight_mask.bool())
 
 
@@ -93,9 +101,14 @@ def test_pruned_weights_stay_zero_and_no_mask_is_left(model, batch, options, cap
     assert model.state_dict().keys() == BertForSequenceClassification(CONFIG).state_dict().keys()
     linears, skipped = encoder_linears(model)
     assert skipped == ["classifier"] and (model.classifier.weight != 0).all()
-    zeros, total = (sum(int(x) for x in values) for values in zip(*(((m.weight == 0).sum(), m.weight.numel()) for m in linears.values())))
+    zeros, total = (
+        sum(int(x) for x in values)
+        for values in zip(*(((m.weight == 0).sum(), m.weight.numel()) for m in linears.values()), strict=True)
+    )
     assert abs(zeros / total - 0.4) < 1e-3 and technique.describe()["zeros"] == zeros
-    claim = f"zeroed {zeros / 1e3:.1f}k of {total / 1e3:.1f}k weights (40.0%) in 25/26 Linear, skipped classifier"
+    claim = (
+        f"zeroed {zeros / 1e3:.1f}k of {total / 1e3:.1f}k weights (40.0%) in 25/26 Linear, skipped classifier"
+    )
     assert claim in capsys.readouterr().out
 
 
@@ -116,7 +129,9 @@ def test_lowrank_layer_is_the_best_approximation(shape):
     for rank in (1, 5, min(shape)):
         thin = LowRankLinear.from_linear(dense, rank)
         product = thin.up.weight @ thin.down.weight
-        assert torch.allclose(torch.linalg.norm(dense.weight - product), singular[rank:].square().sum().sqrt(), atol=1e-5)
+        assert torch.allclose(
+            torch.linalg.norm(dense.weight - product), singular[rank:].square().sum().sqrt(), atol=1e-5
+        )
         assert sum(p.numel() for p in thin.parameters()) == rank * sum(shape) + shape[1]
     assert torch.allclose(thin(x), dense(x), atol=1e-5)  # full rank equals dense
 
@@ -136,8 +151,13 @@ def test_lowrank_replaces_what_gains_and_names_the_rest(model, batch, capsys):
     model = technique.prepare(model)
     printed = capsys.readouterr().out
     after = sum(p.numel() for p in model.parameters())
-    assert sum(isinstance(m, LowRankLinear) for m in model.modules()) == 8 == len(technique.describe()["ranks"])
-    assert f"replaced 8/26 Linear, {before / 1e3:.1f}k -> {after / 1e3:.1f}k parameters" in printed and after < before
+    assert (
+        sum(isinstance(m, LowRankLinear) for m in model.modules()) == 8 == len(technique.describe()["ranks"])
+    )
+    assert (
+        f"replaced 8/26 Linear, {before / 1e3:.1f}k -> {after / 1e3:.1f}k parameters" in printed
+        and after < before
+    )
     assert "classifier" in printed and "bert.pooler.dense (dense: rank 18 >= break-even 16)" in printed
     assert all(break_even_rank(dense.get_submodule(name)) > 18 for name in technique.describe()["ranks"])
     skeleton = LowRank.rebuild(BertForSequenceClassification(CONFIG), technique.describe()).eval()
@@ -175,28 +195,50 @@ def test_kd_loss_is_its_closed_form():
 
 def test_layers_are_spaced_as_distilbert_spaces_them():
     assert spaced_layers(12, 6) == [0, 2, 4, 7, 9, 11]
-    assert spaced_layers(6, 3) == [0, 2, 5] and spaced_layers(12, 1) == [11] and spaced_layers(4, 4) == [0, 1, 2, 3]
+    assert (
+        spaced_layers(6, 3) == [0, 2, 5]
+        and spaced_layers(12, 1) == [11]
+        and spaced_layers(4, 4) == [0, 1, 2, 3]
+    )
 
 
 def test_student_is_smaller_and_its_loss_is_the_weighted_sum(model, batch, capsys):
     technique = Distillation(teacher=model, alpha=0.3, temperature=2.0)
     technique.task = Task()
-    student = technique.prepare(copy_of(model)).eval()
-    assert student.config.num_hidden_layers == len(student.bert.encoder.layer) == 2 and len(model.bert.encoder.layer) == 4
-    assert student.bert.encoder.layer[1].output.dense.weight.equal(model.bert.encoder.layer[3].output.dense.weight)
+    student = technique.prepare(trainable_copy(model)).eval()
+    assert (
+        student.config.num_hidden_layers == len(student.bert.encoder.layer) == 2
+        and len(model.bert.encoder.layer) == 4
+    )
+    assert student.bert.encoder.layer[1].output.dense.weight.equal(
+        model.bert.encoder.layer[3].output.dense.weight
+    )
     counts = [sum(p.numel() for p in m.parameters()) for m in (model, student)]
-    claim = "student of 2 layers from teacher layers 0, 3; {:.1f}k -> {:.1f}k parameters".format(*(c / 1e3 for c in counts))
+    claim = "student of 2 layers from teacher layers 0, 3; {:.1f}k -> {:.1f}k parameters".format(
+        *(c / 1e3 for c in counts)
+    )
     assert claim in capsys.readouterr().out and counts[1] < counts[0]
     outputs = student(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-    expected = 0.3 * nn.functional.cross_entropy(outputs.logits, batch["labels"]) + 0.7 * kd_loss(outputs.logits, logits(model, batch), 2.0)
+    expected = 0.3 * nn.functional.cross_entropy(outputs.logits, batch["labels"]) + 0.7 * kd_loss(
+        outputs.logits, logits(model, batch), 2.0
+    )
     assert torch.allclose(technique.loss(student, batch, outputs), expected)
-    assert not any(p.requires_grad for p in model.parameters()) and all(p.requires_grad for p in student.parameters())
+    assert not any(p.requires_grad for p in model.parameters()) and all(
+        p.requires_grad for p in student.parameters()
+    )
 
 
 @pytest.mark.parametrize("width", [32, 16])
 def test_hidden_term_ignores_padding_and_leaves_nothing_behind(model, batch, width):
     torch.manual_seed(4)
-    config = BertConfig(vocab_size=50, hidden_size=width, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, num_labels=3)
+    config = BertConfig(
+        vocab_size=50,
+        hidden_size=width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        num_labels=3,
+    )
     technique = Distillation(teacher=model, student="narrow", hidden_weight=1.0)
     student = technique.prepare(BertForSequenceClassification(config))
     steps(technique, student, batch, 2)
@@ -212,17 +254,27 @@ def test_hidden_term_ignores_padding_and_leaves_nothing_behind(model, batch, wid
 def test_other_encoders_shrink_too_or_are_named():
     config = DistilBertConfig(vocab_size=50, dim=32, n_layers=4, n_heads=2, hidden_dim=64, num_labels=3)
     teacher = DistilBertForSequenceClassification(config)
-    assert len(encoder_linears(teacher)[0]) == 24 and encoder_linears(teacher)[1] == ["pre_classifier", "classifier"]
+    assert len(encoder_linears(teacher)[0]) == 24 and encoder_linears(teacher)[1] == [
+        "pre_classifier",
+        "classifier",
+    ]
     technique = Distillation(teacher=teacher, student_layers=1)
     technique.task = Task()
-    student = technique.prepare(copy_of(teacher))
+    student = technique.prepare(trainable_copy(teacher))
     assert student.config.n_layers == 1 and len(student.distilbert.transformer.layer) == 1
-    albert = AutoConfig.for_model("albert", hidden_size=32, embedding_size=16, num_attention_heads=2, intermediate_size=64, vocab_size=50)
+    albert = AutoConfig.for_model(
+        "albert",
+        hidden_size=32,
+        embedding_size=16,
+        num_attention_heads=2,
+        intermediate_size=64,
+        vocab_size=50,
+    )
     from transformers import AlbertForSequenceClassification
 
     shared = AlbertForSequenceClassification(albert)
     with pytest.raises(BadInput, match="Albert.*--student"):
-        Distillation(teacher=shared).prepare(copy_of(shared))
+        Distillation(teacher=shared).prepare(trainable_copy(shared))
 
 
 # --- quantization
@@ -249,15 +301,22 @@ def test_quantized_model_claims_and_plain_state(model, batch, capsys):
     technique = Quantization()
     model = technique.finish(copy.deepcopy(model))
     claim = re.search(
-        r"(\d+)/26 Linear and 3 embedding tables to int8 \(engine (\w+)\).* ([\d.]+) MB -> ([\d.]+) MB", capsys.readouterr().out
+        r"(\d+)/26 Linear and 3 embedding tables to int8 \(engine (\w+)\).* ([\d.]+) MB -> ([\d.]+) MB",
+        capsys.readouterr().out,
     )
     assert int(claim[1]) == 26 == sum(map(is_int8, model.modules()))
     assert claim[2] == fastest_engine() == technique.describe()["engine"] == torch.backends.quantized.engine
     state = plain_state(model)
     stored = sum(t.numel() * t.element_size() for name, t in state.items() if not name.endswith("scale"))
-    assert float(claim[3]) == round(before / 1e6, 1) and float(claim[4]) == round(stored / 1e6, 1) and stored < before
+    assert (
+        float(claim[3]) == round(before / 1e6, 1)
+        and float(claim[4]) == round(stored / 1e6, 1)
+        and stored < before
+    )
     table = Int8Embedding.from_embedding(embedding := nn.Embedding(20, 8))
-    assert (table(torch.arange(20)) - embedding.weight).abs().max() <= embedding.weight.abs().max() / 254 + 1e-6
+    assert (
+        table(torch.arange(20)) - embedding.weight
+    ).abs().max() <= embedding.weight.abs().max() / 254 + 1e-6
     assert 0 < (logits(model, batch) - dense).norm() / dense.norm() < 0.05
     again = Quantization.rebuild(BertForSequenceClassification(CONFIG), technique.describe())
     load_plain_state(again, state)
@@ -271,11 +330,11 @@ def test_quantized_model_claims_and_plain_state(model, batch, capsys):
 
 
 def test_chain_runs_left_to_right_and_rebuilds(model, batch):
-    parts = compress.parse("distillation+lowrank+pruning+quantization")
+    parts = compress.parse_chain("distillation+lowrank+pruning+quantization")
     options = {"student_layers": 3, "rank": 6, "sparsity": 0.5}
     chain = compress.build(parts, options, teacher=model)
     chain.task = Task()
-    student = steps(chain, chain.prepare(copy_of(model)), batch)
+    student = steps(chain, chain.prepare(trainable_copy(model)), batch)
     student = chain.finish(student).eval()
     assert [facts["technique"] for facts in chain.describe()] == ["lowrank", "pruning", "quantization"]
     config = copy.deepcopy(student.config)
@@ -286,14 +345,34 @@ def test_chain_runs_left_to_right_and_rebuilds(model, batch):
 
 @pytest.mark.parametrize("kind", ["roberta", "distilbert", "electra", "deberta-v2", "mpnet", "modernbert"])
 def test_other_encoders_go_through_the_whole_chain(kind, batch):
-    own = {"distilbert": dict(dim=32, n_layers=4, n_heads=2, hidden_dim=64), "modernbert": dict(pad_token_id=0, eos_token_id=1, bos_token_id=2,
-           cls_token_id=2, sep_token_id=1), "deberta-v2": dict(relative_attention=True, pos_att_type=["p2c", "c2p"])}  # fmt: skip
-    size = dict(vocab_size=50, hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=64, num_labels=3)
+    own = {
+        "distilbert": {"dim": 32, "n_layers": 4, "n_heads": 2, "hidden_dim": 64},
+        "modernbert": {
+            "pad_token_id": 0,
+            "eos_token_id": 1,
+            "bos_token_id": 2,
+            "cls_token_id": 2,
+            "sep_token_id": 1,
+        },
+        "deberta-v2": {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
+    }
+    size = {
+        "vocab_size": 50,
+        "hidden_size": 32,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "num_labels": 3,
+    }
     torch.manual_seed(6)
-    model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(kind, **{**size, **own.get(kind, {})}))
-    chain = compress.build(compress.parse("distillation+lowrank+pruning+quantization"), {"rank": 4}, teacher=model)
+    model = AutoModelForSequenceClassification.from_config(
+        AutoConfig.for_model(kind, **{**size, **own.get(kind, {})})
+    )
+    chain = compress.build(
+        compress.parse_chain("distillation+lowrank+pruning+quantization"), {"rank": 4}, teacher=model
+    )
     chain.task = Task()
-    small = chain.finish(steps(chain, chain.prepare(copy_of(model)), batch, 2)).eval()
+    small = chain.finish(steps(chain, chain.prepare(trainable_copy(model)), batch, 2)).eval()
     config = type(small.config).from_dict(small.config.to_dict())
     again = compress.rebuild(AutoModelForSequenceClassification.from_config(config), chain.describe()).eval()
     load_plain_state(again, plain_state(small))
@@ -303,7 +382,10 @@ def test_other_encoders_go_through_the_whole_chain(kind, batch):
 @pytest.mark.parametrize(
     "names, message",
     [
-        ("shrink", "no technique 'shrink'; there are base, distillation, lora, lowrank, pruning, quantization"),
+        (
+            "shrink",
+            "no technique 'shrink'; there are base, distillation, lora, lowrank, pruning, quantization",
+        ),
         ("base+pruning", "base is no technique"),
         ("quantization+pruning", "in this order: distillation < lora < lowrank < pruning < quantization"),
         ("pruning+pruning", "each technique once"),
@@ -311,7 +393,7 @@ def test_other_encoders_go_through_the_whole_chain(kind, batch):
 )
 def test_nonsense_is_refused(names, message):
     with pytest.raises(BadInput, match=re.escape(message)):
-        compress.parse(names)
+        compress.parse_chain(names)
 
 
 def test_a_model_without_linear_layers_is_named():
@@ -326,7 +408,8 @@ def test_training_rounds_as_int8_does_and_gradients_pass(model, batch, capsys):
     torch.manual_seed(0)
     linear, x = nn.Linear(64, 5), torch.randn(3, 4, 64, requires_grad=True)
     expected = quantize_linears(nn.Sequential(copy.deepcopy(linear)))(x.detach())
-    ours = rounded_linear(linear, x)
+    ours = rounded_product(x, linear.weight, linear.bias)
+    assert ours.equal(RoundedLinear(linear)(x))
     assert torch.allclose(ours, expected, atol=5e-3) and not torch.allclose(linear(x), ours, atol=5e-3)
     ours.sum().backward()
     assert torch.allclose(x.grad, linear.weight.sum(0).expand_as(x), atol=0.05)
@@ -338,4 +421,5 @@ def test_training_rounds_as_int8_does_and_gradients_pass(model, batch, capsys):
     steps(technique, model, batch, 2)
     assert any(not torch.equal(p, before[name]) for name, p in model.named_parameters())
     model = technique.finish(model)
-    assert sum(is_int8(module) for module in model.modules()) == 26 and not any("forward" in m.__dict__ for m in model.modules())
+    assert sum(is_int8(module) for module in model.modules()) == 26
+    assert not any("forward" in m.__dict__ or isinstance(m, RoundedLinear) for m in model.modules())

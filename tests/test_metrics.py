@@ -1,11 +1,15 @@
-"""Our metrics against scikit-learn and SciPy, on random and on degenerate input."""
+"""Our metrics against scikit-learn, SciPy and brute force, on random and on degenerate input."""
 
+import math
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.stats import binomtest
-from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support, roc_auc_score
+from sklearn import metrics as sk
 
 import metrics
 
@@ -17,39 +21,100 @@ def random_case(generator, notes=60):
     return generator.integers(0, 4, notes), probabilities
 
 
+# --- one label and two classes
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_scores_equal_scikit_learn(seed):
     labels, probabilities = random_case(np.random.default_rng(seed))
     scores = metrics.single_label(labels, probabilities, NAMES)
     predicted = probabilities.argmax(1)
-    expected = precision_recall_fscore_support(labels, predicted, labels=range(4), zero_division=np.nan)
+    expected = sk.precision_recall_fscore_support(labels, predicted, labels=range(4), zero_division=np.nan)
     for i, name in enumerate(NAMES):
         row = scores.per_label[name]
         assert np.allclose([row["Precision"], row["Recall"], row["F1"]], [e[i] for e in expected[:3]])
-        assert np.isclose(row["AUROC"], roc_auc_score(labels == i, probabilities[:, i]))
-    macro = precision_recall_fscore_support(labels, predicted, average="macro")
+        assert np.isclose(row["AUROC"], sk.roc_auc_score(labels == i, probabilities[:, i]))
+    macro = sk.precision_recall_fscore_support(labels, predicted, average="macro")
     assert np.allclose([scores.overall[s] for s in ("Precision", "Recall", "F1")], macro[:3])
-    assert scores.overall["Accuracy"] == accuracy_score(labels, predicted)
-    assert scores.confusion == confusion_matrix(labels, predicted, labels=range(4)).tolist()
+    assert scores.overall["Accuracy"] == sk.accuracy_score(labels, predicted)
+    assert scores.confusion == sk.confusion_matrix(labels, predicted, labels=range(4)).tolist()
+    assert scores.undefined is None and metrics.undefined_note(scores, "notes") is None
     smooth = np.random.default_rng(seed).dirichlet(np.ones(4), len(labels))
     ours = metrics.single_label(labels, smooth, NAMES).overall["AUROC"]
-    assert np.isclose(ours, roc_auc_score(labels, smooth, multi_class="ovr", average="macro"))
+    assert np.isclose(ours, sk.roc_auc_score(labels, smooth, multi_class="ovr", average="macro"))
 
 
-def test_undefined_is_none_with_a_warning_never_zero():
+def test_undefined_is_none_and_named_and_never_zero_in_its_own_cell():
     labels = np.array([0, 0, 1, 1])
     probabilities = np.eye(4)[[0, 1, 1, 1]]  # c and d: no rows and no calls
-    with pytest.warns(UserWarning, match="Precision is undefined for 'c', 'd'"):
-        scores = metrics.single_label(labels, probabilities, NAMES)
+    scores = metrics.single_label(labels, probabilities, NAMES)
+    assert scores.undefined == {score: ["c", "d"] for score in metrics.PER_LABEL}
     assert scores.per_label["c"] == {"Precision": None, "Recall": None, "F1": None, "AUROC": None}
-    assert scores.overall["Accuracy"] == 0.75 and scores.overall["F1"] is None and scores.overall["AUROC"] is None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        never_called = metrics.single_label(np.array([0, 1]), np.array([[0.9, 0.1], [0.8, 0.2]]), ["a", "b"])
+    assert scores.overall["Accuracy"] == 0.75 and scores.overall["AUROC"] is None
+    never_called = metrics.single_label(np.array([0, 1]), np.array([[0.9, 0.1], [0.8, 0.2]]), ["a", "b"])
     assert never_called.per_label["b"]["Precision"] is None  # no calls: undefined
-    assert never_called.per_label["b"]["Recall"] == 0.0 and never_called.per_label["b"]["F1"] == 0.0  # truly zero
+    assert (
+        never_called.per_label["b"]["Recall"] == 0.0 and never_called.per_label["b"]["F1"] == 0.0
+    )  # truly zero
+    assert never_called.undefined == {"Precision": ["b"]}
     assert metrics.auroc([True, True], [0.1, 0.2]) is None and metrics.auroc([False], [0.1]) is None
     assert metrics.auroc([True, False], [0.5, 0.5]) == 0.5
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_macro_scores_count_an_undefined_one_as_zero_as_scikit_learn_does(seed):
+    generator = np.random.default_rng(seed)
+    labels, probabilities = (
+        generator.integers(0, 3, 8),
+        generator.dirichlet([1, 1, 0.3, 0.3], 8),
+    )  # d is never true
+    scores = metrics.single_label(labels, probabilities, NAMES, intervals=True)
+    macro = sk.precision_recall_fscore_support(
+        labels, probabilities.argmax(1), labels=range(4), average="macro", zero_division=0
+    )
+    assert [scores.overall[s] for s in ("Precision", "Recall", "F1")] == pytest.approx(macro[:3], abs=1e-15)
+    assert (
+        scores.overall["AUROC"] is None
+        and "d" in scores.undefined["AUROC"]
+        and "d" in scores.undefined["Recall"]
+    )
+    assert metrics.macro_f1_of(np.array(scores.confusion)) == pytest.approx(scores.overall["F1"])
+    assert scores.intervals["F1"][0] <= scores.overall["F1"] <= scores.intervals["F1"][1]
+
+
+def test_the_note_names_every_undefined_score_its_labels_and_the_reason():
+    labels, predicted = (
+        np.array([0, 0, 1, 1]),
+        [0, 1, 2, 1],
+    )  # c is never true, d neither true nor predicted
+    scores = metrics.single_label(labels, np.eye(4)[predicted], NAMES)
+    assert metrics.undefined_note(scores, "notes") == (
+        "warning: recall is undefined for c, d (never true in these notes); "
+        "AUROC is undefined for c, d (true of all or none of these notes); "
+        "precision is undefined for d (never predicted in these notes); "
+        "F1 is undefined for d (neither true nor predicted in these notes)"
+    )
+    spans = metrics.span_scores([[(0, 1, "x")]], [[]], ["x"], [0])
+    expected = "warning: precision is undefined for x (never predicted in these sentences)"
+    assert spans.overall["Precision"] is None and metrics.undefined_note(spans, "sentences") == expected
+
+
+def test_no_score_warns_by_itself_and_binary_scores_of_one_class_are_undefined():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for label in (0, 1):
+            labels = np.full(5, label)
+            scores = metrics.binary(
+                labels, np.array([0.1, 0.2, 0.6, 0.1, 0.9]), ["no", "yes"], intervals=True
+            )
+            assert scores.overall["AUROC"] is None and scores.undefined["AUROC"] == ["no", "yes"]
+            assert scores.undefined["Recall"] == [["yes", "no"][label]]
+            assert ("AUROC" in scores.intervals, "AUPRC" in scores.intervals) == (False, bool(label))
+            assert (scores.overall["AUPRC"] is None) == (scores.overall["RecallAtP80"] is None) == (not label)
+        nothing = np.zeros((3, 2), bool)
+        scores = metrics.multi_label(nothing, nothing, ["a", "b"])
+        assert scores.overall["Accuracy"] == 1 and scores.overall["MacroF1"] == 0
+        assert scores.undefined == {score: ["a", "b"] for score in ("Precision", "Recall", "F1")}
 
 
 def test_no_rows_and_nan_are_errors_not_zeros():
@@ -59,19 +124,87 @@ def test_no_rows_and_nan_are_errors_not_zeros():
         metrics.single_label(np.array([0]), np.array([[np.nan, 1.0]]), ["a", "b"])
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_auroc_is_exactly_the_share_of_pairs_ranked_rightly(seed):
+    generator = np.random.default_rng(seed)
+    for notes in (5, 40, 90):
+        positive, score = generator.random(notes) < 0.4, generator.random(notes).round(seed)
+        above, tied = (
+            compare(score[positive][:, None], score[~positive]) for compare in (np.greater, np.equal)
+        )
+        assert (
+            metrics.auroc(positive, score) == (above.sum() + tied.sum() / 2) / above.size
+        )  # to the last bit
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_recall_at_precision_is_the_best_over_all_thresholds(seed):
+    generator = np.random.default_rng(seed)
+    positive, score = generator.random(60) < 0.5, generator.random(60).round(1 + seed % 2)
+    for level in (0.5, 0.6, 0.8, 0.99):
+        calls = [score >= threshold for threshold in np.unique(score)]
+        reached = [positive[call].sum() / positive.sum() for call in calls if positive[call].mean() >= level]
+        assert metrics.recall_at_precision(positive, score, level) == pytest.approx(max(reached, default=0))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_calibration_counts_the_rows_of_each_bin(seed):
+    generator = np.random.default_rng(seed)
+    probability = np.concatenate([[0.0, 0.1, 0.2, 1.0], generator.random(50) ** 2])
+    positive = generator.random(54) < probability
+    edges = np.linspace(0, 1, 11)
+    expected = []
+    for low, high in zip(edges[:-1], edges[1:], strict=True):
+        inside = (probability <= high) & ((probability > low) | (low == 0))
+        if inside.any():
+            expected.append((probability[inside].mean(), positive[inside].mean(), inside.sum()))
+    points = metrics.calibration(positive, probability)
+    assert np.allclose(points, expected) and sum(rows for *_, rows in points) == 54
+    error = sum(rows * abs(said - seen) for said, seen, rows in expected) / 54
+    assert metrics.expected_calibration_error(positive, probability) == pytest.approx(error)
+
+
+# --- intervals and tests
+
+
 def test_bootstrap_on_the_matrix_equals_bootstrap_over_notes():
     labels, probabilities = random_case(np.random.default_rng(1), 300)
     predicted = probabilities.argmax(1)
     confusion = metrics.confusion_matrix(labels, predicted, 4)
-    assert metrics.accuracy_of(confusion) == accuracy_score(labels, predicted)
-    assert np.isclose(metrics.macro_f1_of(confusion), metrics.single_label(labels, probabilities, NAMES).overall["F1"])
-    generator = np.random.default_rng(2)
+    assert metrics.accuracy_of(confusion) == sk.accuracy_score(labels, predicted)
+    assert np.isclose(
+        metrics.macro_f1_of(confusion), metrics.single_label(labels, probabilities, NAMES).overall["F1"]
+    )
+    generator, cells = np.random.default_rng(2), labels * 4 + predicted
+    slow = np.stack([np.bincount(cells[generator.integers(0, 300, 300)], minlength=16) for _ in range(3000)])
     for score in (metrics.accuracy_of, metrics.macro_f1_of):
-        slow = []
-        for _ in range(3000):
-            rows = generator.integers(0, 300, 300)
-            slow.append(score(metrics.confusion_matrix(labels[rows], predicted[rows], 4)))
-        assert np.allclose(metrics.bootstrap_interval(confusion, score), np.quantile(slow, [0.025, 0.975]), atol=0.008)
+        expected = np.quantile(score(slow.reshape(-1, 4, 4)), [0.025, 0.975])
+        assert np.allclose(metrics.bootstrap_interval(confusion, score), expected, atol=0.008)
+
+
+def test_bootstraps_of_rows_and_of_sums_agree_and_groups_are_drawn_whole():
+    right = np.random.default_rng(0).random(400) < 0.7
+    confusion = np.array([[right.sum(), 400 - right.sum()], [0, 0]])
+    by_matrix = metrics.bootstrap_interval(confusion, metrics.accuracy_of)
+    by_rows = metrics.bootstrap_rows(400, lambda rows: right[rows].mean())
+    by_sums = metrics.bootstrap_sums(right[:, None], lambda sums: sums[:, 0] / 400)
+    assert np.allclose(by_rows, by_matrix, atol=0.01) and np.allclose(by_sums, by_matrix, atol=0.01)
+    sometimes = metrics.bootstrap_rows(400, lambda rows: right[rows].mean() if rows[0] % 2 else None)
+    assert np.allclose(sometimes, by_matrix, atol=0.015)  # undefined draws are left out
+
+    truth = [[(0, 1, "x")]] * 400  # one span in a sentence, found or not
+    called = [[(0, 1, "x")] if found else [(1, 2, "x")] for found in np.repeat(right[:40], 10)]
+    alone, documents = (
+        metrics.span_scores(truth, called, ["x"], groups, intervals=True).intervals["F1"]
+        for groups in (range(400), np.repeat(range(40), 10))
+    )
+    generator, found = (
+        np.random.default_rng(1),
+        right[:40],
+    )  # ten equal sentences a document, so 40 draws, not 400
+    slow = np.quantile([found[generator.integers(0, 40, 40)].mean() for _ in range(4000)], [0.025, 0.975])
+    assert np.allclose(documents, slow, atol=0.026)  # one document is 0.025
+    assert documents[1] - documents[0] > 2.5 * (alone[1] - alone[0])
 
 
 def test_mcnemar_equals_the_binomial_test():
@@ -80,5 +213,13 @@ def test_mcnemar_equals_the_binomial_test():
         a, b = generator.random(50) < 0.8, generator.random(50) < 0.6
         only_a, only_b, p = metrics.mcnemar(a, b)
         assert only_a == (a & ~b).sum() and only_b == (b & ~a).sum()
-        assert np.isclose(p, binomtest(only_a, only_a + only_b).pvalue)
+        differ = only_a + only_b
+        assert np.isclose(p, binomtest(only_a, differ).pvalue)
+        tail = sum(math.comb(differ, k) for k in range(min(only_a, only_b) + 1)) / 2**differ
+        assert np.isclose(p, min(1, 2 * tail))
     assert metrics.mcnemar([True], [True]) == (0, 0, 1.0)
+
+
+def test_scikit_learn_is_imported_only_when_something_is_scored():
+    code = "import sys, metrics; sys.exit('sklearn' in sys.modules or 'scipy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(metrics.__file__).parent).returncode == 0

@@ -15,13 +15,22 @@ from transformers import (
 
 from bench.shape import bert_base, compressed, multiply_adds
 from data import budget_batches
-from fast import attention, cpu, precision
-from fast.optimizer import AdamW, clip_gradients, sparse_rows
+from fast import attention, cpu, speedups
+from fast.optimizer import LazyAdamW, clip_gradients
+from layers import set_attention_dropout
 from predict import ahead
+from run.inference import reading
 from tasks.ner import Ner
 from tasks.task import Task
 
-CONFIG = BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, num_labels=3)
+CONFIG = BertConfig(
+    vocab_size=50,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=64,
+    num_labels=3,
+)
 
 
 @pytest.fixture
@@ -50,12 +59,14 @@ def test_rows_step_as_in_sparse_adam_and_as_in_adamw_where_all_are_met():
     start, sparse = nn.Embedding(6, 8), [[0, 2, 2], [2, 5], [0, 1, 1, 5]]
     tables = [copy.deepcopy(start) for _ in range(4)]
     tables[0].sparse = tables[1].sparse = tables[2].sparse = True
-    ours = steps(tables[0], [AdamW(tables[0].parameters(), lr=0.1, weight_decay=0.0)], sparse)
+    ours = steps(tables[0], [LazyAdamW(tables[0].parameters(), lr=0.1, weight_decay=0.0)], sparse)
     reference = steps(tables[1], [torch.optim.SparseAdam(tables[1].parameters(), lr=0.1)], sparse)
     assert torch.allclose(ours, reference, atol=1e-6)
-    assert torch.equal(ours[[3, 4]], start.weight[[3, 4]]) and not torch.allclose(ours[[0, 1, 2, 5]], start.weight[[0, 1, 2, 5]], atol=0.05)
+    assert torch.equal(ours[[3, 4]], start.weight[[3, 4]]) and not torch.allclose(
+        ours[[0, 1, 2, 5]], start.weight[[0, 1, 2, 5]], atol=0.05
+    )
     every = [[5, 4, 3, 2, 1, 0, 0]] * 3
-    ours = steps(tables[2], [AdamW(tables[2].parameters(), lr=0.1, weight_decay=0.2)], every, clip=0.7)
+    ours = steps(tables[2], [LazyAdamW(tables[2].parameters(), lr=0.1, weight_decay=0.2)], every, clip=0.7)
     optimizer = torch.optim.AdamW(tables[3].parameters(), lr=0.1, weight_decay=0.2)
     torch.manual_seed(1)
     for batch in every:
@@ -67,10 +78,11 @@ def test_rows_step_as_in_sparse_adam_and_as_in_adamw_where_all_are_met():
 
 
 def test_word_embeddings_are_sparse_only_where_it_pays(model):
-    sparse_rows(model, 25)
+    with speedups(model, tokens_per_step=25):
+        assert not model.get_input_embeddings().sparse
+    with speedups(model, tokens_per_step=24):
+        assert model.get_input_embeddings().sparse
     assert not model.get_input_embeddings().sparse
-    sparse_rows(model, 24)
-    assert model.get_input_embeddings().sparse
 
 
 def test_sparse_and_dense_gradients_are_clipped_together(model, batch):
@@ -91,12 +103,18 @@ def test_bf16_attention_answers_as_the_fused_kernel_does(model, batch, monkeypat
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     with torch.no_grad():
         plain = model(**inputs).logits
-        attention.bf16_attention(model)
-        assert model.config._attn_implementation == "bf16_products"
-        other = model(**inputs).logits
-        attention.bf16_attention(model, on=False)
+        with speedups(model, bf16_attention=True):
+            assert model.config._attn_implementation == "bf16_products"
+            other = model(**inputs).logits
+            with speedups(model):
+                within = model(**inputs).logits
         again = model(**inputs).logits
-    assert torch.allclose(plain, other, atol=0.01) and not torch.equal(plain, other) and torch.equal(plain, again)
+    assert torch.equal(plain, within)
+    assert (
+        torch.allclose(plain, other, atol=0.01)
+        and not torch.equal(plain, other)
+        and torch.equal(plain, again)
+    )
 
 
 def test_products_read_only_what_the_mask_allows(monkeypatch):
@@ -119,9 +137,11 @@ def test_the_other_linear_is_the_same_linear(model, batch, monkeypatch):
     with torch.inference_mode():
         expected = model(**inputs).logits
         monkeypatch.setattr(cpu, "onednn_pays", lambda: True)
-        cpu.for_inference(model, Task())
-        assert type(model.classifier) is type(model.bert.encoder.layer[0].attention.self.stacked) is cpu.OneDNNLinear
-        assert torch.allclose(model(**inputs).logits, expected, atol=1e-5)
+        with reading(model, Task(), frozen=True):
+            joined = model.bert.encoder.layer[0].attention.self.joined
+            assert type(model.classifier) is type(joined) is cpu.OneDNNLinear
+            assert torch.allclose(model(**inputs).logits, expected, atol=1e-5)
+        assert type(model.classifier) is nn.Linear
 
 
 def small(kind):
@@ -132,23 +152,35 @@ def small(kind):
     ids = torch.randint(1, 50, (2, 9))
     mask = torch.ones_like(ids)
     mask[1, 6:] = ids[1, 6:] = 0
-    return AutoModelForSequenceClassification.from_config(config).eval(), {"input_ids": ids, "attention_mask": mask}
+    return AutoModelForSequenceClassification.from_config(config).eval(), {
+        "input_ids": ids,
+        "attention_mask": mask,
+    }
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "electra", "distilbert", "mpnet"])
 def test_the_first_token_alone_gives_the_same_answers_and_the_same_gradients(kind):
     model, inputs = small(kind)
     found = []
-    for each in (model, attention.first_token(copy.deepcopy(model))):
-        outputs = each(**inputs, output_hidden_states=True)
-        outputs.logits.square().sum().backward()
-        gradients = torch.cat([p.grad.flatten() for p in each.parameters() if p.grad is not None])
-        found.append((outputs.logits, gradients, outputs.hidden_states[-1].shape[1]))
-    assert torch.allclose(found[0][0], found[1][0], atol=1e-6) and torch.allclose(found[0][1], found[1][1], atol=1e-6)
+    names, states = list(model.state_dict()), []
+    for first in (False, True):
+        with speedups(model, reads_first=first):
+            assert list(model.state_dict()) == names
+            body = model.base_model(**inputs)[0]
+            outputs = model(**inputs)
+            outputs.logits.square().sum().backward()
+            gradients = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+            found.append((outputs.logits, gradients, body.shape[1]))
+            model.zero_grad()
+            states.append(model(**inputs, output_hidden_states=True).hidden_states)
+    assert torch.allclose(found[0][0], found[1][0], atol=1e-6) and torch.allclose(
+        found[0][1], found[1][1], atol=1e-6
+    )
     assert [each[2] for each in found] == [9, 1 if kind in attention.LIKE_BERT else 9]
-    assert list(model.state_dict()) == list(each.state_dict())
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*states, strict=True)) and len(states[0]) == 3
     model.config.output_hidden_states = True
-    assert attention.first_token(model)(**inputs).hidden_states[-1].shape[1] == 9
+    with speedups(model, reads_first=True):
+        assert model(**inputs).hidden_states[-1].shape[1] == 9
 
 
 @pytest.mark.parametrize("technique", ["base", "quantization", "lowrank", "pruning"])
@@ -160,20 +192,29 @@ def test_one_product_for_queries_keys_and_values_answers_as_three(technique, tas
         "pruning": {"structured": True, "keep_heads": 2, "keep_neurons": 48, "importance": "magnitude"},
     }.get(technique, {})
     model = compressed(technique, options, CONFIG)
-    inputs = {"input_ids": torch.randint(50, (2, 9)), "attention_mask": torch.tensor([[1] * 9, [1] * 5 + [0] * 4])}
-    reference = attention.first_token(copy.deepcopy(model)) if task.reads_first else copy.deepcopy(model)
-    counted = multiply_adds(reference, 9)
-    with torch.inference_mode():
-        expected = reference(**inputs).logits
-        answers = cpu.for_inference(model, task())(**inputs).logits
-    assert torch.allclose(answers, expected, atol=1e-6) and multiply_adds(model, 9) == counted
-    joined = [hasattr(layer.attention.self, "stacked") for layer in model.bert.encoder.layer]
-    assert joined == [technique != "lowrank"] * 2
+    inputs = {
+        "input_ids": torch.randint(50, (2, 9)),
+        "attention_mask": torch.tensor([[1] * 9, [1] * 5 + [0] * 4]),
+    }
+    names = list(model.state_dict())
+    with torch.inference_mode(), reading(model, task()):
+        counted, expected = multiply_adds(model, 9), model(**inputs).logits
+    with torch.inference_mode(), reading(model, task(), frozen=True):
+        assert (
+            torch.allclose(model(**inputs).logits, expected, atol=1e-6) and multiply_adds(model, 9) == counted
+        )
+        joined = [layer.attention.self.joined is not None for layer in model.bert.encoder.layer]
+        assert joined == [technique != "lowrank"] * 2
+    with torch.inference_mode(), reading(model, task()):
+        assert torch.allclose(model(**inputs).logits, expected, atol=1e-6)
+    assert list(model.state_dict()) == names
 
 
 def test_the_last_layer_for_one_token_takes_out_what_it_says():
     model = bert_base(CONFIG)
-    before, after = multiply_adds(model, 100), multiply_adds(attention.first_token(model), 100)
+    before = multiply_adds(model, 100)
+    with speedups(model, reads_first=True):
+        after = multiply_adds(model, 100)
     layer, scores = 4 * 32 * 32 + 2 * 32 * 64, 2 * 100 * 32  # multiply-adds a token
     assert before - after == 99 * (layer - 2 * 32 * 32 + scores)
 
@@ -208,9 +249,11 @@ def test_attention_dropout_is_found_in_every_family_and_no_other_is_touched(kind
     config = AutoConfig.for_model(kind, vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48,
                                   hidden_dropout_prob=0.2, pad_token_id=0)  # fmt: skip
     model = AutoModelForSequenceClassification.from_config(config)
-    precision.set_attention_dropout(model, 0.07)
+    set_attention_dropout(model, 0.07)
     held = [m.attention_dropout for m in model.modules() if hasattr(m, "attention_dropout")]
-    held += [m.dropout for m in model.modules() if "SelfAttention" in type(m).__name__ and hasattr(m, "dropout")]
+    held += [
+        m.dropout for m in model.modules() if "SelfAttention" in type(m).__name__ and hasattr(m, "dropout")
+    ]
     assert len(held) >= (1 if kind == "albert" else 2)
     assert all((each.p if isinstance(each, nn.Dropout) else each) == 0.07 for each in held)
     named = {id(each) for each in held if isinstance(each, nn.Dropout)}
@@ -226,7 +269,9 @@ def test_products_leave_what_they_do_not_know_to_the_fused_kernel(monkeypatch):
         num_key_value_groups = 2
         is_causal = False
 
-    expected = nn.functional.scaled_dot_product_attention(query, key.repeat_interleave(2, 1), key.repeat_interleave(2, 1)).transpose(1, 2)
+    expected = nn.functional.scaled_dot_product_attention(
+        query, key.repeat_interleave(2, 1), key.repeat_interleave(2, 1)
+    ).transpose(1, 2)
     assert torch.allclose(attention.products(Grouped(), query, key, key, None)[0], expected, atol=1e-5)
 
     class Causal(nn.Module):

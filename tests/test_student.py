@@ -16,14 +16,22 @@ from transformers import (
 import files
 import train
 from cli import BadInput
-from compress.distillation import Distillation, copy_of, kd_loss, relation_loss, relations, renamed, replaced
+from compress.distillation import Distillation, kd_loss, relation_loss, relations, renamed, replaced
 from compress.structured import find_units, fisher
-from compress.student import best_layers, keep_layers, narrow, norm_moments, strongest
+from compress.student import best_layers, keep_layers, narrow_model, norm_moments, strongest
 from data import collate
+from layers import trainable_copy
 from run import checkpoint
 from tasks.task import Task
 
-CONFIG = BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64, num_labels=3)
+CONFIG = BertConfig(
+    vocab_size=50,
+    hidden_size=32,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    intermediate_size=64,
+    num_labels=3,
+)
 
 
 @pytest.fixture
@@ -67,25 +75,35 @@ def test_the_layer_that_does_nothing_goes_first(model, batch):
 def test_the_basis_is_that_of_principal_components(model, batch):
     means, moments = norm_moments(model, lambda b: Task().forward(model, b), [batch])
     assert len(means) == 9  # two a layer, one of the embeddings
-    hidden = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], output_hidden_states=True).hidden_states
+    hidden = model(
+        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], output_hidden_states=True
+    ).hidden_states
     real = hidden[2][batch["attention_mask"].bool()].detach().double()
     assert torch.allclose(means["bert.encoder.layer.1.output.LayerNorm"], real.mean(0), atol=1e-6)
-    assert torch.allclose(moments["bert.encoder.layer.1.output.LayerNorm"], real.T @ real / len(real), atol=1e-6)
+    assert torch.allclose(
+        moments["bert.encoder.layer.1.output.LayerNorm"], real.T @ real / len(real), atol=1e-6
+    )
     scores = fisher(model, find_units(model), lambda b: task_loss(model, b), [batch])
-    student, basis = narrow(model, 16, (means, moments), scores, lambda m: m)
+    student, basis = narrow_model(model, 16, (means, moments), scores, lambda m: m)
     _, _, directions = torch.linalg.svd(torch.linalg.cholesky(sum(moments.values()) + 1e-9 * torch.eye(32)).T)
     agreement = directions[:16].float() @ basis  # an orthogonal matrix if both span the same space
     assert torch.allclose(agreement @ agreement.T, torch.eye(16), atol=1e-4)
-    assert torch.allclose(student.bert.embeddings.word_embeddings.weight, model.bert.embeddings.word_embeddings.weight @ basis, atol=1e-6)
+    assert torch.allclose(
+        student.bert.embeddings.word_embeddings.weight,
+        model.bert.embeddings.word_embeddings.weight @ basis,
+        atol=1e-6,
+    )
     norm = student.bert.encoder.layer[1].output.LayerNorm
     seen = real.float() @ basis
-    assert torch.allclose(norm.bias, seen.mean(0), atol=1e-5) and torch.allclose(norm.weight, seen.std(0, correction=0), atol=1e-4)
+    assert torch.allclose(norm.bias, seen.mean(0), atol=1e-5) and torch.allclose(
+        norm.weight, seen.std(0, correction=0), atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("width, heads, size", [(16, 2, 8), (24, 3, 8), (20, 4, 5)])
 def test_a_narrow_student_is_a_plain_model(model, batch, capsys, width, heads, size):
     technique = teach(model, batch, student_layers=4, student_width=width)
-    student = technique.prepare(copy_of(model)).eval()
+    student = technique.prepare(trainable_copy(model)).eval()
     assert f"{width} of 32 channels" in capsys.readouterr().out
     neurons = {16: 32, 24: 48, 20: 32}[width]
     assert [(x.heads, x.head_size, x.neurons) for x in find_units(student)] == [(heads, size, neurons)] * 4
@@ -99,7 +117,7 @@ def test_a_narrow_student_starts_nearer_to_its_teacher_than_a_fresh_model(runs, 
     encoded = run.task.encode(splits["validation"], run.tokenizer, 128)
     notes = collate(encoded, np.arange(len(splits["validation"])), run.tokenizer.pad_token_id)
     technique = teach(run.model, notes, student_layers=2, student_width=24)
-    student = technique.prepare(copy_of(run.model)).eval()
+    student = technique.prepare(trainable_copy(run.model)).eval()
     torch.manual_seed(1)
     fresh = type(run.model)(student.config).eval()
     wanted = run.task.forward(run.model, notes).logits
@@ -110,7 +128,7 @@ def test_a_narrow_student_starts_nearer_to_its_teacher_than_a_fresh_model(runs, 
 def test_no_width_is_taken_that_the_heads_do_not_make_up(model, batch):
     for width in (32, 33, 18):
         with pytest.raises(BadInput, match=f"--student-width {width}: give less than 32, a multiple of 8"):
-            teach(model, batch, student_width=width).prepare(copy_of(model))
+            teach(model, batch, student_width=width).prepare(trainable_copy(model))
 
 
 def test_distilbert_is_narrowed_too(batch):
@@ -118,8 +136,13 @@ def test_distilbert_is_narrowed_too(batch):
     teacher = DistilBertForSequenceClassification(
         DistilBertConfig(vocab_size=50, dim=32, n_layers=3, n_heads=4, hidden_dim=64, num_labels=3)
     )
-    student = teach(teacher, batch, student_layers=2, student_width=16).prepare(copy_of(teacher))
-    assert (student.config.dim, student.config.n_heads, student.config.n_layers, student.config.hidden_dim) == (16, 2, 2, 32)
+    student = teach(teacher, batch, student_layers=2, student_width=16).prepare(trainable_copy(teacher))
+    assert (
+        student.config.dim,
+        student.config.n_heads,
+        student.config.n_layers,
+        student.config.hidden_dim,
+    ) == (16, 2, 2, 32)
     assert Task().forward(student, batch).logits.shape == (6, 3)
 
 
@@ -131,7 +154,10 @@ def test_strongest_channels_stay_in_their_heads():
 
 
 def test_names_follow_the_kept_layers():
-    assert renamed("encoder.layer.5.output.LayerNorm", "encoder.layer", [0, 5]) == "encoder.layer.1.output.LayerNorm"
+    assert (
+        renamed("encoder.layer.5.output.LayerNorm", "encoder.layer", [0, 5])
+        == "encoder.layer.1.output.LayerNorm"
+    )
     assert renamed("encoder.layer.3.output.LayerNorm", "encoder.layer", [0, 5]) is None
     assert renamed("embeddings.LayerNorm", "encoder.layer", [0, 5]) == "embeddings.LayerNorm"
 
@@ -144,7 +170,10 @@ def test_relations_compare_models_of_any_width_and_ignore_padding(batch):
     for note in range(6):
         length = int(mask[note].sum())
         for head in range(4):
-            t, s = teacher[note, :length, 6 * head : 6 * head + 6], student[note, :length, 3 * head : 3 * head + 3]
+            t, s = (
+                teacher[note, :length, 6 * head : 6 * head + 6],
+                student[note, :length, 3 * head : 3 * head + 3],
+            )
             p, q = (torch.softmax(x @ x.T / x.shape[1] ** 0.5, -1) for x in (t, s))
             total += float((p * (p / q).log()).sum())
     assert float(loss) == pytest.approx(total / (int(mask.sum()) * 4), rel=1e-4)
@@ -155,14 +184,21 @@ def test_relations_compare_models_of_any_width_and_ignore_padding(batch):
 
 def test_attention_term_reaches_the_last_projections(model, batch):
     technique = teach(model, batch, attention_weight=1.0, alpha=1.0, student_layers=2, student_width=24)
-    student = technique.prepare(copy_of(model)).eval()
+    student = technique.prepare(trainable_copy(model)).eval()
     with pytest.raises(BadInput, match="are no multiple of 12"):
         technique.loss(student, batch, technique.task.forward(student, batch))
-    config = BertConfig(vocab_size=50, hidden_size=48, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64, num_labels=3)
+    config = BertConfig(
+        vocab_size=50,
+        hidden_size=48,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=64,
+        num_labels=3,
+    )
     torch.manual_seed(0)
     teacher = BertForSequenceClassification(config).eval()
     technique = teach(teacher, batch, attention_weight=1.0, alpha=1.0, student_layers=2, student_width=24)
-    student = technique.prepare(copy_of(teacher)).eval()
+    student = technique.prepare(trainable_copy(teacher)).eval()
     outputs = technique.task.forward(student, batch)
     extra = technique.loss(student, batch, outputs) - technique.task.loss(student, batch, outputs)
     assert extra > 0
@@ -177,12 +213,18 @@ def test_the_teacher_reads_each_note_once(model, batch, kind, monkeypatch):
     technique = teach(model, batch)
     if kind == "token":
         monkeypatch.setattr(Task, "loss", lambda self, model, batch, outputs: outputs.logits.sum() * 0)
-        monkeypatch.setattr(Task, "forward", lambda self, model, batch, **_: model(batch["input_ids"], batch["attention_mask"]))
-        monkeypatch.setattr(Task, "categorical", lambda self, logits, batch: logits[batch["attention_mask"].bool()])
+        monkeypatch.setattr(
+            Task,
+            "forward",
+            lambda self, model, batch, **_: model(batch["input_ids"], batch["attention_mask"]),
+        )
+        monkeypatch.setattr(
+            Task, "categorical", lambda self, logits, batch: logits[batch["attention_mask"].bool()]
+        )
         technique.teacher = Tokens(50, 3).eval()
         student = Tokens(50, 3)
     else:
-        student = technique.prepare(copy_of(model)).eval()
+        student = technique.prepare(trainable_copy(model)).eval()
     calls = []
     technique.teacher.register_forward_hook(lambda *_: calls.append(1))
     outputs = technique.task.forward(student, batch)
@@ -196,7 +238,10 @@ def test_the_teacher_reads_each_note_once(model, batch, kind, monkeypatch):
     again = technique.loss(student, part, technique.task.forward(student, part))
     assert len(calls) == 1
     technique.taught = {}
-    assert torch.allclose(again, technique.loss(student, part, technique.task.forward(student, part)), atol=1e-6) and len(calls) == 2
+    assert (
+        torch.allclose(again, technique.loss(student, part, technique.task.forward(student, part)), atol=1e-6)
+        and len(calls) == 2
+    )
     technique.task.redraws = True
     technique.loss(student, batch, outputs)
     technique.loss(student, batch, outputs)
@@ -216,14 +261,16 @@ def test_replaced_tokens_are_inner_ones_and_come_from_the_batch(model, batch):
     assert 0.25 < share < 0.6
     assert replaced(ids[:, :2], mask[:, :2], 0.5).equal(ids[:, :2])
     technique = teach(model, batch, augment=0.5, alpha=0.5)
-    student = technique.prepare(copy_of(model)).eval()
+    student = technique.prepare(trainable_copy(model)).eval()
     outputs = technique.task.forward(student, batch)
     torch.manual_seed(3)
     loss = technique.loss(student, batch, outputs)
     technique.augment = 0.0
     torch.manual_seed(3)
     other = {**batch, "input_ids": replaced(batch["input_ids"], mask, 0.5)}
-    extra = kd_loss(technique.task.forward(student, other).logits, technique.task.forward(model, other).logits, 4.0)
+    extra = kd_loss(
+        technique.task.forward(student, other).logits, technique.task.forward(model, other).logits, 4.0
+    )
     assert torch.allclose(loss, technique.loss(student, batch, outputs) + 0.5 * extra, atol=1e-6)
 
 
@@ -239,9 +286,34 @@ class Tokens(nn.Module):
 
 
 def test_a_narrow_student_trains_saves_and_loads(runs, arguments, capsys):
-    call = [*arguments, "--out", str(runs), "--technique", "distillation+quantization", "--student-layers", "1", "--student-width", "16"]
-    train.main([*call, "--layer-choice", "best", "--hidden-weight", "1", "--calibration-notes", "32", "--name", "narrow"])
+    call = [
+        *arguments,
+        "--out",
+        str(runs),
+        "--technique",
+        "distillation+quantization",
+        "--student-layers",
+        "1",
+        "--student-width",
+        "16",
+    ]
+    train.main(
+        [
+            *call,
+            "--layer-choice",
+            "best",
+            "--hidden-weight",
+            "1",
+            "--calibration-notes",
+            "32",
+            "--name",
+            "narrow",
+        ]
+    )
     assert "16 of 32 channels" in capsys.readouterr().out
     run = checkpoint.load(runs / "narrow")
     assert run.model.config.hidden_size == 16 and np.isfinite(run.facts["test"]["overall"]["F1"])
-    assert run.facts["sizes"]["bytes"] < 0.5 * files.read_json(runs / "distillation" / "run.json")["sizes"]["bytes"]
+    assert (
+        run.facts["sizes"]["bytes"]
+        < 0.5 * files.read_json(runs / "distillation" / "run.json")["sizes"]["bytes"]
+    )

@@ -39,9 +39,11 @@ from conftest import read_csv
 from data import IGNORE, SPLITS, collate, windows
 from run import arguments, checkpoint, inference
 from tasks import TASKS, demo
+from tasks.admissions import readmitted
+from tasks.bio import CRF, allowed, marginals, read_bio, repair, viterbi
 from tasks.mlm import Mlm
-from tasks.ner import CRF, Ner, allowed, marginals, read_bio, repair, viterbi
-from tasks.readmission import Readmission, combine_chunks, readmitted
+from tasks.ner import Ner
+from tasks.readmission import Readmission, combine_chunks
 from tasks.trials import Trials, best_thresholds
 
 NEW = ("ner", "readmission", "mlm", "trials")
@@ -56,7 +58,9 @@ TECHNIQUES = {
 @pytest.fixture(scope="session")
 def demos(tmp_path_factory):
     """{task: (data, model)} of small demonstrations."""
-    return {task: demo.make(tmp_path_factory.mktemp(task), task, notes=400, hidden=32, layers=2) for task in NEW}
+    return {
+        task: demo.make(tmp_path_factory.mktemp(task), task, notes=400, hidden=32, layers=2) for task in NEW
+    }
 
 
 def call(demos, task, out, *words):
@@ -71,13 +75,17 @@ def trained(tmp_path_factory, demos):
     outs = {task: tmp_path_factory.mktemp(f"{task}-runs") for task in NEW}
     for task, out in outs.items():
         for technique in TECHNIQUES[task]:
-            train.main(call(demos, task, out, "--technique", technique, *(["--epochs", 8] if task == "ner" else [])))
+            train.main(
+                call(demos, task, out, "--technique", technique, *(["--epochs", 8] if task == "ner" else []))
+            )
     return outs
 
 
 def splits_of(run, path):
     facts = run.facts["arguments"]
-    return run.task.load(str(path), facts["fraction"], facts["validation"], facts["test"], facts["split_seed"])[0]
+    return run.task.load(
+        str(path), facts["fraction"], facts["validation"], facts["test"], facts["split_seed"]
+    )[0]
 
 
 # --- metrics against the reference libraries
@@ -87,7 +95,9 @@ def splits_of(run, path):
 def test_binary_scores_equal_scikit_learn(seed):
     generator = np.random.default_rng(seed)
     labels = generator.integers(0, 2, 200)
-    probability = np.clip(generator.normal(0.4 + 0.2 * labels, 0.2), 0, 1).round(2 if seed % 2 else 6)  # with ties
+    probability = np.clip(generator.normal(0.4 + 0.2 * labels, 0.2), 0, 1).round(
+        2 if seed % 2 else 6
+    )  # with ties
     ours = metrics.binary(labels, probability, ["no", "yes"], intervals=True)
     precision, recall, _ = sk.precision_recall_curve(labels, probability)
     expected = {
@@ -98,7 +108,8 @@ def test_binary_scores_equal_scikit_learn(seed):
     }  # fmt: skip
     for name, value in expected.items():
         assert ours.overall[name] == pytest.approx(value, abs=1e-12), name
-    bins = [(probability * 10).astype(int).clip(max=9) == b for b in range(10)]
+    edges = itertools.pairwise(np.linspace(0, 1, 11))  # a bin includes its upper edge, the first also 0
+    bins = [(probability <= high) & ((probability > low) | (low == 0)) for low, high in edges]
     gaps = [abs(probability[b].mean() - labels[b].mean()) * b.mean() for b in bins if b.any()]
     assert ours.overall["ECE"] == pytest.approx(sum(gaps))
     for name, (low, high) in ours.intervals.items():
@@ -116,7 +127,12 @@ def test_classification_report_equals_scikit_learn(seed):
     ours = metrics.classification_report(truth, called, names)
     assert list(ours) == list(theirs)
     for name, row in ours.items():
-        for score, key in (("Precision", "precision"), ("Recall", "recall"), ("F1", "f1-score"), ("Support", "support")):
+        for score, key in (
+            ("Precision", "precision"),
+            ("Recall", "recall"),
+            ("F1", "f1-score"),
+            ("Support", "support"),
+        ):
             assert (row[score] or 0.0) == pytest.approx(theirs[name][key]), (name, score)
     scores = metrics.multi_label(truth, called, names, intervals=True)
     assert scores.overall["Accuracy"] == pytest.approx(sk.accuracy_score(truth, called))
@@ -140,14 +156,25 @@ def test_spans_and_their_scores_equal_seqeval_in_both_modes(seed):
         strict = [(e.start, e.end, e.tag) for e in Entities([tags], scheme=IOB2).entities[0]]
         assert metrics.spans(tags, strict=True) == strict
     for strict in (False, True):
-        reference = functools.partial(v1.precision_recall_fscore_support, scheme=IOB2) if strict else precision_recall_fscore_support
+        reference = (
+            functools.partial(v1.precision_recall_fscore_support, scheme=IOB2)
+            if strict
+            else precision_recall_fscore_support
+        )
         ours = metrics.span_scores(
-            [metrics.spans(t, strict) for t in truth], [metrics.spans(t, strict) for t in called], ["x", "y"], range(40), True
+            [metrics.spans(t, strict) for t in truth],
+            [metrics.spans(t, strict) for t in called],
+            ["x", "y"],
+            range(40),
+            True,
         )
         theirs = reference(truth, called, average="micro", zero_division=0)
         assert [ours.overall[name] for name in metrics.SPANS] == pytest.approx(list(theirs[:3]))
         per_type = np.array(reference(truth, called, average=None, zero_division=0))
-        assert np.allclose([[ours.per_label[kind][name] for name in (*metrics.SPANS, "Support")] for kind in "xy"], per_type.T)
+        assert np.allclose(
+            [[ours.per_label[kind][name] for name in (*metrics.SPANS, "Support")] for kind in "xy"],
+            per_type.T,
+        )
         assert ours.intervals["F1"][0] <= ours.overall["F1"] <= ours.intervals["F1"][1]
 
 
@@ -174,7 +201,12 @@ def test_crf_and_viterbi_and_marginals_equal_enumeration(seed):
     for row, length in enumerate(lengths):
         e = emissions[row, :length].double().numpy()
         paths = list(itertools.product(range(5), repeat=length))
-        score = np.array([start[p[0]] + e[range(length), p].sum() + sum(transitions[a, b] for a, b in zip(p, p[1:])) for p in paths])
+        score = np.array(
+            [
+                start[p[0]] + e[range(length), p].sum() + sum(transitions[a, b] for a, b in zip(p, p[1:]))
+                for p in paths
+            ]
+        )
         likelihood = score - np.logaddexp.reduce(score)
         legal = [first[p[0]] and all(after[a, b] for a, b in zip(p, p[1:])) for p in paths]
         assert np.exp(likelihood[legal]).sum() == pytest.approx(1)  # what is forbidden has no probability
@@ -205,7 +237,13 @@ def test_crf_windows_that_begin_inside_an_entity_cost_no_fortune(demos):
     loss = task.loss(model, batch, SimpleNamespace(logits=logits))
     assert 0 < float(loss.detach()) < np.log(3) + 1e-6
     assert (
-        float(task.loss(model, {"labels": torch.full((2, 5), IGNORE)}, SimpleNamespace(logits=torch.zeros(2, 5, 3, requires_grad=True))))
+        float(
+            task.loss(
+                model,
+                {"labels": torch.full((2, 5), IGNORE)},
+                SimpleNamespace(logits=torch.zeros(2, 5, 3, requires_grad=True)),
+            )
+        )
         == 0
     )
 
@@ -216,7 +254,9 @@ def test_words_of_byte_level_tokenizers_keep_the_blank_before_them(tmp_path):
 
     trainer = ByteLevelBPETokenizer()
     trainer.train_from_iterator(
-        ["low estrogen and low iron"] * 9, vocab_size=300, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+        ["low estrogen and low iron"] * 9,
+        vocab_size=300,
+        special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
     )
     trainer.save_model(str(tmp_path))
     tokenizer = RobertaTokenizerFast(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
@@ -246,12 +286,19 @@ def test_bio_files_of_all_sorts_are_read(tmp_path, capsys):
     assert [(line, document, words) for line, document, words, _ in read] == [
         (3, "document 1", ["EU", "rejects"]), (7, "document 1", ["Peter", "Blackburn", "#"]), (13, "document 2", ["x"])]  # fmt: skip
     assert repair(read[1][3]) == (["B-PER", "I-PER", "O"], 1)
-    assert repair(["I-a", "B-a", "I-b", "I-b", "O", "B-b", "I-b"]) == (["B-a", "B-a", "B-b", "I-b", "O", "B-b", "I-b"], 2)
+    assert repair(["I-a", "B-a", "I-b", "I-b", "O", "B-b", "I-b"]) == (
+        ["B-a", "B-a", "B-b", "I-b", "O", "B-b", "I-b"],
+        2,
+    )
     lines = "".join(f"# doc {d}\nw{d}\tI-x\nv\tI-x\n\n" for d in range(12)) + "# doc 13\nz\tI-y\n"
     path.write_text(lines)
     task = Ner()
     splits, facts = task.load(str(path), 1.0, 0.2, 0.2, 1)
-    assert facts["rows"]["IOB1 tags read as BIO"] == 13 and facts["subjects"] == 13 and task.labels == ["O", "B-x", "I-x", "B-y", "I-y"]
+    assert (
+        facts["rows"]["IOB1 tags read as BIO"] == 13
+        and facts["subjects"] == 13
+        and task.labels == ["O", "B-x", "I-x", "B-y", "I-y"]
+    )
     path.write_text(
         "# newdoc id = 1\n# sent_id = 1\n# text = w v\nw\tO\nv\tB-x\n\n# sent_id = 2\nw\tO\n\n# newdoc id = 2\n# sent_id = 3\nz\tB-x\n"
     )
@@ -269,7 +316,8 @@ def test_bio_files_of_all_sorts_are_read(tmp_path, capsys):
     splits, facts = task.load(str(path), 1.0, 0.2, 0.2, 1)
     assert (
         task.labels == ["O", "B-x", "I-x"]
-        and sum(map(sum, (s["splits"].values() for s in [{"splits": t} for t in facts["splits"].values()]))) == 12
+        and sum(map(sum, (s["splits"].values() for s in [{"splits": t} for t in facts["splits"].values()])))
+        == 12
     )
 
 
@@ -286,10 +334,16 @@ def test_windows_cover_and_every_word_is_answered_once(demos):
     sentences[0].words.insert(5, "\u200b")  # a word that leaves no piece
     sentences[0].offsets.insert(5, (0, 0))
     encoded = task.encode(sentences, tokenizer, 32, progress=False)
-    assert encoded.lengths.max() <= 32 and (encoded.token_labels != IGNORE).sum() == sum(len(s.words) for s in sentences)
+    assert encoded.lengths.max() <= 32 and (encoded.token_labels != IGNORE).sum() == sum(
+        len(s.words) for s in sentences
+    )
     torch.manual_seed(0)
-    model = task.auto_class.from_pretrained(demos["ner"][1], num_labels=3, ignore_mismatched_sizes=True).eval()
-    predictions = task.combine(sentences, encoded, inference.predict_rows(model, task, encoded, tokenizer.pad_token_id, 4))
+    model = task.auto_class.from_pretrained(
+        demos["ner"][1], num_labels=3, ignore_mismatched_sizes=True
+    ).eval()
+    predictions = task.combine(
+        sentences, encoded, inference.predict_rows(model, task, encoded, tokenizer.pad_token_id, 4)
+    )
     assert [len(tags) for tags, *_ in predictions] == [len(s.words) for s in sentences]
     whole = task.encode(sentences, tokenizer, 256, progress=False)
     assert len(whole.lengths) == 3 < len(encoded.lengths)
@@ -302,16 +356,34 @@ def test_windows_cover_and_every_word_is_answered_once(demos):
 
 def stay(number, begin, days, kind="EMERGENCY", died=False):
     start = datetime(2150, 1, 1) + timedelta(days=begin)
-    return {"id": str(number), "begin": start, "end": start + timedelta(days=days), "kind": kind, "died": died}
+    return {
+        "id": str(number),
+        "begin": start,
+        "end": start + timedelta(days=days),
+        "kind": kind,
+        "died": died,
+    }
 
 
 def test_readmission_labels_follow_the_literature():
     stays = [stay(1, 0, 5), stay(2, 7, 2, "ELECTIVE"), stay(3, 12, 1), stay(4, 14.5, 3, died=True)]
     labels, counts = readmitted(stays, 3)
-    assert labels == {"1": 0, "2": 1, "3": 1} and counts["planned readmissions looked past"] == 1 and counts["died in hospital"] == 1
-    assert readmitted(stays, 30)[0] == {"1": 1, "2": 1, "3": 1}  # past the planned stay, the unplanned one counts
+    assert (
+        labels == {"1": 0, "2": 1, "3": 1}
+        and counts["planned readmissions looked past"] == 1
+        and counts["died in hospital"] == 1
+    )
+    assert readmitted(stays, 30)[0] == {
+        "1": 1,
+        "2": 1,
+        "3": 1,
+    }  # past the planned stay, the unplanned one counts
     labels, counts = readmitted([stay(1, 0, 5, "NEWBORN"), stay(2, 6, 4), stay(3, 8, 9), stay(4, 20, 1)], 3)
-    assert labels == {"2": 0, "3": 1, "4": 0} and counts["newborn"] == 1 and counts["overlapping next stays looked past"] == 1
+    assert (
+        labels == {"2": 0, "3": 1, "4": 0}
+        and counts["newborn"] == 1
+        and counts["overlapping next stays looked past"] == 1
+    )
     assert readmitted([stay(1, 0, 1), stay(2, 4, 1)], 3)[0]["1"] == 1  # exactly three days count
     assert readmitted([stay(1, 0, 1), stay(2, 4.01, 1)], 3)[0]["1"] == 0
 
@@ -324,7 +396,9 @@ def test_mimic_tables_are_joined_and_every_row_is_accounted_for(tmp_path):
     rows[1] = rows[1].replace("2150-02-0", "2150-01-0")  # back soon after the first
     header = "row_id,subject_id,hadm_id,admittime,dischtime,deathtime,admission_type,hospital_expire_flag\n"
     (tmp_path / "ADMISSIONS.csv").write_text(header + "\n".join(rows) + "\n")
-    notes = ["ROW_ID,SUBJECT_ID,HADM_ID,CATEGORY,TEXT"] + [f"{i},{10 + i // 3},{100 + i},Discharge summary,note {i}" for i in range(59)]
+    notes = ["ROW_ID,SUBJECT_ID,HADM_ID,CATEGORY,TEXT"] + [
+        f"{i},{10 + i // 3},{100 + i},Discharge summary,note {i}" for i in range(59)
+    ]
     notes += [
         "90,10,100.0,discharge summary,ADDENDUM",
         "91,10,100,Nursing,x",
@@ -335,7 +409,14 @@ def test_mimic_tables_are_joined_and_every_row_is_accounted_for(tmp_path):
     task, counts = Readmission(), Counter()
     found = task.read(str(tmp_path / "NOTEEVENTS.csv"), lambda row: True, counts)
     assert len(found) == 59 and found[0].text == "note 0 ADDENDUM" and found[0].subject == "10"
-    assert counts["rows"] == 63 == 60 + counts["of another category"] + counts["of no admission in the table"] + counts["without text"]
+    assert (
+        counts["rows"]
+        == 63
+        == 60
+        + counts["of another category"]
+        + counts["of no admission in the table"]
+        + counts["without text"]
+    )
     assert counts["addenda joined"] == 1 and counts["admissions without a note"] == 1
 
 
@@ -365,7 +446,9 @@ def test_logistic_head_is_scikit_learns_and_patients_stay_together(demos, tmp_pa
     assert np.ptp(ours) > 0.01  # the last layer differs from note to note
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
     batch = collate(encoded["test"], np.arange(4), run.tokenizer.pad_token_id)
-    layer0 = plain.base_model(batch["input_ids"], attention_mask=batch["attention_mask"], output_hidden_states=True).hidden_states[0][:, 0]
+    layer0 = plain.base_model(
+        batch["input_ids"], attention_mask=batch["attention_mask"], output_hidden_states=True
+    ).hidden_states[0][:, 0]
     assert layer0.std(0).max() < 1e-6  # what the reference took is the same for every note
 
 
@@ -384,11 +467,16 @@ def test_masks_are_15_percent_80_10_10_and_new_each_epoch(demos):
         chosen = encoded.token_labels != IGNORE
         assert not (chosen & special).any() and abs(chosen[~special].mean() - 0.15) < 0.01
         assert (np.where(chosen, encoded.token_labels, encoded.ids) == original).all()
-        shares = [(encoded.ids[chosen] == tokenizer.mask_token_id).mean(), (encoded.ids[chosen] == original[chosen]).mean()]
+        shares = [
+            (encoded.ids[chosen] == tokenizer.mask_token_id).mean(),
+            (encoded.ids[chosen] == original[chosen]).mean(),
+        ]
         assert abs(shares[0] - 0.8) < 0.02 and abs(shares[1] - 0.1) < 0.02
     assert (epochs[0].token_labels != epochs[1].token_labels).any()
     assert (task.fresh(epochs[1], [42, 0]).ids == epochs[0].ids).all()
-    assert (task.encode(examples, tokenizer, 32, progress=False).ids == first.ids).all()  # held-out masks are fixed
+    assert (
+        task.encode(examples, tokenizer, 32, progress=False).ids == first.ids
+    ).all()  # held-out masks are fixed
     lengths = set(first.lengths[:-1].tolist())
     assert lengths == {32} and tokenizer.convert_ids_to_tokens(original[[0, 31]]) == ["[CLS]", "[SEP]"]
 
@@ -400,16 +488,21 @@ def test_only_masked_places_go_through_the_head(demos):
     splits, _ = task.load(str(demos["mlm"][0]), 1.0, 0.1, 0.2, 42)
     encoded = task.encode(splits["test"], tokenizer, 32, progress=False)
     batch = collate(encoded, np.arange(8), tokenizer.pad_token_id)
-    outputs, whole = task.forward(model, batch), model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    outputs, whole = (
+        task.forward(model, batch),
+        model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits,
+    )
     chosen = batch["labels"] != IGNORE
     assert torch.allclose(outputs.logits, whole[chosen], atol=1e-6)
-    loss = torch.nn.functional.cross_entropy(whole.flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORE)
+    loss = torch.nn.functional.cross_entropy(
+        whole.flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORE
+    )
     assert torch.allclose(task.loss(model, batch, outputs), loss)
     with torch.no_grad():
         counts = task.read_out(model, batch, task.forward(model, batch))
-    assert sum(c[1] for c in counts) == chosen.sum() and sum(c[2] for c in counts) / chosen.sum() == pytest.approx(
-        float(loss.detach()), rel=1e-5
-    )
+    assert sum(c[1] for c in counts) == chosen.sum() and sum(
+        c[2] for c in counts
+    ) / chosen.sum() == pytest.approx(float(loss.detach()), rel=1e-5)
     assert sum(c[0] for c in counts) == (whole.argmax(-1)[chosen] == batch["labels"][chosen]).sum()
 
 
@@ -424,23 +517,38 @@ def table(path, header, rows):
 def test_label_sets_come_from_columns_separators_or_folded_texts(tmp_path):
     sets = [("a",), ("a", "b"), (), ("c",)]
     columns = table(
-        tmp_path / "columns.csv", ("context", "a", "b", "c"), [(f"text {i}", *(int(n in sets[i % 4]) for n in "abc")) for i in range(40)]
+        tmp_path / "columns.csv",
+        ("context", "a", "b", "c"),
+        [(f"text {i}", *(int(n in sets[i % 4]) for n in "abc")) for i in range(40)],
     )
-    separated = table(tmp_path / "separated.csv", ("context", "label"), [(f"text {i}", ";".join(sets[i % 4])) for i in range(40)])
+    separated = table(
+        tmp_path / "separated.csv",
+        ("context", "label"),
+        [(f"text {i}", ";".join(sets[i % 4])) for i in range(40)],
+    )
     for path, task in ((columns, Trials(label_column="a,b,c")), (separated, Trials(label_separator=";"))):
         splits, facts = task.load(path, 1.0, 0.2, 0.2, 1)
-        assert task.labels == ["a", "b", "c"] and facts["rows"]["with an empty set of labels"] == 10 and facts["notes"] == 40
+        assert (
+            task.labels == ["a", "b", "c"]
+            and facts["rows"]["with an empty set of labels"] == 10
+            and facts["notes"] == 40
+        )
         for note in sum(splits.values(), []):
             assert tuple(task.labels[i] for i in note.label) == sets[int(note.text.split()[1]) % 4]
         targets = task.targets(splits["test"])
         assert targets.shape == (len(splits["test"]), 3) and targets.dtype == np.float32
     folded = table(
-        tmp_path / "folded.csv", ("context", "label"), [(f"text {i // 2}", "ab"[i % 2] if i % 4 < 2 else "c") for i in range(80)]
+        tmp_path / "folded.csv",
+        ("context", "label"),
+        [(f"text {i // 2}", "ab"[i % 2] if i % 4 < 2 else "c") for i in range(80)],
     )
     task = Trials(multi_label=True)
     splits, facts = task.load(folded, 1.0, 0.2, 0.2, 1)
     assert facts["notes"] == 40 and facts["rows"]["duplicates with other labels, united"] == 20
-    assert {(int(n.text.split()[1]) % 2, n.label) for n in sum(splits.values(), [])} == {(0, (0, 1)), (1, (2,))}
+    assert {(int(n.text.split()[1]) % 2, n.label) for n in sum(splits.values(), [])} == {
+        (0, (0, 1)),
+        (1, (2,)),
+    }
     splits, facts = Trials().load(folded, 1.0, 0.2, 0.2, 1)
     assert facts["rows"]["contradicting duplicates"] == 20
 
@@ -452,7 +560,10 @@ def test_a_class_too_rare_for_validation_does_not_decide_the_epoch(tmp_path):
     examples = [note for note in splits["validation"] if note.label < 2]
     right = np.eye(3)[[note.label for note in examples]]
     assert task.score(examples, list(right), intervals=True).intervals["F1"][1] == pytest.approx(2 / 3)
-    good, bad = task.score(examples, list(right)).overall, task.score(examples, list(np.roll(right, 1, 1))).overall
+    good, bad = (
+        task.score(examples, list(right)).overall,
+        task.score(examples, list(np.roll(right, 1, 1))).overall,
+    )
     assert good["F1"] == pytest.approx(2 / 3) and task.better(good, bad) and not task.better(bad, good)
 
 
@@ -480,7 +591,14 @@ def test_multi_label_logits_distil_as_softmaxes_of_two():
 @pytest.mark.parametrize("rank, alpha", [(1, 1.0), (4, 16.0)])
 def test_lora_outputs_and_gradients_equal_peft(rank, alpha):
     torch.manual_seed(0)
-    config = BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, num_labels=3)
+    config = BertConfig(
+        vocab_size=50,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        num_labels=3,
+    )
     original = BertForSequenceClassification(config).eval()
     ids, labels = torch.randint(5, 50, (4, 9)), torch.tensor([0, 1, 2, 0])
     ours, theirs = BertForSequenceClassification(config).eval(), BertForSequenceClassification(config).eval()
@@ -489,7 +607,10 @@ def test_lora_outputs_and_gradients_equal_peft(rank, alpha):
     technique = LoRA(lora_rank=rank, lora_alpha=alpha, lora_targets="query,value", source="x")
     ours = technique.prepare(ours).eval()
     theirs = get_peft_model(
-        theirs, LoraConfig(r=rank, lora_alpha=alpha, target_modules=["query", "value"], modules_to_save=["classifier"])
+        theirs,
+        LoraConfig(
+            r=rank, lora_alpha=alpha, target_modules=["query", "value"], modules_to_save=["classifier"]
+        ),
     ).eval()
     assert torch.equal(ours(ids).logits, original(ids).logits)  # B = 0: training starts from the model itself
     for name, module in ours.named_modules():
@@ -504,7 +625,9 @@ def test_lora_outputs_and_gradients_equal_peft(rank, alpha):
         torch.nn.functional.cross_entropy(logits, labels).backward()
     trained = {name for name, p in ours.named_parameters() if p.requires_grad}
     assert trained == {n for n, p in ours.named_parameters() if p.grad is not None}
-    assert sum(p.numel() for p in ours.parameters() if p.requires_grad) == sum(p.numel() for p in theirs.parameters() if p.requires_grad)
+    assert sum(p.numel() for p in ours.parameters() if p.requires_grad) == sum(
+        p.numel() for p in theirs.parameters() if p.requires_grad
+    )
     for name, module in ours.named_modules():
         if isinstance(module, LoRALinear):
             other = theirs.base_model.model.get_submodule(name)
@@ -521,8 +644,14 @@ def test_adapters_load_in_peft_and_give_the_same_logits(trained, demos, tmp_path
     base = AutoModelForMaskedLM.from_pretrained(demos["mlm"][1])
     theirs = PeftModel.from_pretrained(base, trained["mlm"] / "lora" / "adapter").eval()
     assert torch.allclose(theirs(ids).logits, ours.model(ids).logits, atol=1e-5)
-    assert not torch.allclose(AutoModelForMaskedLM.from_pretrained(demos["mlm"][1]).eval()(ids).logits, ours.model(ids).logits, atol=1e-3)
-    train.main(call(demos, "trials", tmp_path, "--technique", "lora", "--lora-keep", "--lora-rank", 2, "--epochs", 1))
+    assert not torch.allclose(
+        AutoModelForMaskedLM.from_pretrained(demos["mlm"][1]).eval()(ids).logits,
+        ours.model(ids).logits,
+        atol=1e-3,
+    )
+    train.main(
+        call(demos, "trials", tmp_path, "--technique", "lora", "--lora-keep", "--lora-rank", 2, "--epochs", 1)
+    )
     kept = checkpoint.load(tmp_path / "lora")
     assert sum(isinstance(m, LoRALinear) for m in kept.model.modules()) == 4
     base = AutoModelForSequenceClassification.from_pretrained(
@@ -531,7 +660,11 @@ def test_adapters_load_in_peft_and_give_the_same_logits(trained, demos, tmp_path
     theirs = PeftModel.from_pretrained(base, tmp_path / "lora" / "adapter").eval()
     assert torch.allclose(theirs(ids).logits, kept.model(ids).logits, atol=1e-5)
     config = json.loads((tmp_path / "lora" / "adapter" / "adapter_config.json").read_text())
-    assert config["peft_type"] == "LORA" and config["r"] == 2 and config["base_model_name_or_path"] == str(demos["trials"][1])
+    assert (
+        config["peft_type"] == "LORA"
+        and config["r"] == 2
+        and config["base_model_name_or_path"] == str(demos["trials"][1])
+    )
 
 
 def test_lora_claims(demos, capsys):
@@ -543,7 +676,10 @@ def test_lora_claims(demos, capsys):
     model = LoRA(fresh=fresh).prepare(model)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     printed = capsys.readouterr().out
-    assert f"rank 1 on 4/13 Linear (query, value), trainable {trainable:,} of" in printed and f"({100 * trainable / total:.2f}%)" in printed
+    assert (
+        f"rank 1 on 4/13 Linear (query, value), trainable {trainable:,} of" in printed
+        and f"({100 * trainable / total:.2f}%)" in printed
+    )
     assert "not inference" in printed and trainable == 4 * (32 + 32) + 3 * 32 + 3 + 3 + 9
     mlm = AutoModelForMaskedLM.from_pretrained(demos["mlm"][1])
     assert head_modules(mlm) == ["cls.predictions.transform"]  # the decoder shares the embeddings' weight
@@ -552,7 +688,9 @@ def test_lora_claims(demos, capsys):
 # --- whole runs
 
 
-@pytest.mark.parametrize("task, technique", [(task, technique) for task in NEW for technique in TECHNIQUES[task]])
+@pytest.mark.parametrize(
+    "task, technique", [(task, technique) for task in NEW for technique in TECHNIQUES[task]]
+)
 def test_a_rebuilt_run_of_any_task_scores_as_it_did(trained, demos, task, technique):
     run = checkpoint.load(trained[task] / technique)
     splits = splits_of(run, demos[task][0])
@@ -573,10 +711,18 @@ def test_no_text_of_any_task_reaches_a_file(trained, demos, task):
     texts = []
     for split in splits_of(checkpoint.load(trained[task] / "base"), demos[task][0]).values():
         texts += [" ".join(e.words) if task == "ner" else e.text for e in split][:40]
-    pieces = {text[i : i + 25].lower() for text in texts for i in range(0, max(1, len(text) - 25), 12) if len(text) > 25}
+    pieces = {
+        text[i : i + 25].lower()
+        for text in texts
+        for i in range(0, max(1, len(text) - 25), 12)
+        if len(text) > 25
+    }
     assert len(pieces) > 50
     for path in trained[task].rglob("*"):
-        if path.suffix in (".json", ".csv", ".md", ".txt") and path.name not in ("tokenizer.json", "vocab.txt"):
+        if path.suffix in (".json", ".csv", ".md", ".txt") and path.name not in (
+            "tokenizer.json",
+            "vocab.txt",
+        ):
             content = path.read_text().lower()
             assert not [piece for piece in pieces if piece in content], path
 
@@ -607,16 +753,23 @@ def ask(run, text, monkeypatch, capsys, *words):
 def test_predict_answers_in_each_tasks_own_form(trained, demos, tmp_path, monkeypatch, capsys):
     text = "\n  Patient reports irregular periods and low estrogen."
     answer = ask(trained["ner"] / "base", text, monkeypatch, capsys, "--show-text")
-    assert answer["spans"] and all(span["text"] == text[span["start"] : span["end"]] for span in answer["spans"])
+    assert answer["spans"] and all(
+        span["text"] == text[span["start"] : span["end"]] for span in answer["spans"]
+    )
     assert all(0 < span["confidence"] <= 1 and span["type"] in demo_types() for span in answer["spans"])
     assert "text" not in str(ask(trained["ner"] / "base", text, monkeypatch, capsys))
     assert ask(trained["ner"] / "base", "...", monkeypatch, capsys)["spans"] is not None
-    answer = ask(trained["readmission"] / "quantization", "Left against medical advice. " * 60, monkeypatch, capsys)
+    answer = ask(
+        trained["readmission"] / "quantization", "Left against medical advice. " * 60, monkeypatch, capsys
+    )
     assert answer["predicted"] in ("not readmitted", "readmitted") and 0 < answer["probability"] < 1
     answer = ask(trained["mlm"] / "lora", "patients with [MASK] and a [MASK] of it", monkeypatch, capsys)
     assert len(answer["masks"]) == 2 and all(len(places) == 5 for places in answer["masks"])
     assert ask(trained["mlm"] / "lora", "no mask", monkeypatch, capsys) == {"masks": []}
-    assert ask(trained["mlm"] / "lora", "a b " * 30 + "[MASK]", monkeypatch, capsys) == {"masks": [], "masks beyond the block": 1}
+    assert ask(trained["mlm"] / "lora", "a b " * 30 + "[MASK]", monkeypatch, capsys) == {
+        "masks": [],
+        "masks beyond the block": 1,
+    }
     answer = ask(trained["trials"] / "base", "Slow accrual", monkeypatch, capsys)
     assert answer["predicted"] == max(answer["probabilities"], key=answer["probabilities"].get)
     notes = tmp_path / "notes.csv"
@@ -624,7 +777,9 @@ def test_predict_answers_in_each_tasks_own_form(trained, demos, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     predict.main([str(trained["ner"] / "base"), "notes.csv"])
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
-    assert [line["row_id"] for line in lines] == ["7", "9"] and all(set(line) == {"row_id", "spans"} for line in lines)
+    assert [line["row_id"] for line in lines] == ["7", "9"] and all(
+        set(line) == {"row_id", "spans"} for line in lines
+    )
     predict.main([str(trained["trials"] / "base"), str(demos["trials"][0]), "--out", "t.csv"])
     assert list(read_csv("t.csv")[0])[:2] == ["row_id", "predicted"]
 
@@ -636,15 +791,34 @@ def demo_types():
 def test_the_adapted_encoder_starts_another_task(trained, demos, tmp_path, refuses, capsys):
     for task, fresh in (("trials", "bert.pooler.dense.bias, bert.pooler.dense.weight, classifier.bias, classifier.weight"),
                         ("readmission", "bert.pooler.dense.bias, bert.pooler.dense.weight, classifier.bias"), ("ner", "classifier.bias, classifier.weight")):  # fmt: skip
-        train.main(call(demos, task, tmp_path, "--model", trained["mlm"] / "lora", "--name", f"adapted-{task}", "--epochs", 1))
-        assert f"new: {fresh}" in capsys.readouterr().out and (tmp_path / f"adapted-{task}" / "run.json").exists()
+        train.main(
+            call(
+                demos,
+                task,
+                tmp_path,
+                "--model",
+                trained["mlm"] / "lora",
+                "--name",
+                f"adapted-{task}",
+                "--epochs",
+                1,
+            )
+        )
+        assert (
+            f"new: {fresh}" in capsys.readouterr().out
+            and (tmp_path / f"adapted-{task}" / "run.json").exists()
+        )
     assert (tmp_path / "classification_report_adapted-trials.csv").exists()
     task = Trials()
     task.labels = ["a", "b", "c"]
     plain, _, fresh = checkpoint.from_pretrained(demos["trials"][1], task)
     other, _, forgotten = checkpoint.from_pretrained(demos["trials"][1], task, fresh_pooler=True)
     assert set(forgotten) - set(fresh) == {"bert.pooler.dense.weight", "bert.pooler.dense.bias"}
-    same = {name: plain.state_dict()[name].equal(tensor) for name, tensor in other.state_dict().items() if name.startswith("bert.")}
+    same = {
+        name: plain.state_dict()[name].equal(tensor)
+        for name, tensor in other.state_dict().items()
+        if name.startswith("bert.")
+    }
     assert not same.pop("bert.pooler.dense.weight") and all(same.values())
     line = refuses(train.main, call(demos, "trials", tmp_path / "x", "--model", trained["mlm"] / "lowrank"))
     assert "its layers are those of lowrank, not plain" in line
@@ -652,7 +826,9 @@ def test_the_adapted_encoder_starts_another_task(trained, demos, tmp_path, refus
     assert "is a finished run; continue it with --start" in line
 
 
-def test_evaluation_by_steps_stops_by_patience_and_resumes_to_the_same_weights(demos, tmp_path, monkeypatch, capsys):
+def test_evaluation_by_steps_stops_by_patience_and_resumes_to_the_same_weights(
+    demos, tmp_path, monkeypatch, capsys
+):
     words = ["--eval-steps", 5, "--patience", 2, "--epochs", 40, "--lr", 0.02]
     train.main(call(demos, "readmission", tmp_path / "a", *words))
     run = files.read_json(tmp_path / "a" / "base" / "run.json")
@@ -679,28 +855,76 @@ def test_evaluation_by_steps_stops_by_patience_and_resumes_to_the_same_weights(d
 
 
 def test_another_head_starts_from_a_run_or_is_refused(trained, demos, tmp_path, refuses, capsys):
-    train.main(call(demos, "readmission", tmp_path, "--start", trained["readmission"] / "base", "--head", "logistic", "--epochs", 0))
+    train.main(
+        call(
+            demos,
+            "readmission",
+            tmp_path,
+            "--start",
+            trained["readmission"] / "base",
+            "--head",
+            "logistic",
+            "--epochs",
+            0,
+        )
+    )
     assert "new: classifier.bias, classifier.weight" in capsys.readouterr().out
-    ours, base = checkpoint.load(tmp_path / "base").model, checkpoint.load(trained["readmission"] / "base").model
-    assert ours.bert.encoder.layer[1].output.dense.weight.equal(base.bert.encoder.layer[1].output.dense.weight)
-    train.main(call(demos, "ner", tmp_path / "crf", "--start", trained["ner"] / "base", "--crf", "--epochs", 1))
+    ours, base = (
+        checkpoint.load(tmp_path / "base").model,
+        checkpoint.load(trained["readmission"] / "base").model,
+    )
+    assert ours.bert.encoder.layer[1].output.dense.weight.equal(
+        base.bert.encoder.layer[1].output.dense.weight
+    )
+    train.main(
+        call(demos, "ner", tmp_path / "crf", "--start", trained["ner"] / "base", "--crf", "--epochs", 1)
+    )
     assert "new: crf.start, crf.transitions" in capsys.readouterr().out
     line = refuses(
-        train.main, call(demos, "ner", tmp_path / "x", "--teacher", trained["ner"] / "base", "--crf", "--technique", "distillation")
+        train.main,
+        call(
+            demos,
+            "ner",
+            tmp_path / "x",
+            "--teacher",
+            trained["ner"] / "base",
+            "--crf",
+            "--technique",
+            "distillation",
+        ),
     )
     assert "its head is another one" in line
     line = refuses(
-        train.main, call(demos, "readmission", tmp_path / "x", "--start", trained["readmission"] / "lowrank", "--head", "logistic")
+        train.main,
+        call(
+            demos,
+            "readmission",
+            tmp_path / "x",
+            "--start",
+            trained["readmission"] / "lowrank",
+            "--head",
+            "logistic",
+        ),
     )
     assert "has another head and layers of lowrank" in line
     train.main(call(demos, "trials", tmp_path / "kept", "--technique", "lora", "--lora-keep", "--epochs", 1))
     line = refuses(
-        train.main, call(demos, "trials", tmp_path / "x", "--technique", "distillation", "--teacher", tmp_path / "kept" / "lora")
+        train.main,
+        call(
+            demos,
+            "trials",
+            tmp_path / "x",
+            "--technique",
+            "distillation",
+            "--teacher",
+            tmp_path / "kept" / "lora",
+        ),
     )
     assert "is lora, its layers make no plain student" in line
     train.main(call(demos, "trials", tmp_path / "on", "--start", tmp_path / "kept" / "lora", "--epochs", 1))
     kept, went_on = (
-        checkpoint.load(tmp_path / d).model.bert.encoder.layer[0].attention.self.query.base.weight for d in ("kept/lora", "on/base")
+        checkpoint.load(tmp_path / d).model.bert.encoder.layer[0].attention.self.query.base.weight
+        for d in ("kept/lora", "on/base")
     )
     assert not kept.equal(went_on)
     train.main(call(demos, "trials", tmp_path / "kept", "--multi-label", "--epochs", 1))
@@ -721,7 +945,8 @@ def test_separate_files_and_texts_on_both_sides(demos, tmp_path):
              zip(("train", "validation", "test"), (rows[:20] + rows[24:26], rows[20:24], rows[24:]))]  # fmt: skip
     splits, facts = Trials().load(paths[0], 1.0, paths[1], paths[2], 42)
     assert (
-        facts["sizes"] == {"train": 20, "validation": 4, "test": 6} and facts["rows"]["also in the test or validation file, left out"] == 2
+        facts["sizes"] == {"train": 20, "validation": 4, "test": 6}
+        and facts["rows"]["also in the test or validation file, left out"] == 2
     )
     splits, facts = Trials().load(paths[0], 1.0, 0.25, paths[2], 42)
     assert facts["sizes"]["test"] == 6 and facts["sizes"]["validation"] in (5, 6)
@@ -753,10 +978,22 @@ def test_two_processes_split_alike_wherever_the_files_lie(demos, tmp_path):
         ("ner", "--entity-types Mood", "--entity-types Mood: no such entity"),
         ("ner", "--test none.tsv", "none.tsv: no such file"),
         ("ner", "--validation 0.7", "--validation: 0.7 is outside (0, 0.5)"),
-        ("readmission", "--data ready.csv --label-column Label", "ready.csv, line 3: column 'Label' is neither 0 nor 1"),
+        (
+            "readmission",
+            "--data ready.csv --label-column Label",
+            "ready.csv, line 3: column 'Label' is neither 0 nor 1",
+        ),
         ("readmission", "--data alone/notes.csv", "no column 'label' and no ADMISSIONS.csv beside it"),
-        ("readmission", "--data notes.csv --admissions date.csv", "date.csv, line 2: column ADMITTIME is no date and time"),
-        ("readmission", "--data notes.csv --admissions twice.csv", "twice.csv, line 3: the HADM_ID of line 2 again"),
+        (
+            "readmission",
+            "--data notes.csv --admissions date.csv",
+            "date.csv, line 2: column ADMITTIME is no date and time",
+        ),
+        (
+            "readmission",
+            "--data notes.csv --admissions twice.csv",
+            "twice.csv, line 3: the HADM_ID of line 2 again",
+        ),
         ("readmission", "--data notes.csv --admissions nocolumn.csv", "nocolumn.csv: no column 'DISCHTIME'"),
         ("readmission", "--days 0", "--days: 0 is outside (0,"),
         ("readmission", "--data negative.csv", "has no admission 'readmitted'"),
@@ -767,7 +1004,11 @@ def test_two_processes_split_alike_wherever_the_files_lie(demos, tmp_path):
         ("trials", "--data onelabel.csv", "1 distinct labels among"),
         ("trials", "--threshold 2", "--threshold: 2 is outside (0, 1)"),
         ("trials", "--label-column a,b --label-separator ;", "not with several 0/1 columns"),
-        ("trials", "--technique lora --lora-targets nose", "--lora-targets nose: no such layer; the encoder has query, key, value"),
+        (
+            "trials",
+            "--technique lora --lora-targets nose",
+            "--lora-targets nose: no such layer; the encoder has query, key, value",
+        ),
         ("trials", "--technique lora+pruning", "lora freezes the weights that pruning would change"),
         ("trials", "--data free.csv", "20 distinct labels among 20 texts; is --label-column right?"),
         ("trials", "--label-column context", "--label-column names a column of the text"),

@@ -1,0 +1,242 @@
+"""docs/results.md and the table in README.md, made from the files in docs/results/: python docs/results.py
+
+With --check it writes nothing and exits with 1 if either differs from what the files say. It reads what is
+there:
+    NAME/sweep.csv, sweep.json        as sweep.py writes them
+    NAME/results.csv, results.json    as report.py writes them
+    speed/*.csv, benchmark.json       as benchmark.py writes them
+"""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from cli import BadInput, Parser, run_script  # noqa: E402
+from files import read_json, write_whole  # noqa: E402
+from run import plots, tables  # noqa: E402
+from run.results import markdown_table, read_rows  # noqa: E402
+
+IN_README = "stop_reasons"  # the sweep whose table stands in README.md
+MARKS = "<!-- results -->", "<!-- /results -->"
+HEAD = """# Results
+
+Made by `python docs/results.py` from the files in [docs/results/](results/), so do not edit this page.
+Where the data come from: [experiments/data.md](../experiments/data.md). Run each command from the top folder.
+"""
+
+
+def found(folder, data):
+    """{name: (rows, facts)} of the results of one kind, 'sweep' or 'results', by name."""
+    paths = sorted(Path(folder).glob(f"*/{data}.csv"))
+    return {path.parent.name: (read_rows(path), read_json(path.with_suffix(".json"))) for path in paths}
+
+
+def heading(name):
+    """'stop_reasons' -> 'Stop reasons'."""
+    return name.replace("_", " ").capitalize()
+
+
+# --- docs/results.md ------------------------------------------------------------------------------
+
+
+def page(root):
+    """The text of docs/results.md."""
+    folder = Path(root) / "docs" / "results"
+    sections = [sweep_section(name, *data) for name, data in found(folder, "sweep").items()]
+    sections += [report_section(root, name, *data) for name, data in found(folder, "results").items()]
+    if (folder / "speed" / "benchmark.json").exists():
+        sections.append(speed_section(root, folder / "speed"))
+    return "\n".join([HEAD, *("\n".join([*section, ""]) for section in sections)])
+
+
+def command(root, name, script):
+    """Lines of a code block: the command with the arguments in experiments/, if they are there."""
+    if not (Path(root) / "experiments" / f"{name}.args").exists():
+        return []
+    return ["```bash", f"python {script} @experiments/{name}.args", "```", ""]
+
+
+def sweep_section(name, rows, facts):
+    """Lines on a sweep: command, conditions, table, plots, what each row was told."""
+    score = facts["headline"][next(iter(facts["headline"]))]
+    told = [f"- {row}: `{words}`" for row, words in facts["grid"].items()]
+    return [
+        *(f"## {heading(name)}", ""),
+        *("```bash", f"python sweep.py @experiments/{name}.args", "```", ""),
+        *(tables.sweep_conditions(facts), ""),
+        *(*tables.sweep_table(rows, facts), ""),
+        f"![{heading(name)}: {score} against speed](results/{name}/sweep.png)",
+        f"![{heading(name)}: {score} against bytes](results/{name}/sweep_bytes.png)",
+        *("", "What train.py was told for each run:", "", *told),
+    ]
+
+
+def report_section(root, name, rows, facts):
+    """Lines on one report: command, tables, the plot of latency if the runs were timed."""
+    lines = [
+        f"## {heading(name)}",
+        "",
+        *command(root, name, "train.py"),
+        *tables.report_body(rows, facts, "###"),
+    ]
+    if facts["timing"]:
+        lines += ["", f"![{heading(name)}: score against latency](results/{name}/accuracy_latency.png)"]
+    return lines
+
+
+# --- what benchmark.py wrote ----------------------------------------------------------------------
+
+# of each part: {column: (heading, form)}, and the columns of which "how many times the first row's" is told
+PARTS = {
+    "shape": (
+        {"row": ("BERT-base shape, random weights", "{}"), "bytes": ("MB", "{:.1f}"),
+         "macs": ("M multiply-adds per note", "{:,.0f}"), "notes_per_s": ("notes/s", "{:,.1f}"),
+         "p50_ms": ("p50 ms", "{:.1f}"), "p95_ms": ("p95 ms", "{:.1f}"),
+         "peak_share": ("of fp32 peak", "{:.2f}")},
+        ("notes_per_s", "p50_ms", "bytes"),
+    ),
+    "training": (
+        {"row": ("training", "{}"), "notes": ("notes", "{:,}"),
+         "tokens_per_note": ("tokens per note", "{:.0f}"),
+         "notes_per_s": ("notes/s", "{:,.1f}"), "tokens_per_s": ("tokens/s", "{:,.0f}"),
+         "peak_share": ("of fp32 peak", "{:.2f}")},
+        ("notes_per_s",),
+    ),
+    "volume": (
+        {"notes": ("predict.py, notes", "{:,}"), "seconds": ("seconds", "{:.1f}"),
+         "notes_per_s": ("notes/s", "{:,.0f}"),
+         "peak_bytes": ("peak memory, MB", "{:.0f}")},
+        ("peak_bytes",),
+    ),
+}  # fmt: skip
+MILLION = ("bytes", "macs", "peak_bytes")  # columns shown in millions
+LESS_IS_BETTER = ("bytes", "p50_ms")
+
+
+def speed_section(root, folder):
+    """Lines on what benchmark.py measured: its machine, then a table for each part and file."""
+    facts = read_json(folder / "benchmark.json")
+    lines = ["## Speed", "", *command(root, "speed", "benchmark.py")]
+    lines += [f"{tables.described(facts['machine'])}; commit {facts['machine']['commit']}."]
+    lines += ["In brackets: how many times better than the first row (memory: how many times as much)."]
+    for part in PARTS:
+        for path in sorted(folder.glob(f"{part}*.csv"), key=lambda path: (len(path.name), path.name)):
+            condition = facts["conditions"].get(path.stem, facts["conditions"].get(part, ""))
+            lines += [
+                "",
+                f"### {heading(path.stem.replace('-', ' '))}",
+                "",
+                *([condition, ""] if condition else []),
+            ]
+            lines += speed_table(part, read_rows(path, names=("row",)))
+    return lines
+
+
+def speed_table(part, rows):
+    """Lines of one table of benchmark.py; columns that a file lacks are left out."""
+    columns, compared = PARTS[part]
+    columns = {key: column for key, column in columns.items() if any(key in row for row in rows)}
+    body = []
+    for row in rows:
+        cells = []
+        for key, (_, form) in columns.items():
+            value, first = row.get(key), rows[0].get(key)
+            text = "" if value is None else form.format(value / 1e6 if key in MILLION else value)
+            better, worse = (first, value) if key in LESS_IS_BETTER else (value, first)
+            cells.append(tables.times(text, better, worse) if key in compared else text)
+        body.append(cells)
+    return markdown_table([wording for wording, _ in columns.values()], body)
+
+
+# --- README.md ------------------------------------------------------------------------------------
+
+
+def readme(root):
+    """README.md with the table of one sweep between its marks; as it is if that sweep is not there.
+
+    Raises BadInput if README.md lacks the marks.
+    """
+    text = (Path(root) / "README.md").read_text(encoding="utf-8")
+    sweeps = found(Path(root) / "docs" / "results", "sweep")
+    if IN_README not in sweeps:
+        return text
+    before, opened, rest = text.partition(MARKS[0])
+    _, closed, after = rest.partition(MARKS[1])
+    if not (opened and closed):
+        raise BadInput(f"README.md: has no place for the table; put it between {MARKS[0]} and {MARKS[1]}")
+    return "\n".join([before + MARKS[0], *short_table(*sweeps[IN_README]), MARKS[1]]) + after
+
+
+def short_table(rows, facts):
+    """Lines: run, first score, points from base, bytes and times, and the conditions in a line."""
+    base, score = tables.base_of(rows), tables.sweep_scores(rows, facts)[0]
+    header = [
+        "run",
+        f"{facts['headline'][score]} [95% interval]",
+        "points from base",
+        "MB",
+        f"{facts['unit']}/s",
+        "p50 ms",
+    ]
+    body = [
+        [row["run"], tables.with_interval(row, score), *tables.sweep_costs(row, base, score)] for row in rows
+    ]
+    timing, data, machine = facts["timing"], facts["data"], tables.described(facts["machine"])
+    conditions = (
+        f"{tables.split_sizes(data, facts['unit'])}, {data['mean_tokens']:.0f} tokens on average; "
+        f"{tables.mean_of(facts)}; times: seed {timing['seed']}, medians of "
+        f"{tables.counted(timing['rounds'], 'round')}, {machine}; in brackets: times better than base."
+    )
+    return ["", *markdown_table(header, body), "", conditions, ""]
+
+
+# --- all of it ------------------------------------------------------------------------------------
+
+
+def wanted(root):
+    """{path: the text it should have}."""
+    return {Path(root) / "docs" / "results.md": page(root), Path(root) / "README.md": readme(root)}
+
+
+def differing_files(root):
+    """Names of the files that are not what docs/results/ says."""
+    return [
+        str(path.relative_to(root))
+        for path, text in wanted(root).items()
+        if not path.exists() or path.read_text(encoding="utf-8") != text
+    ]
+
+
+def draw(root):
+    """Draw the plots that the page shows, from the same files."""
+    folder = Path(root) / "docs" / "results"
+    for name, (rows, facts) in found(folder, "sweep").items():
+        plots.plot_sweep(rows, facts, folder / name)
+    for name, (rows, facts) in found(folder, "results").items():
+        if facts["timing"]:
+            plots.plot_latency(rows, facts, folder / name / "accuracy_latency.png")
+
+
+def main(argv=None, root=ROOT):
+    """Write docs/results.md, README.md's table and the plots, or check them."""
+    parser = Parser(prog="docs/results.py", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="write nothing; exit with 1 if a file differs from its data (off)",
+    )
+    if parser.parse_args(argv).check:
+        if differing := differing_files(root):
+            sys.exit(f"{' and '.join(differing)}: not what docs/results/ says; run python docs/results.py")
+        return
+    plots.pyplot()  # said before anything is written, if matplotlib is missing
+    for path, text in wanted(root).items():
+        write_whole(path, text)
+    draw(root)
+    print(f"{len(found(Path(root) / 'docs' / 'results', '*'))} results -> docs/results.md, README.md")
+
+
+if __name__ == "__main__":
+    run_script(main)

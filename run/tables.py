@@ -1,0 +1,291 @@
+"""The text of sweeps and reports.
+
+It is made from their rows (sweep.csv, results.csv) and their facts (sweep.json, results.json) alone, so
+that docs/results.py can write it again from the files.
+"""
+
+from run.results import markdown_table
+from tasks import demo
+
+FRONTS = {"speed": "seconds_per_row", "latency": "p50_ms", "bytes": "bytes"}  # wording: what the run costs
+
+
+# --- cells ----------------------------------------------------------------------------------------
+
+
+def formatted(value, form="{:.4f}"):
+    """A number in a table; empty where there is none."""
+    return "" if value is None else form.format(value)
+
+
+def with_interval(row, score):
+    """'0.9321 [0.907, 0.954]', the brackets only if the score has an interval."""
+    text, low, high = formatted(row.get(score)), row.get(f"{score}_low"), row.get(f"{score}_high")
+    return text if low is None else f"{text} [{low:.3f}, {high:.3f}]"
+
+
+def times(text, better, worse):
+    """'12.3 (4.56x)': a figure and how many times better it is than the first row's."""
+    return f"{text} ({better / worse:.2f}x)" if better and worse else text
+
+
+def p_value(p):
+    """'= 0.31', or '< 0.001'."""
+    return f"= {p:.3f}" if p >= 0.001 else "< 0.001"
+
+
+def counted(count, singular):
+    """'1 run', '2 runs'."""
+    return f"{count:,} {singular}{'s' * (count != 1)}"
+
+
+def described(machine):
+    """'2 threads of AMD EPYC, torch 2.13.0', with the GPU if there is one."""
+    gpu = f", GPU {machine['gpu']}" if machine.get("gpu") else ""
+    return f"{counted(int(machine['threads']), 'thread')} of {machine['cpu']}{gpu}, torch {machine['torch']}"
+
+
+# --- a sweep --------------------------------------------------------------------------------------
+
+
+def sweep_page(rows, facts):
+    """sweep.md: the conditions, the table, and what train.py was told for each row."""
+    title = f"# {facts['task']}: {len(rows)} runs, {counted(len(facts['seeds']), 'seed')}"
+    banner = [f"**{demo.BANNER}**", ""] if facts["demonstration"] else []
+    told = [f"- {name}: `{words}`" for name, words in facts["grid"].items()]
+    lines = [title, "", *banner, sweep_conditions(facts), "", *sweep_table(rows, facts), ""]
+    return "\n".join([*lines, "What train.py was told for each run:", "", *told, ""])
+
+
+def sweep_scores(rows, facts):
+    """The headline scores that every row has."""
+    return [score for score in facts["headline"] if all(row.get(score) is not None for row in rows)]
+
+
+def sweep_table(rows, facts):
+    """Lines of the table: a row per entry of the grid, base as the measure of all."""
+    scores, unit, base = sweep_scores(rows, facts), facts["unit"], base_of(rows)
+    means = [f"{facts['headline'][s]}, {mean_of(facts)}" for s in scores]
+    heads = [head + " [95% interval]" * (f"{s}_low" in base) for head, s in zip(means, scores, strict=True)]
+    points = f"{facts['headline'][scores[0]]} from base (points)"
+    header = ["run", *heads, points, "MB", f"{unit}/s", "p50 ms", "on the Pareto front of"]
+    body = [
+        [
+            row["run"],
+            *(with_interval(row, score) for score in scores),
+            *sweep_costs(row, base, scores[0]),
+            ", ".join(wording for wording, cost in FRONTS.items() if row[f"front_{cost}"]),
+        ]
+        for row in rows
+    ]
+    return markdown_table(header, body)
+
+
+def sweep_costs(row, base, score):
+    """Cells: points from base; MB, rows per second and milliseconds, and how many times better than
+    base's."""
+    return [
+        f"{100 * row[f'{score}_from_base']:+.2f}",
+        times(f"{row['bytes'] / 1e6:.1f}", base["bytes"], row["bytes"]),
+        times(f"{row['rows_per_s']:,.0f}", row["rows_per_s"], base["rows_per_s"]),
+        times(f"{row['p50_ms']:.2f}", base["p50_ms"], row["p50_ms"]),
+    ]
+
+
+def base_of(rows):
+    """The row of the base run."""
+    return next(row for row in rows if row["run"] == "base")
+
+
+def mean_of(facts):
+    """'mean of 3 seeds', or 'one seed'."""
+    count = len(facts["seeds"])
+    return f"mean of {count} seeds" if count > 1 else "one seed"
+
+
+def split_sizes(data, unit):
+    """'14,951 train, 2,145 validation and 4,280 test texts'."""
+    *most, last = (f"{size:,} {split}" for split, size in data["sizes"].items())
+    return f"{', '.join(most)} and {last} {unit}"
+
+
+def sweep_conditions(facts):
+    """How the figures of a sweep were obtained, in one paragraph."""
+    unit, data, timing, machine = (facts[key] for key in ("unit", "data", "timing", "machine"))
+    one, seeds = unit.removesuffix("s"), ", ".join(map(str, facts["seeds"]))
+    average = "averaged over the seeds" if len(facts["seeds"]) > 1 else "of that seed"
+    return (
+        f"{split_sizes(data, unit).capitalize()}; {data['mean_tokens']:.0f} tokens per {one} on average. "
+        f"Test scores: {mean_of(facts)} ({seeds}). Brackets after scores: 95% bootstrap interval, {average}; "
+        f"brackets after costs: how many times better than base. Points: distance from the same seed's base. "
+        f"MB: on disk. {unit.capitalize()}/s: the model alone, on the {timing['rows']:,} validation rows, "
+        f"in batches of {timing['batch_tokens']:,} tokens. p50: one {one} of {timing['length']} tokens. "
+        f"Medians of {counted(timing['rounds'], 'round')} in rotating order, seed {timing['seed']}, "
+        f"{described(machine)}. {commits_of(facts)} "
+        "Rows on the Pareto front: no other row has an equal or better validation score at a lower cost."
+    )
+
+
+def commits_of(facts):
+    """A sentence on the commits at which the runs were trained and timed."""
+    trained = dict.fromkeys(commit for commits in facts["trained_at"].values() for commit in commits)
+    return f"Trained at commit {', '.join(map(str, trained))}, timed at {facts['machine']['commit']}."
+
+
+# --- a report -------------------------------------------------------------------------------------
+
+
+def report_page(rows, facts):
+    """results.md: scores beside the paper's, cost beside base's, F1 per label."""
+    test = f"{facts['data']['sizes']['test']:,} test {facts['unit']}"
+    title = f"# {facts['task']}: {counted(len(rows), 'run')} on {test}"
+    return "\n".join([title, "", *report_body(rows, facts, "##"), ""])
+
+
+def report_body(rows, facts, level):
+    """Lines of a report below its title; level: the marks of its headings, such as '##'."""
+    paper = any("paper_f1" in row for row in rows)
+    lines = [*report_warnings(facts), report_settings(facts), ""]
+    lines += [f"{level} Scores on the test split" + ", beside the paper's" * paper, ""]
+    lines += [report_reading(facts, paper), "", *([facts["published"], ""] if facts["published"] else [])]
+    lines += [*score_table(rows, facts, paper), *differing_lines(facts), "", f"{level} Cost", ""]
+    lines += [*timing_lines(facts), *cost_table(rows), ""]
+    if any(facts["per_label"].values()):
+        lines += [f"{level} F1 per label on the test split", ""]
+        lines += ["In brackets: the manuscript's Table II, where it has the label.", ""] * bool(
+            facts["published_labels"]
+        )
+        lines += [*label_table(facts), ""]
+    machine, commits = facts["machine"], dict.fromkeys(facts["trained_at"].values())
+    return [*lines, f"Trained on {described(machine)}; commit {', '.join(map(str, commits))}."]
+
+
+def report_warnings(facts):
+    """Lines in bold that come first: a demonstration, runs that cannot be compared."""
+    lines = [f"**{demo.BANNER}**", ""] if facts["demonstration"] else []
+    if facts["other_test"]:
+        lines += [
+            f"**Not all runs were tested on the same {facts['unit']}; "
+            "those that differ from base are not tested against it.**",
+            "",
+        ]
+    return lines
+
+
+def report_settings(facts):
+    """What the runs have in common, and the score of always giving the commonest label."""
+    settings, data, always = facts["settings"], facts["data"], facts["always"]
+    told = f"Data {settings['data']} ({split_sizes(data, facts['unit'])}), model {settings['model']}, "
+    told += f"batch {settings['batch_size']}, "
+    told += f"{settings['max_length']} tokens, seed {settings['seed']}, split seed {settings['split_seed']}."
+    return told + (f" Always answering {always[0]!r} scores {always[1]:.4f}." if always else "")
+
+
+def report_reading(facts, paper):
+    """How to read the brackets and the comparisons of the score table."""
+    unit, test = facts["unit"], facts["data"]["sizes"]["test"]
+    return (
+        f"Brackets: 95% interval, bootstrap over {facts['resampled'] or f'the {test:,} test {unit}'}. "
+        f"Differs from base: the number of {unit} that only base gets right, the number that only this run "
+        "gets right, and the exact McNemar p-value."
+        + " The paper's figures are of other notes (MIMIC-III, 435 test notes)."
+        * paper
+    )
+
+
+def score_table(rows, facts, paper):
+    """Lines: every overall score, the test against base, the paper's figures."""
+    header = ["technique", *facts["scores"].values(), "differs from base"]
+    body = []
+    for row in rows:
+        cells = [
+            row["technique"],
+            *(with_interval(row, score.lower()) for score in facts["scores"]),
+            against_base(row),
+        ]
+        body.append(cells + [from_paper(row)] * paper)
+    return markdown_table(header + ["paper: accuracy / F1 / AUROC"] * paper, body)
+
+
+def against_base(row):
+    """'2 / 27, p < 0.001', or nothing for base itself."""
+    if "mcnemar_p" not in row:
+        return ""
+    return f"{row['only_base_right']} / {row['only_this_right']}, p {p_value(row['mcnemar_p'])}"
+
+
+def from_paper(row):
+    """The paper's scores of this technique, or nothing."""
+    if "paper_f1" not in row:
+        return ""
+    return " / ".join(f"{row[f'paper_{score}']:.3f}" for score in ("accuracy", "f1", "auroc"))
+
+
+def differing_lines(facts):
+    """Lines that name the arguments, other than a technique's own, in which runs differ from the first."""
+    lines = []
+    for name, other in facts["differing"].items():
+        lines += [
+            "",
+            f"**{name} was trained with another {', '.join(f'{k} {v}' for k, v in other.items())}.**",
+        ]
+    return lines
+
+
+def timing_lines(facts):
+    """How the runs were timed; nothing if they were not."""
+    if not (timing := facts["timing"]):
+        return []
+    places = timing["devices"]
+    where = " and ".join(
+        place if len(places) == 1 else f"{place} ({', '.join(names)})" for place, names in places.items()
+    )
+    text = (
+        f"{timing['length']} tokens; latency at batch 1, throughput at batch {timing['batch']}; medians of "
+        f"{timing['rounds']} alternating rounds on {where}, {described(timing)}. "
+        "In brackets: how many times better than the first row."
+    )
+    return [text, ""]
+
+
+COSTS = {
+    "technique": "technique", "bytes": "MB on disk", "parameters": "parameters", "nonzero": "nonzero",
+    "macs": "multiply-adds per note", "p50_ms": "p50 ms", "p95_ms": "p95 ms", "notes_per_s": "notes/s",
+    "train_seconds": "training s",
+}  # fmt: skip
+
+
+def cost_table(rows):
+    """Lines: bytes, parameters, multiply-adds, times; with how many times better than the first row."""
+    return markdown_table(list(COSTS.values()), [cost_cells(row, rows[0]) for row in rows])
+
+
+def cost_cells(row, first):
+    """The cells of COSTS for one run."""
+    figure = row.get
+    return [
+        row["technique"],
+        times(f"{row['bytes'] / 1e6:.1f}", first["bytes"], row["bytes"]),
+        f"{row['parameters']:,}",
+        f"{row['nonzero']:,}",
+        formatted(figure("macs"), "{:,.0f}"),
+        times(formatted(figure("p50_ms"), "{:.1f}"), first.get("p50_ms"), figure("p50_ms")),
+        formatted(figure("p95_ms"), "{:.1f}"),
+        times(formatted(figure("notes_per_s"), "{:.1f}"), figure("notes_per_s"), first.get("notes_per_s")),
+        formatted(figure("train_seconds"), "{:.0f}"),
+    ]
+
+
+def label_table(facts):
+    """Lines: F1 of each run on each label, the published one in brackets."""
+    names, published = facts["runs"], facts["published_labels"]
+    body = []
+    for label, row in facts["per_label"].items():
+        cells = [label, formatted(row.get("Support"), "{:,}")]
+        for name in names:
+            known = published.get(label, {}).get(name)
+            cells.append(
+                formatted(row["F1"].get(name), "{:.3f}") + (f" ({known:.3f})" if known is not None else "")
+            )
+        body.append(cells)
+    return markdown_table(["label", facts["support"], *names], body)

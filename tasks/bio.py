@@ -1,0 +1,162 @@
+"""Tags of words: reading BIO files, decoding the best allowed tag sequence, and a linear-chain CRF.
+
+O is outside any entity, B-TYPE begins one, I-TYPE goes on with it. I-X is allowed only after B-X or I-X.
+"""
+
+import itertools
+import re
+
+import numpy as np
+import torch
+from torch import nn
+
+from cli import BadInput
+from data import open_text, text_lines
+
+TAG = re.compile(r"O|[BI]-\S+")
+DOCUMENT = re.compile(r"-DOCSTART-|#\s*(?:new)?doc\b(?:\W*id\b)?\W*(.*)", re.I)
+FORBIDDEN = -1e4  # the score of a tag where BIO does not allow it
+CRF_SCALE = 100  # Adam moves a weight by about lr per step: scaled, transitions learn 100 times faster
+
+# --- files -----------------------------------------------------------------------------------------
+
+
+def read_bio(path):
+    """Yield (line number, document or None, [words], [tags]) for each sentence of a CoNLL/BIO file.
+
+    The first column is the word, the last its tag; tabs, or else white space, separate them, and blank lines
+    separate sentences. -DOCSTART-, # doc and # newdoc begin a document, other # lines are comments. Raises
+    BadInput that names the line.
+    """
+    file, stream = open_text(path)
+    document, documents, columns = None, 0, None
+    begin, words, tags = 0, [], []
+    for number, line in enumerate(itertools.chain(text_lines(path, stream), [""]), 1):
+        line = line.rstrip("\r\n")
+        fields = line.split("\t") if "\t" in line else line.split()
+
+        # a word and its tag
+        if not _ends_a_sentence(line, fields, columns or 2):
+            columns = columns or len(fields)
+            _check_fields(fields, columns, f"{path}, line {number}")
+            begin = begin if words else number
+            words.append(fields[0])
+            tags.append(fields[-1])
+            continue
+
+        # a blank line, a comment or the beginning of a document
+        if words:
+            yield begin, document, words, tags
+            words, tags = [], []
+        if opens := DOCUMENT.match(line):
+            documents += 1
+            document = opens[1].strip() if opens[1] else f"document {documents}"
+    file.close()
+
+
+def _ends_a_sentence(line, fields, columns):
+    """Whether a line is blank, a comment or the beginning of a document. A word may be # itself: "# O"."""
+    is_word = len(fields) == columns and TAG.fullmatch(fields[-1])
+    return not line.strip() or line.startswith("-DOCSTART-") or (line.startswith("#") and not is_word)
+
+
+def _check_fields(fields, columns, where):
+    if len(fields) != columns or columns < 2:
+        raise BadInput(
+            f"{where}: {len(fields)} columns where there should be {max(columns, 2)}, "
+            "a word first and its tag last"
+        )
+    if not TAG.fullmatch(fields[-1]):
+        raise BadInput(f"{where}: the last column is no BIO tag; it must be O, B-TYPE or I-TYPE")
+
+
+def repair(tags):
+    """(BIO tags, how many I- tags that continue nothing became B-); in IOB1, entities begin with I-."""
+    repaired, last = [], "O"
+    for tag in tags:
+        repaired.append(f"B-{tag[2:]}" if tag[0] == "I" and last[2:] != tag[2:] else tag)
+        last = tag
+    return repaired, sum(old != new for old, new in zip(tags, repaired, strict=True))
+
+
+# --- decoding --------------------------------------------------------------------------------------
+
+
+def allowed(labels):
+    """Which tag may come first, (K,) bool, and which may follow which, (K, K) bool [before, after]."""
+    start = np.array([not label.startswith("I-") for label in labels])
+    after = np.array([[not b.startswith("I-") or a[2:] == b[2:] for b in labels] for a in labels])
+    return start, after
+
+
+def viterbi(emissions, start, transitions):
+    """The tag sequence with the highest total score, as a list of T indices.
+
+    emissions (T, K), start (K,), transitions (K, K) [before, after].
+    """
+    score, back = start + emissions[0], []  # score (K,): of the best path that ends in each tag
+    for emission in emissions[1:]:
+        paths = score[:, None] + transitions  # (before, after)
+        back.append(paths.argmax(0))
+        score = paths.max(0) + emission
+
+    path = [int(score.argmax())]
+    for pointers in reversed(back):
+        path.append(int(pointers[path[-1]]))
+    return path[::-1]
+
+
+def marginals(emissions, start, transitions):
+    """Probability of each tag of each word over all tag sequences, (T, K), by forward-backward."""
+    forward, backward = ([start + emissions[0]], [np.zeros_like(start)])  # log sums over paths, (K,) each
+    for emission in emissions[1:]:
+        forward.append(np.logaddexp.reduce(forward[-1][:, None] + transitions, axis=0) + emission)
+    for emission in emissions[:0:-1]:
+        backward.append(np.logaddexp.reduce(transitions + emission + backward[-1], axis=1))
+
+    total = np.array(forward) + np.array(backward[::-1])  # (T, K)
+    return np.exp(total - np.logaddexp.reduce(total, axis=1, keepdims=True))
+
+
+# --- the CRF ---------------------------------------------------------------------------------------
+
+
+class CRF(nn.Module):
+    """Learnt scores of the first tag and of one tag after another: p(y|x) = exp(score(x, y)) / Z.
+
+    score(x, y) = sum_t e_t(y_t) + s(y_t-1, y_t): a linear-chain CRF (Lafferty et al., 2001). What BIO does
+    not allow keeps a score of -1e4.
+    """
+
+    def __init__(self, labels):
+        super().__init__()
+        start, after = (torch.from_numpy(np.where(ok, 0.0, FORBIDDEN)).float() for ok in allowed(labels))
+        self.register_buffer("forbidden_start", start, persistent=False)
+        self.register_buffer("forbidden", after, persistent=False)
+        self.start = nn.Parameter(torch.zeros_like(start))
+        self.transitions = nn.Parameter(torch.zeros_like(after))
+
+    def scores(self):
+        """(start (K,), transitions (K, K) [before, after])."""
+        return (self.start * CRF_SCALE + self.forbidden_start, self.transitions * CRF_SCALE + self.forbidden)
+
+    def log_likelihood(self, emissions, tags, mask, begins=None):
+        """log p of each tag sequence, (B,): emissions (B, T, K), tags (B, T), mask (B, T) bool, left-aligned.
+
+        begins (B,) bool: whether a row begins its sentence (None = all do); another may begin with any tag.
+        """
+        start, transitions = self.scores()
+        start = start.expand(len(tags), -1) if begins is None else torch.where(begins[:, None], start, 0.0)
+        emissions, lengths = emissions.float(), mask.sum(1)
+
+        # the score of the given path, (B,)
+        chosen = emissions.gather(2, tags[..., None])[..., 0]  # (B, T)
+        steps = transitions[tags[:, :-1], tags[:, 1:]]  # (B, T - 1)
+        path = (chosen * mask).sum(1) + start.gather(1, tags[:, :1])[:, 0] + (steps * mask[:, 1:]).sum(1)
+
+        # log Z, the sum over all paths
+        score = start + emissions[:, 0]  # (B, K)
+        for t in range(1, int(lengths.max())):
+            further = torch.logsumexp(score[:, :, None] + transitions, dim=1) + emissions[:, t]  # (B, K)
+            score = torch.where(mask[:, t, None], further, score)
+        return path - torch.logsumexp(score, dim=1)

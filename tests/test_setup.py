@@ -1,0 +1,240 @@
+"""Set-up: which Python the shell scripts take, and that they work from any folder."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+import files
+from cli import Parser
+from conftest import ROOT
+from run.arguments import main, parse
+from tasks import TASKS, demo
+
+SCRIPTS = ("run_all.sh", "run_trials.sh", "run_tests.sh")
+
+
+def pins():
+    """{package: version} of requirements.txt."""
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    return dict(line.split("==") for line in lines if line and not line.startswith("#"))
+
+
+def project():
+    """The [project] table of pyproject.toml."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def bash(*words, cwd, **environment):
+    """The finished process of bash, which finds this Python as python3."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, **environment}
+    return subprocess.run(
+        ["bash", *map(str, words)], cwd=cwd, env=environment, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, "env.sh", ".ci/run"])
+def test_bash_reads_the_scripts(script):
+    subprocess.run(["bash", "-n", script], cwd=ROOT, check=True)
+
+
+def test_every_requirement_is_pinned_and_the_pins_lie_in_the_ranges():
+    assert "run_tests.sh" in (ROOT / ".ci/run").read_text()
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    assert all("==" in line for line in lines if line and not line.startswith("#"))
+    extras = project()["optional-dependencies"]
+    peers = dict(
+        line.split("==")
+        for line in (ROOT / "requirements-peers.txt").read_text().splitlines()
+        if not line.startswith("#")
+    )
+    ours = [
+        *project()["dependencies"],
+        *(line for name in extras if name != "peers" for line in extras[name]),
+    ]
+    for pinned, ranges in ((pins(), ours), (peers, extras["peers"])):
+        ranges = [Requirement(line) for line in ranges]
+        assert {package.name for package in ranges} == pinned.keys()
+        assert all(package.specifier.contains(pinned[package.name]) for package in ranges)
+
+
+# --- which Python
+
+
+def installed(folder, versions):
+    """A folder in which packages seem to be installed: at the pins, except for these versions."""
+    for name, version in {**pins(), **versions}.items():
+        place = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+        place.mkdir(parents=True)
+        (place / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    return folder
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A folder with what env.sh reads."""
+    folder = tmp_path / "a checkout"
+    folder.mkdir()
+    for name in ("env.sh", "requirements.txt", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+def make_venv(checkout, **versions):
+    """A .venv/bin/python that has these versions until its pip installs something, then the pins."""
+    interpreter = checkout / ".venv/bin/python"
+    site = installed(checkout / ".venv/site", versions)
+    installed(checkout / ".venv/site-pinned", {})
+    interpreter.parent.mkdir()
+    interpreter.write_text(f"""#!/bin/sh
+case "$3" in # python -m pip --version, python -m pip install ...
+  --version) exit ;;
+  install) rm -r "{site}" && mv "{site}-pinned" "{site}" && exit ;;
+esac
+PYTHONPATH="{site}" exec "{sys.executable}" "$@"
+""")
+    interpreter.chmod(0o755)
+
+
+@pytest.fixture
+def choose(checkout, tmp_path_factory):
+    """choose(*words, **versions) -> (lines of env.sh, Python it takes), where python3 has these versions, else the pins."""
+
+    def call(*words, **versions):
+        folder = tmp_path_factory.mktemp("elsewhere")
+        command = 'set -euo pipefail; source "$0" "$@"; echo "$python"'
+        site = installed(folder / "site", versions)
+        done = bash("-c", command, checkout / "env.sh", *words, cwd=folder, PYTHONPATH=str(site))
+        assert done.returncode == 0 and not done.stderr, done.stderr
+        *lines, python = done.stdout.splitlines()
+        return lines, python.removeprefix(f"{checkout}/")
+
+    return call
+
+
+def test_a_python_with_the_pins_is_taken_without_a_word(choose):
+    assert choose("ranges", "plots", "tests") == ([], "python3")
+    assert choose("pins", "plots", "tests", "style", torch="2.13.0+cpu") == ([], "python3")
+
+
+def test_a_python_in_the_ranges_is_taken_and_named_in_one_line(choose):
+    lines, python = choose("ranges", "plots", torch="2.14.0", transformers="5.20.0")
+    assert python == "python3"
+    assert lines == [
+        "note: running with torch 2.14.0, transformers 5.20.0; "
+        f"the published results used torch {pins()['torch']}, transformers {pins()['transformers']}"
+    ]
+
+
+def test_what_a_script_does_not_need_may_be_missing_or_any_version(choose):
+    assert choose("ranges", "plots", peft="0.1", seqeval="0.1", pytest="1.0", ruff="0.1") == ([], "python3")
+    assert choose("ranges", "plots", matplotlib="3.9.0") == ([], "python3")  # decides no result
+
+
+def test_a_venv_with_the_pins_is_taken_before_a_python_in_the_ranges(choose, checkout):
+    make_venv(checkout)
+    assert choose("ranges", transformers="5.20.0") == ([], ".venv/bin/python")
+
+
+@pytest.mark.parametrize(
+    "words, versions",
+    [
+        (("ranges",), {"transformers": "4.57.6"}),
+        (("ranges",), {"numpy": "3.0.0"}),
+        (("ranges", "plots"), {"matplotlib": "1.0"}),
+        (("ranges", "tests"), {"pytest": "1.0"}),
+        (("pins",), {"numpy": "2.4.5"}),
+    ],
+)
+def test_otherwise_the_venv_is_brought_to_the_pins(choose, checkout, words, versions):
+    make_venv(checkout, torch="2.0.0")
+    lines, python = choose(*words, **versions)
+    assert python == ".venv/bin/python" and len(lines) == 1 and "installing requirements.txt" in lines[0]
+    assert choose(*words, **versions) == ([], ".venv/bin/python")
+
+
+# --- the scripts, from another folder
+
+
+def test_the_scripts_explain_themselves(tmp_path):
+    for script in ("run_all.sh", "run_trials.sh"):
+        done = bash(ROOT / script, "--epochs", "1", "--help", cwd=tmp_path)
+        assert done.returncode == 0 and f"bash {script}" in done.stdout and "env.sh" not in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_shell_scripts_read_arguments_as_train_py_does(capsys, tmp_path):
+    (tmp_path / "x.args").write_text("--task=mlm\n--epochs=1\n--out=results/x\n")
+    main(["--show", "given techniques out data", "--", "--task", "mlm", "--overwrite"])
+    assert capsys.readouterr().out.splitlines() == ["task overwrite", "base lora", "results/mlm", "demo"]
+    main(["--show", "given out text_columns", "--task", "trials", "--"])
+    assert capsys.readouterr().out.splitlines() == ["", "results/trials", ""]
+    if not Parser().fromfile_prefix_chars:
+        pytest.skip("this parser reads no @file")
+    main(["--show", "given techniques out", "--", f"@{tmp_path}/x.args", "--out", "y"])
+    assert capsys.readouterr().out.splitlines() == ["task out epochs", "base lora", "y"]
+
+
+def test_every_task_names_techniques_that_exist():
+    for name, task in TASKS.items():
+        assert task.techniques[0] == "base"
+        for technique in task.techniques:
+            parse(["--task", name, "--technique", technique])
+
+
+@pytest.mark.parametrize(
+    "script, words, message",
+    [
+        ("run_all.sh", ["--technique", "base"], "TECHNIQUES"),
+        ("run_all.sh", ["--name", "mine"], "TECHNIQUES"),
+        ("run_all.sh", ["--task", "sentiment"], "no such task"),
+        ("run_all.sh", ["--epochs", "many"], "--epochs"),
+        ("run_trials.sh", ["--task", "ner"], "sets --task itself"),
+        ("run_trials.sh", ["--out"], "--out"),
+    ],
+)
+def test_bad_arguments_end_in_one_line_before_anything_runs(script, words, message, tmp_path):
+    refused = bash(ROOT / script, *words, cwd=tmp_path)
+    assert refused.returncode == 2 and not list(tmp_path.iterdir())
+    lines = [line for line in refused.stderr.splitlines() if not line.startswith("warning:")]
+    assert len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0]
+
+
+def test_run_all_trains_reports_and_keeps_what_is_finished(arguments, small, tmp_path):
+    notes, model = (
+        shutil.copy(small[0], tmp_path / "notes.csv"),
+        shutil.copytree(small[1], tmp_path / "model"),
+    )
+    call = [*arguments, "--epochs", "1", "--data", notes.name, "--model", model.name]
+    first = bash(ROOT / "run_all.sh", *call, cwd=tmp_path, TECHNIQUES="base pruning")
+    out = tmp_path / "results/symptoms"
+    assert first.returncode == 0, first.stderr
+    assert (out / "results.md").exists() and (out / "accuracy_latency.png").exists(), first.stderr
+    again = bash(ROOT / "run_all.sh", *call, cwd=tmp_path, TECHNIQUES="base pruning")
+    assert again.stdout.count("finished already") == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"notes.csv", "model", "results"}
+
+
+def test_run_trials_stands_plain_and_adapted_side_by_side(tmp_path):
+    data, model = demo.make(tmp_path / "demo", "trials", notes=300, hidden=32, layers=2)
+    call = ["--data", data, f"--model={model}", "--epochs", "1", "--max-length", "32", "--out", "out"]
+    environment = {"TEXT": "demo/trials.csv", "MLM": "--epochs 1 --block-size 32"}
+    done = bash(ROOT / "run_trials.sh", *call, cwd=tmp_path, **environment)
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "out/results.md").read_text()
+    assert "| base |" in text and "| adapted |" in text
+    assert "adapted was trained with another model" in text
+    assert files.read_json(tmp_path / "out/mlm/lora/run.json")["arguments"]["data"] == "demo/trials.csv"
+
+
+def test_run_tests_works_from_another_folder(tmp_path):
+    words = ["--ignore-glob=*/test_[!h]*", "-k", "rules_see", "--junitxml=report.xml"]
+    done = bash(ROOT / "run_tests.sh", *words, cwd=tmp_path)
+    assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout + done.stderr
+    assert (tmp_path / "report.xml").exists()
