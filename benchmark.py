@@ -13,6 +13,7 @@ down slows them all; a results directory gets benchmark.csv. The input is random
 it needs no notes, and time does not depend on the words.
 """
 
+import argparse
 import contextlib
 import shlex
 from importlib.util import find_spec
@@ -232,6 +233,14 @@ def run_line(row, first):
 # --- the command line -----------------------------------------------------------------------------
 
 
+def split_words(text):
+    """An argparse type: the words of a command line."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be read as arguments: {error}") from None
+
+
 def benchmark_arguments(argv):
     """Parsed arguments; --training as a list of words for each time it is given."""
     parser = Parser(prog="benchmark.py", description=__doc__.splitlines()[0])
@@ -242,7 +251,7 @@ def benchmark_arguments(argv):
     add(
         "--training",
         action="append",
-        type=shlex.split,
+        type=split_words,
         help="train.py's arguments that name notes and model; can be repeated (the demonstration)",
     )
     add(

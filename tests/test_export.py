@@ -18,9 +18,8 @@ def test_onnx_answers_as_pytorch_does(technique, runs, tmp_path, capsys):
     pytest.importorskip("onnxruntime")
     out = tmp_path / "model.onnx"
     export.main([str(runs / technique), "--onnx", str(out)])
-    assert "same answer 100.00%" in capsys.readouterr().out and [
-        path.name for path in tmp_path.iterdir()
-    ] == ["model.onnx"]
+    assert "same answer 100.00%" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
     run, call = checkpoint.load(runs / technique), onnx_file.session(out)
     for batch, length in ((1, 5), (7, 40)):
         ids = torch.randint(5, 100, (batch, length))
@@ -49,44 +48,27 @@ def test_onnx_int8_and_what_has_no_onnx_form(runs, tmp_path, refuses, capsys, mo
     dense, small = tmp_path / "a.onnx", tmp_path / "b.onnx"
     export.main([str(runs / "base"), "--onnx", str(dense), "--count", "8"])
     export.main([str(runs / "base"), "--onnx", str(small), "--int8", "--count", "8"])
-    assert (
-        small.stat().st_size < 0.8 * dense.stat().st_size
-        and "int8: largest logit difference" in capsys.readouterr().out
-    )
-    assert "holds torch's int8 layers" in refuses(
-        export.main, [runs / "quantization", "--onnx", tmp_path / "c.onnx"]
-    )
+    assert small.stat().st_size < 0.8 * dense.stat().st_size
+    assert "int8: largest logit difference" in capsys.readouterr().out
+    line = refuses(export.main, [runs / "quantization", "--onnx", tmp_path / "c.onnx"])
+    assert "holds torch's int8 layers" in line
     run = checkpoint.load(runs / "base")
     encoded = run.task.encode([run.task.example("1", "fever")], run.tokenizer, 16, progress=False)
-    assert np.isnan(
-        export.compare(
-            onnx_file.Logits(run.model, True), lambda ids, mask: np.full((len(ids), 5), np.nan), encoded, 0
-        )[0]
-    )
+    ours = onnx_file.Logits(run.model, True)
+    largest, _ = export.compare(ours, lambda ids, mask: np.full((len(ids), 5), np.nan), encoded, 0)
+    assert np.isnan(largest)
     monkeypatch.setattr(export, "TOLERANCE", -1.0)
     assert "nothing was written" in refuses(export.main, [runs / "base", "--onnx", tmp_path / "c.onnx"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.onnx", "b.onnx"]
 
 
-def test_notes_to_check_with_come_from_the_runs_own_validation_file(
-    small, arguments, tmp_path, capsys, refuses
-):
+def test_a_validation_file_of_the_runs_own_is_named(small, arguments, tmp_path, capsys, refuses):
     with open(small[0], newline="", encoding="utf-8") as table:
         header, *rows = csv.reader(table)
     own = write_notes(tmp_path / "own.csv", rows[300:], header)
     notes = write_notes(tmp_path / "notes.csv", rows[:300], header)
-    call = [
-        *arguments,
-        "--data",
-        str(notes),
-        "--validation",
-        str(own),
-        "--epochs",
-        "1",
-        "--out",
-        str(tmp_path / "out"),
-    ]
-    train.main(call)
+    call = ["--data", str(notes), "--validation", str(own), "--epochs", "1", "--out", str(tmp_path / "out")]
+    train.main([*arguments, *call])
     run = checkpoint.load(tmp_path / "out" / "base")
     examples, file = export.validation_notes(run, tmp_path / "out" / "base", 8)
     assert file == str(own) and {example.row_id for example in examples} <= {row[0] for row in rows[300:]}
