@@ -94,8 +94,8 @@ class Pruning(Technique):
         "--keep-neurons": {"type": number(int, 0, 10**6), "default": 0,
             "help": "neurons to keep in each layer, instead of --target-macs (0 = all)"},
         "--importance": {"choices": ("fisher", "magnitude"), "default": "fisher",
-            "help": "worth of a head or a neuron: what the loss would rise by without it (fisher), or the "
-                    "size of its weights (fisher)"},
+            "help": "worth of a head or a neuron: fisher = what the loss would rise by without it, "
+                    "magnitude = the size of its weights (fisher)"},
         "--keep-layers": {"type": number(int, 0, 10**4), "default": 0,
             "help": "also drop layers: how many to keep, from the base run (0 = all)"},
         **LAYER_CHOICE, **TARGET_MACS, **CALIBRATION_NOTES,

@@ -1,10 +1,13 @@
 """Each technique against a reference implementation, and each printed claim against the model."""
 
 import copy
+import json
 import re
 
 import pytest
 import torch
+from peft import PeftModel
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils import prune
 from transformers import (
@@ -19,6 +22,7 @@ from transformers import (
 import compress
 from cli import BadInput
 from compress.distillation import Distillation, hidden_loss, kd_loss
+from compress.lora import LoRA
 from compress.lowrank import LowRank, LowRankLinear, break_even_rank, energy_rank
 from compress.pruning import Pruning, cubic, global_masks, magnitude_mask
 from compress.quantization import (
@@ -32,8 +36,9 @@ from compress.quantization import (
     quantize_linears,
     rounded_product,
 )
-from compress.student import spaced_layers
+from compress.student import keep_layers, spaced_layers
 from layers import encoder_linears, trainable_copy
+from run.arguments import build_parser
 from tasks.task import Task
 
 CONFIG = BertConfig(
@@ -44,6 +49,28 @@ CONFIG = BertConfig(
     intermediate_size=64,
     num_labels=3,
 )
+
+
+SIZE = {"vocab_size": 50, "hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
+        "intermediate_size": 64, "num_labels": 3, "pad_token_id": 0}  # fmt: skip
+FAMILIES = {  # model type: what its config needs besides
+    "bert": {},
+    "roberta": {},
+    "electra": {"embedding_size": 16},
+    "distilbert": {"dim": 48, "n_layers": 4, "n_heads": 4, "hidden_dim": 64},
+    "mpnet": {},
+    "albert": {"embedding_size": 16},
+    "modernbert": {"eos_token_id": 1, "bos_token_id": 2, "cls_token_id": 2, "sep_token_id": 1},
+    "deberta-v2": {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
+    "gpt2": {"n_embd": 48, "n_layer": 4, "n_head": 4},
+}
+
+
+def tiny(kind):
+    """A model of a family, of random weights, with three labels."""
+    torch.manual_seed(6)
+    config = AutoConfig.for_model(kind, **{**SIZE, **FAMILIES[kind]})
+    return AutoModelForSequenceClassification.from_config(config).eval()
 
 
 @pytest.fixture
@@ -262,17 +289,7 @@ def test_other_encoders_shrink_too_or_are_named():
     technique.task = Task()
     student = technique.prepare(trainable_copy(teacher))
     assert student.config.n_layers == 1 and len(student.distilbert.transformer.layer) == 1
-    albert = AutoConfig.for_model(
-        "albert",
-        hidden_size=32,
-        embedding_size=16,
-        num_attention_heads=2,
-        intermediate_size=64,
-        vocab_size=50,
-    )
-    from transformers import AlbertForSequenceClassification
-
-    shared = AlbertForSequenceClassification(albert)
+    shared = tiny("albert")
     with pytest.raises(BadInput, match="Albert.*--student"):
         Distillation(teacher=shared).prepare(trainable_copy(shared))
 
@@ -345,29 +362,7 @@ def test_chain_runs_left_to_right_and_rebuilds(model, batch):
 
 @pytest.mark.parametrize("kind", ["roberta", "distilbert", "electra", "deberta-v2", "mpnet", "modernbert"])
 def test_other_encoders_go_through_the_whole_chain(kind, batch):
-    own = {
-        "distilbert": {"dim": 32, "n_layers": 4, "n_heads": 2, "hidden_dim": 64},
-        "modernbert": {
-            "pad_token_id": 0,
-            "eos_token_id": 1,
-            "bos_token_id": 2,
-            "cls_token_id": 2,
-            "sep_token_id": 1,
-        },
-        "deberta-v2": {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
-    }
-    size = {
-        "vocab_size": 50,
-        "hidden_size": 32,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 2,
-        "intermediate_size": 64,
-        "num_labels": 3,
-    }
-    torch.manual_seed(6)
-    model = AutoModelForSequenceClassification.from_config(
-        AutoConfig.for_model(kind, **{**size, **own.get(kind, {})})
-    )
+    model = tiny(kind)
     chain = compress.build(
         compress.parse_chain("distillation+lowrank+pruning+quantization"), {"rank": 4}, teacher=model
     )
@@ -387,7 +382,7 @@ def test_other_encoders_go_through_the_whole_chain(kind, batch):
             "no technique 'shrink'; there are base, distillation, lora, lowrank, pruning, quantization",
         ),
         ("base+pruning", "base is no technique"),
-        ("quantization+pruning", "in this order: distillation < lora < lowrank < pruning < quantization"),
+        ("quantization+pruning", f"in this order: {' < '.join(list(compress.TECHNIQUES)[1:])}"),
         ("pruning+pruning", "each technique once"),
     ],
 )
@@ -397,11 +392,8 @@ def test_nonsense_is_refused(names, message):
 
 
 def test_a_model_without_linear_layers_is_named():
-    from transformers import GPT2Config, GPT2ForSequenceClassification
-
-    gpt = GPT2ForSequenceClassification(GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2))
     with pytest.raises(BadInput, match="GPT2ForSequenceClassification has no nn.Linear"):
-        Pruning().prepare(gpt)
+        Pruning().prepare(tiny("gpt2"))
 
 
 def test_training_rounds_as_int8_does_and_gradients_pass(model, batch, capsys):
@@ -423,3 +415,303 @@ def test_training_rounds_as_int8_does_and_gradients_pass(model, batch, capsys):
     model = technique.finish(model)
     assert sum(is_int8(module) for module in model.modules()) == 26
     assert not any("forward" in m.__dict__ or isinstance(m, RoundedLinear) for m in model.modules())
+
+
+# --- what scripts ask of techniques
+
+
+def flags(*words):
+    """Parsed arguments."""
+    return build_parser().parse_args([str(word) for word in words])
+
+
+def test_a_technique_of_ones_own_goes_by_its_key(model, batch, monkeypatch, capsys):
+    class Softer(Distillation):
+        def soft_loss(self, student, teacher):
+            return (student - teacher).square().mean()
+
+    class Thin(LowRank):
+        pass
+
+    monkeypatch.setitem(compress.TECHNIQUES, "softer", Softer)
+    monkeypatch.setitem(compress.TECHNIQUES, "thin", Thin)
+    assert compress.needs(["softer"]) == {"teacher", "calibration"}
+    assert not compress.starts_from_base(["softer"], flags())
+    chain = compress.build(["softer"], vars(flags("--alpha", 0)), teacher=model)
+    chain.task = Task()
+    student = chain.prepare(trainable_copy(model)).eval()
+    assert chain.name == "softer" and "softer: student of 2 layers" in capsys.readouterr().out
+    outputs = chain.task.forward(student, batch)
+    assert chain.loss(student, batch, outputs).equal((outputs.logits - logits(model, batch)).square().mean())
+    with pytest.raises(BadInput, match="distillation and softer each have a loss of their own"):
+        compress.check_order(["distillation", "softer"])
+
+    chain = compress.build(["thin"], {"rank": 4})
+    small = chain.prepare(model)
+    assert (
+        [facts["technique"] for facts in chain.describe()] == ["thin"] == compress.changed(chain.describe())
+    )
+    again = compress.rebuild(BertForSequenceClassification(CONFIG), chain.describe())
+    assert again.state_dict().keys() == small.state_dict().keys()
+    with pytest.raises(BadInput, match="lora freezes the weights that thin would change"):
+        compress.check_order(["lora", "thin"])
+
+
+@pytest.mark.parametrize(
+    "names, words, base, trains",
+    [
+        ("base", "", False, True),
+        ("pruning", "", False, True),
+        ("pruning", "--structured", True, True),
+        ("pruning", "--keep-layers 1", True, True),
+        ("lowrank", "--activation-aware", False, True),
+        ("lowrank", "--activation-aware --target-macs 0.5", True, True),
+        ("quantization", "", True, False),
+        ("quantization", "--qat", True, True),
+        ("lowrank+quantization", "", False, True),
+        ("lora+quantization", "--qat", True, True),
+        ("distillation+quantization", "--qat", False, True),
+        ("distillation+pruning", "--structured", False, True),
+    ],
+)
+def test_techniques_say_what_they_start_from(names, words, base, trains):
+    parts, options = compress.parse_chain(names), flags(*words.split())
+    assert compress.starts_from_base(parts, options) == base and compress.trains(parts, options) == trains
+    assert compress.starts_from(parts, options) is None
+
+
+def test_only_distillation_starts_from_another_checkpoint():
+    options = flags("--student", "small")
+    found = {name: compress.starts_from([name], options) for name in compress.TECHNIQUES}
+    assert {name for name, source in found.items() if source} == {"distillation"}
+    assert compress.starts_from(["distillation", "quantization"], options) == "small"
+
+
+def test_int8_is_for_the_cpu_and_the_end():
+    for name in compress.TECHNIQUES:
+        facts = [{"technique": "pruning"}, {"technique": name}]
+        assert compress.cpu_only(facts) == compress.final(facts) == (name == "quantization")
+    assert not compress.cpu_only([]) and not compress.final([])
+
+
+@pytest.mark.parametrize(
+    "names, words, message",
+    [
+        (
+            "pruning",
+            "--keep-heads 1",
+            "--keep-heads: takes heads and neurons out, so it goes with --structured",
+        ),
+        ("pruning", "--keep-neurons 16", "--keep-neurons: takes heads"),
+        ("pruning", "--target-macs 0.5", "--target-macs: takes heads"),
+        ("distillation+pruning", "--target-macs 0.5", "--target-macs: takes heads"),
+        ("distillation", "--student x --student-width 16", "--student: its head has learnt nothing yet"),
+        ("distillation", "--student x --layer-choice best", "leave --student-width and --layer-choice out"),
+        ("lowrank+pruning", "--target-macs 0.5", None),
+        ("pruning", "--target-macs 0.5 --structured --keep-heads 0", None),
+        ("lowrank", "--keep-heads 1", None),
+        ("distillation", "--student x", None),
+        *((name, "", None) for name in compress.TECHNIQUES),
+    ],
+)
+def test_flags_that_do_not_go_together_are_refused(names, words, message):
+    parts, options = compress.parse_chain(names), flags(*words.split())
+    if message is None:
+        compress.check(parts, options)
+    else:
+        with pytest.raises(BadInput, match=re.escape(message)):
+            compress.check(parts, options)
+
+
+@pytest.mark.parametrize("name", compress.TECHNIQUES)
+def test_every_flag_says_its_default(name):
+    for flag, words in compress.TECHNIQUES[name].OPTIONS.items():
+        default = words.get("default")
+        named = (
+            "off"
+            if default is None or default is False
+            else f"{default:g}"
+            if words.get("type")
+            else str(default)
+        )
+        said = words["help"][words["help"].rindex("(") :] if "(" in words["help"] else ""
+        assert said.endswith(")") and (default is None or named in said), (flag, words["help"])
+
+
+# --- encoders of other families
+
+WAYS = (  # each technique and its different ways, as on the command line
+    "base",
+    "distillation",
+    "distillation --layer-choice best",
+    "distillation --student-width 24",
+    "distillation --hidden-weight 1",
+    "distillation --attention-weight 1",
+    "distillation --student x --hidden-weight 1",
+    "lora",
+    "lora --lora-keep",
+    "lowrank --rank 4",
+    "lowrank --energy 0.5",
+    "lowrank --activation-aware --target-macs 0.5",
+    "pruning",
+    "pruning --nm 2:4",
+    "pruning --structured",
+    "pruning --keep-layers 2",
+    "quantization",
+    "quantization --qat",
+)
+REFUSED = (  # (families, ways, why)
+    (
+        ("albert",),
+        ("pruning --structured", "pruning --keep-layers 2"),
+        "Albert.* has no list of 4 .*; quantization, lowrank, lora and pruning by --sparsity work on it",
+    ),
+    (
+        ("albert",),
+        [way for way in WAYS if way.startswith("distillation") and "--student x" not in way],
+        "Albert.* has no list of 4 .*; to distil it, give a smaller checkpoint with --student",
+    ),
+    (
+        ("mpnet", "modernbert", "deberta-v2", "gpt2"),
+        ("pruning --structured", "distillation --student-width 24"),
+        "does not know the layers of .*; give a model with the layers of BERT or DistilBERT",
+    ),
+    (
+        ("mpnet", "modernbert", "deberta-v2", "gpt2"),
+        ("distillation --attention-weight 1",),
+        "does not know the layers of .*; use --hidden-weight instead",
+    ),
+    (
+        ("gpt2",),
+        [way for way in WAYS if way.startswith(("lora", "lowrank", "pruning")) and "structured" not in way],
+        "GPT2.* has no nn.Linear in its encoder, so there is nothing to compress; choose a BERT-like model",
+    ),
+)
+
+
+def through(way, kind, batch):
+    """Two steps of a technique on a tiny model of a family, in bf16; what is saved loads again."""
+    name, *words = way.split()
+    options, model = flags(*words), tiny(kind)
+    parts = compress.parse_chain(name)
+    taught = "teacher" in compress.needs(parts)
+    supplied = {"teacher": model, "calibration": lambda notes: [batch], "fresh": []}
+    chain = compress.build(parts, vars(options), **supplied)
+    chain.task = Task()
+    copied = taught and not compress.starts_from(parts, options)
+    small = chain.prepare(trainable_copy(model) if copied else tiny(kind))
+
+    optimizer = torch.optim.AdamW([p for p in small.parameters() if p.requires_grad], lr=0.01)
+    for step in range(2):
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs = chain.task.forward(small, batch)
+            loss = chain.loss(small, batch, outputs)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        chain.after_step(small, (step + 1) / 2)
+
+    small = chain.finish(small).eval()
+    config = type(small.config).from_dict(small.config.to_dict())
+    again = compress.rebuild(AutoModelForSequenceClassification.from_config(config), chain.describe()).eval()
+    load_plain_state(again, plain_state(small))
+    assert torch.allclose(logits(again, batch), logits(small, batch), atol=1e-6)
+
+
+def without_padding_ids(batch):
+    """The batch with token 0 where it is padded, and nowhere else."""
+    return {**batch, "input_ids": batch["input_ids"].clamp(min=3) * batch["attention_mask"]}
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("way", WAYS)
+def test_every_technique_works_on_every_family_or_says_why_not(kind, way, batch):
+    reasons = [why for kinds, ways, why in REFUSED if kind in kinds and way in ways]
+    if reasons:
+        with pytest.raises(BadInput, match=reasons[0]):
+            through(way, kind, without_padding_ids(batch))
+    else:
+        through(way, kind, without_padding_ids(batch))
+
+
+def test_no_technique_is_left_out():
+    assert {way.split()[0] for way in WAYS} == set(compress.TECHNIQUES)
+
+
+def test_layers_that_cannot_stand_alone_are_named():
+    with pytest.raises(BadInput, match="ModernBert.* cannot be built of layers 1, 2 alone; .*--layer-choice"):
+        keep_layers(tiny("modernbert"), [1, 2])
+
+
+def test_a_decoder_without_its_other_layers_is_the_model_of_its_config(batch):
+    teacher = tiny("gpt2")
+    student = Distillation(teacher=teacher, student_layers=2)
+    student.task = Task()
+    small = student.prepare(trainable_copy(teacher)).eval()
+    assert [block.attn.layer_idx for block in small.transformer.h] == [0, 1]
+    again = type(teacher)(type(teacher.config).from_dict(small.config.to_dict())).eval()
+    again.load_state_dict(small.state_dict())
+    inputs = without_padding_ids(batch)
+    assert logits(again, inputs).equal(logits(small, inputs))
+
+
+LORA_TARGETS = {
+    "bert": ["query", "value"],
+    "albert": ["query", "value"],
+    "distilbert": ["q_lin", "v_lin"],
+    "mpnet": ["q", "v"],
+    "modernbert": ["Wqkv"],
+    "deberta-v2": ["query_proj", "value_proj"],
+}
+
+
+@pytest.mark.parametrize("kind", LORA_TARGETS)
+def test_lora_finds_queries_and_values_and_peft_loads_the_adapter(kind, batch, tmp_path, capsys):
+    inputs = without_padding_ids(batch)
+    original = tiny(kind)
+    original.save_pretrained(tmp_path / "model")
+    technique = LoRA(source=str(tmp_path / "model"), lora_rank=2)
+    ours = technique.prepare(original)
+    assert f"Linear ({', '.join(LORA_TARGETS[kind])}), trainable" in capsys.readouterr().out
+    assert technique.names and {name.rpartition(".")[2] for name in technique.names} == set(
+        LORA_TARGETS[kind]
+    )
+    ours = technique.finish(steps(technique, ours, inputs, 2)).eval()
+
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    for path, content in technique.files().items():
+        if path.endswith(".json"):
+            (tmp_path / path).write_text(json.dumps(content))
+        else:
+            save_file({name: tensor.contiguous() for name, tensor in content.items()}, tmp_path / path)
+    base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
+    assert not torch.allclose(logits(base.eval(), inputs), logits(ours, inputs), atol=1e-3)
+    theirs = PeftModel.from_pretrained(base, folder).eval()
+    assert torch.allclose(logits(theirs, inputs), logits(ours, inputs), atol=1e-5)
+
+
+def test_lora_takes_an_explicit_list_and_names_what_it_does_not_find():
+    technique = LoRA(lora_targets="Wo, Wi")
+    technique.prepare(tiny("modernbert"))
+    assert {name.rpartition(".")[2] for name in technique.names} == {"Wo", "Wi"}
+    odd = tiny("bert")
+    for layer in odd.bert.encoder.layer:
+        del layer.attention.self.key
+    with pytest.raises(BadInput, match="--lora-targets: does not know .* BertForSequenceClassification"):
+        LoRA().prepare(odd)
+
+
+def test_rounding_in_training_keeps_names_and_masks(model, batch):
+    before = model.state_dict().keys()
+    chain = compress.build(["pruning", "quantization"], {"qat": True, "sparsity": 0.5})
+    chain.task = Task()
+    rounded = chain.prepare(model)
+    assert sum(isinstance(m, RoundedLinear) for m in rounded.modules()) == 26
+    assert {name for name in rounded.state_dict() if "pruning_mask" not in name} == before
+    assert sum("pruning_mask" in name for name in rounded.state_dict()) == 25
+    rounded = steps(chain, rounded, batch, 2)
+    weight = rounded.bert.encoder.layer[0].output.dense.weight
+    assert (weight == 0).float().mean() == 0.5
+    chain.finish(rounded)
+    assert chain.describe()[0]["zeros"] == round(chain.describe()[0]["weights"] / 2)

@@ -173,10 +173,8 @@ def test_a_structured_run_is_smaller_and_is_rebuilt(runs, arguments, tmp_path, w
     printed = capsys.readouterr().out
     run = checkpoint.load(tmp_path / "pruning+quantization")
     facts = run.compression[0]
-    assert (
-        f"heads {'/'.join(map(str, facts['heads']))} of 2, neurons {'/'.join(map(str, facts['neurons']))} of 64"
-        in printed
-    )
+    heads, neurons = ("/".join(map(str, facts[kind])) for kind in ("heads", "neurons"))
+    assert f"heads {heads} of 2, neurons {neurons} of 64" in printed
     base, ours = (
         checkpoint.sizes(path) for path in (runs / "quantization", tmp_path / "pruning+quantization")
     )
@@ -287,7 +285,7 @@ def test_sensitivities_are_mean_squared_gradients_over_real_tokens(model, batch)
     ours = sensitivities(model, names, lambda b: task.loss(model, b, task.forward(model, b)), [batch, batch])
     for name in names:
         seen, squares = {}, 0.0
-        handle = model.get_submodule(name).register_forward_hook(lambda _, __, y: seen.update(y=y))
+        handle = model.get_submodule(name).register_forward_hook(lambda _, __, y, seen=seen: seen.update(y=y))
         for note in range(6):
             one = {key: value[note : note + 1] for key, value in batch.items()}
             loss = task.loss(model, one, task.forward(model, one))
