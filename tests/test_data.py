@@ -1,9 +1,8 @@
-"""Reading, labelling, folding, splitting and batching."""
+"""Reading, folding, splitting, token ids and batching."""
 
 import csv
 import gzip
 import io
-import re
 import shlex
 import subprocess
 import sys
@@ -13,12 +12,11 @@ import pytest
 from transformers import AutoTokenizer
 
 from cli import BadInput
-from conftest import ROOT, write_notes
+from conftest import ROOT
 from data import (
     SPLITS,
     Note,
     Table,
-    balance,
     collate,
     digest,
     encode,
@@ -30,10 +28,7 @@ from data import (
 )
 from files import write_csv
 from run.cache import cached, encoding_key
-from tasks.symptoms import LEXICON, SYMPTOMS, Symptoms, first_match
-
-WORDS = ["no", "edema", "edematous", "pain", "painless", "cough", "fever", "bleeding", "non-bleeding", "chest", "pain,", "Fever."]
-
+from tasks.symptoms import Symptoms
 
 SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}
 
@@ -43,7 +38,12 @@ def rows_of(path):
 
 
 def test_reader_takes_what_the_csv_module_writes(tmp_path):
-    rows = [["1", "line one\nline two", 'said "no"'], ["2", "", "a,b"], ["3", "x" * 300_000, "\r\n"], ["4", "é ☃", "end"]]
+    rows = [
+        ["1", "line one\nline two", 'said "no"'],
+        ["2", "", "a,b"],
+        ["3", "x" * 300_000, "\r\n"],
+        ["4", "é ☃", "end"],
+    ]
     buffer = io.StringIO()
     csv.writer(buffer).writerows([["id", "a", "b"], *rows])
     plain, zipped, marked = tmp_path / "a.csv", tmp_path / "a.csv.gz", tmp_path / "bom.csv"
@@ -61,7 +61,10 @@ def test_reader_takes_what_the_csv_module_writes(tmp_path):
     [
         (b"", "the file is empty"),
         (b'id,text\n1,ok\n2,"open\n3,secret\n', "line 3: a quote in the row that starts here"),
-        (b'id,text\n1,"a\nb"\n2,"open\n3,"secret"\n', "line 4: a quote in the row that starts here"),
+        (
+            b'id,text\n1,"a\nb"\n2,"open\n3,"secret"\n',
+            "line 4: a quote in the row that starts here",
+        ),
         (b"id,text\n1,ok\n2,se\0cret\n", "line 3: a NUL byte"),
         (b"id,text\n1,ok\n2,secret,more\n", "line 3: 3 fields where the header has 2"),
         (b"id,text\n1,se\xffcret\n", "not UTF-8"),
@@ -78,7 +81,12 @@ def test_reader_names_the_line_and_never_the_text(tmp_path, content, message):
 def test_reader_refuses_what_is_no_file_or_no_gzip(tmp_path):
     (tmp_path / "a.csv.gz").write_text("id\n1\n")
     (tmp_path / "cut.csv.gz").write_bytes(gzip.compress(b"id\n" + bytes(range(33, 99)) * 999)[:-20])
-    for name, message in (("none.csv", "no such file"), (".", "directory"), ("a.csv.gz", "not gzip"), ("cut.csv.gz", "cut short")):
+    for name, message in (
+        ("none.csv", "no such file"),
+        (".", "directory"),
+        ("a.csv.gz", "not gzip"),
+        ("cut.csv.gz", "cut short"),
+    ):
         with pytest.raises(BadInput, match=message):
             rows_of(tmp_path / name)
 
@@ -86,65 +94,20 @@ def test_reader_refuses_what_is_no_file_or_no_gzip(tmp_path):
 def test_missing_column_names_those_found_but_no_text_of_a_file_without_header(tmp_path):
     path = tmp_path / "notes.csv"
     path.write_text('ROW_ID,"Patient denies fever\nand chills"\n')
-    with pytest.raises(BadInput, match=r"found ROW_ID, \(not a column name\); name the column with --text-column"):
+    with pytest.raises(
+        BadInput, match=r"found ROW_ID, \(not a column name\); name the column with --text-column"
+    ):
         Symptoms().columns(Table(path, progress=False))
-
-
-def test_label_is_the_first_of_the_list_that_is_a_whole_word():
-    generator = np.random.default_rng(0)
-    for _ in range(500):
-        text = " ".join(generator.choice(WORDS, generator.integers(0, 6))).lower()
-        slow = next((i for i, symptom in enumerate(LEXICON) if re.findall(r"(?<!\w)" + symptom + r"(?!\w)", text)), None)
-        assert first_match(text, LEXICON) == slow
-    assert first_match("painless edematous", SYMPTOMS) is None
-    assert first_match("cough and pain", SYMPTOMS) == SYMPTOMS.index("pain")
-    assert len(LEXICON) == len(set(LEXICON)) == 40
-
-
-def load(path, **options):
-    return Symptoms(**options).load(str(path), 1.0, 0.2, 0.2, 42)
-
-
-def test_counts_of_what_was_dropped(tmp_path):
-    words = ("edema", "pain", "cough", "fever", "bleeding")
-    rows = [(i, i, f"{words[i % 5]} number {i}") for i in range(50)]
-    rows += [(50, 50, "nothing here"), (51, 51, "  "), (52, 52, "pain number 1"), (53, 53, "PAIN NUMBER 1"), (54, 1, "x" * 1000 + " pain")]
-    splits, facts = load(write_notes(tmp_path / "notes.csv", rows))
-    assert facts["rows"] == {"rows": 55, "without label": 2, "without text": 1, "exact duplicates": 2}
-    assert facts["notes"] == 50 == sum(map(len, splits.values()))
-    assert {split: sum(n.values()) for split, n in facts["splits"].items()} == {split: len(splits[split]) for split in SPLITS}
-
-
-def test_top_k_finds_the_most_frequent_labels_in_order(tmp_path):
-    rows = [(f"{word}{i}", f"{word}{i}", f"{word} case {i}") for word, count in (("rash", 9), ("syncope", 12), ("cough", 9), ("burning", 3))
-            for i in range(count)]  # fmt: skip
-    task = Symptoms(top_k=3)
-    splits, facts = task.load(str(write_notes(tmp_path / "notes.csv", rows)), 1.0, 0.2, 0.2, 42)
-    assert task.labels == ["syncope", "cough", "rash"] and facts["rows"]["of a rarer label"] == 3
-    assert all(note.text.startswith(task.labels[note.label]) for notes in splits.values() for note in notes)
-
-
-def test_balance_keeps_as_many_of_each_class(small):
-    splits, facts = load(small[0], balance=True)
-    notes = sum(splits.values(), [])
-    sizes = np.bincount([note.label for note in notes])
-    assert len(set(sizes)) == 1 and facts["rows"]["removed by --balance"] > 0
-    again = balance([Note(str(i), "", "", i % 3 // 2) for i in range(30)], seed=1)
-    assert sorted(np.bincount([note.label for note in again])) == [10, 10]
-
-
-def test_class_weights_are_inverse_frequencies(small):
-    task = Symptoms(class_weights=True)
-    _, facts = task.load(str(small[0]), 1.0, 0.2, 0.2, 42)
-    counts = np.array(list(facts["splits"]["train"].values()))
-    assert np.allclose(task.weights.numpy() * counts, counts.sum() / len(counts))
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_no_subject_and_no_text_on_two_sides_and_labels_in_proportion(seed):
     generator = np.random.default_rng(seed)
-    notes = [Note(str(i), str(generator.integers(150)), f"text {generator.integers(900)}", int(generator.choice(4, p=[0.6, 0.2, 0.15, 0.05])))
-             for i in range(1000)]  # fmt: skip
+    notes = []
+    for i in range(1000):
+        subject, text = str(generator.integers(150)), f"text {generator.integers(900)}"
+        label = int(generator.choice(4, p=[0.6, 0.2, 0.15, 0.05]))
+        notes.append(Note(str(i), subject, text, label))
     notes, folded = fold_duplicates(notes)
     assert folded == 1000 - len(notes) and len({note.text for note in notes}) == len(notes)
     splits = split_by_subject(notes, SHARES, seed)
@@ -154,15 +117,21 @@ def test_no_subject_and_no_text_on_two_sides_and_labels_in_proportion(seed):
         assert not (sides[0] & sides[1] or sides[0] & sides[2] or sides[1] & sides[2])
     totals = np.bincount([note.label for note in notes])
     for split, share in zip(SPLITS, (0.7, 0.1, 0.2)):
-        assert np.allclose(np.bincount([n.label for n in splits[split]], minlength=4) / totals, share, atol=0.06)
+        assert np.allclose(
+            np.bincount([n.label for n in splits[split]], minlength=4) / totals, share, atol=0.06
+        )
     assert (
-        fingerprint(splits) == fingerprint(split_by_subject(notes, SHARES, seed)) != fingerprint(split_by_subject(notes, SHARES, seed + 9))
+        fingerprint(splits)
+        == fingerprint(split_by_subject(notes, SHARES, seed))
+        != fingerprint(split_by_subject(notes, SHARES, seed + 9))
     )
 
 
 def test_sample_is_the_share_asked_for_and_the_same_every_time():
     kept = [row for row in map(str, range(20000)) if sampled(row, 0.1, 42)]
-    assert 1800 < len(kept) < 2200 and kept == [row for row in map(str, range(20000)) if sampled(row, 0.1, 42)]
+    assert 1800 < len(kept) < 2200 and kept == [
+        row for row in map(str, range(20000)) if sampled(row, 0.1, 42)
+    ]
     assert digest("a", "b") == 0xF84C4D669FE0D410  # on every machine, whatever PYTHONHASHSEED
 
 
@@ -175,13 +144,21 @@ def test_encoding_and_batches(small):
         assert encoded.ids[encoded.starts[i] : encoded.starts[i + 1]].tolist() == ids
     batches = make_batches(encoded.lengths, 16, seed=[1, 2])
     assert sorted(np.concatenate(batches)) == list(range(len(texts)))
-    assert all((a == b).all() for a, b in zip(batches, make_batches(encoded.lengths, 16, seed=[1, 2])))
-    assert any((a != b).any() for a, b in zip(batches, make_batches(encoded.lengths, 16, seed=[1, 3])) if len(a) == len(b))
+    assert all(
+        (a == b).all() for a, b in zip(batches, make_batches(encoded.lengths, 16, seed=[1, 2]))
+    )
+    assert any(
+        (a != b).any()
+        for a, b in zip(batches, make_batches(encoded.lengths, 16, seed=[1, 3]))
+        if len(a) == len(b)
+    )
     padding = sum(encoded.lengths[b].max() * len(b) for b in batches) / encoded.lengths.sum()
     assert padding < 1.1  # notes of similar length together: at random this is near 1.7
     batch = collate(encoded, np.array([0, 1]), tokenizer.pad_token_id)
     expected = tokenizer(texts[:2], padding=True, return_tensors="pt")
-    assert batch["input_ids"].equal(expected["input_ids"]) and batch["attention_mask"].equal(expected["attention_mask"])
+    assert batch["input_ids"].equal(expected["input_ids"]) and batch["attention_mask"].equal(
+        expected["attention_mask"]
+    )
 
 
 def test_csv_leaves_undefined_scores_empty(tmp_path):
@@ -203,9 +180,18 @@ def test_token_ids_are_kept_for_their_owner_alone(small, tmp_path, capsys):
     key = encoding_key(tokenizer, {"max_length": 16}, notes)
     first, again = (cached(tmp_path / "tokens", key, make) for _ in range(2))
     assert len(calls) == 1 and isinstance(again.ids, np.memmap) and again.token_labels is None
-    assert all(np.array_equal(getattr(first, name), getattr(again, name)) for name in ("ids", "starts", "owner", "labels"))
-    assert encoding_key(tokenizer, {"max_length": 16}, notes) == key  # though the tokenizer was called in between
-    others = ({"max_length": 17}, notes), ({"max_length": 16}, [notes[0], Note("2", "b", "no cough", 0)]), ({"max_length": 16}, notes[:1])
+    assert all(
+        np.array_equal(getattr(first, name), getattr(again, name))
+        for name in ("ids", "starts", "owner", "labels")
+    )
+    assert (
+        encoding_key(tokenizer, {"max_length": 16}, notes) == key
+    )  # though the tokenizer was called in between
+    others = (
+        ({"max_length": 17}, notes),
+        ({"max_length": 16}, [notes[0], Note("2", "b", "no cough", 0)]),
+        ({"max_length": 16}, notes[:1]),
+    )
     assert len({key, *(encoding_key(tokenizer, *each) for each in others)}) == 4
     places = [tmp_path / "tokens", *(tmp_path / "tokens").rglob("*")]
     assert len(places) == 6 and all(path.stat().st_mode & 0o077 == 0 for path in places)
