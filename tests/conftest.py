@@ -17,7 +17,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported, which 
 
 import train  # noqa: E402
 from cli import run_script
-from tasks import demo
+from tasks import TASKS, demo
 
 
 @pytest.fixture(scope="session")
@@ -101,3 +101,51 @@ def write_notes(path, rows, header=("ROW_ID", "SUBJECT_ID", "TEXT")):
     with open(path, "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([header, *rows])
     return path
+
+
+# --- the other tasks
+
+OTHER_TASKS = tuple(task for task in TASKS if task != "symptoms")  # whose runs are `runs`
+TASK_TECHNIQUES = {task: ("base",) for task in OTHER_TASKS} | {
+    "ner": ("base", "lora", "pruning", "distillation+quantization"),
+    "readmission": ("base", "lowrank", "distillation+lora", "quantization"),
+    "mlm": ("base", "lora", "lowrank", "distillation", "quantization"),
+    "trials": ("base", "lora+quantization", "distillation+lowrank"),
+}
+
+
+def run_words(demos, task, out, *words):
+    """The command line of a run of seconds on a task's demonstration; words may be "--flag value", too."""
+    data, model = demos[task]
+    length = f"--{TASKS[task].length_flag.replace('_', '-')}"
+    usual = {"--lr": "2e-3", "--epochs": 2, length: 32 if task == "mlm" else 64, "--rank": 4}
+    places = {"--task": task, "--data": data, "--model": model, "--out": out}
+    settings = [word for pair in (places | usual).items() for word in pair]
+    return [piece for word in (*settings, *words) for piece in str(word).split()]
+
+
+def splits_of(run, path):
+    """The splits that a rebuilt run was trained on."""
+    given = run.facts["arguments"]
+    shares = given["fraction"], given["validation"], given["test"]
+    return run.task.load(str(path), *shares, given["split_seed"])[0]
+
+
+@pytest.fixture(scope="session")
+def demos(tmp_path_factory):
+    """{task: (data, model)} of small demonstrations."""
+    return {
+        task: demo.make(tmp_path_factory.mktemp(task), task, notes=400, hidden=32, layers=2)
+        for task in OTHER_TASKS
+    }
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, demos):
+    """{task: results directory} with several techniques each."""
+    outs = {task: tmp_path_factory.mktemp(f"{task}-runs") for task in OTHER_TASKS}
+    for task, out in outs.items():
+        longer = ["--epochs", 8] if task == "ner" else []
+        for technique in TASK_TECHNIQUES[task]:
+            train.main(run_words(demos, task, out, "--technique", technique, *longer))
+    return outs

@@ -1,9 +1,8 @@
-"""Reading, labelling, folding, splitting and batching."""
+"""Reading, folding, splitting, token ids and batching."""
 
 import csv
 import gzip
 import io
-import re
 import shlex
 import subprocess
 import sys
@@ -13,12 +12,11 @@ import pytest
 from transformers import AutoTokenizer
 
 from cli import BadInput
-from conftest import ROOT, write_notes
+from conftest import ROOT
 from data import (
     SPLITS,
     Note,
     Table,
-    balance,
     collate,
     digest,
     encode,
@@ -30,23 +28,7 @@ from data import (
 )
 from files import write_csv
 from run.cache import cached, encoding_key
-from tasks.symptoms import LEXICON, SYMPTOMS, Symptoms, first_match
-
-WORDS = [
-    "no",
-    "edema",
-    "edematous",
-    "pain",
-    "painless",
-    "cough",
-    "fever",
-    "bleeding",
-    "non-bleeding",
-    "chest",
-    "pain,",
-    "Fever.",
-]
-
+from tasks.symptoms import Symptoms
 
 SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}
 
@@ -79,7 +61,10 @@ def test_reader_takes_what_the_csv_module_writes(tmp_path):
     [
         (b"", "the file is empty"),
         (b'id,text\n1,ok\n2,"open\n3,secret\n', "line 3: a quote in the row that starts here"),
-        (b'id,text\n1,"a\nb"\n2,"open\n3,"secret"\n', "line 4: a quote in the row that starts here"),
+        (
+            b'id,text\n1,"a\nb"\n2,"open\n3,"secret"\n',
+            "line 4: a quote in the row that starts here",
+        ),
         (b"id,text\n1,ok\n2,se\0cret\n", "line 3: a NUL byte"),
         (b"id,text\n1,ok\n2,secret,more\n", "line 3: 3 fields where the header has 2"),
         (b"id,text\n1,se\xffcret\n", "not UTF-8"),
@@ -115,72 +100,14 @@ def test_missing_column_names_those_found_but_no_text_of_a_file_without_header(t
         Symptoms().columns(Table(path, progress=False))
 
 
-def test_label_is_the_first_of_the_list_that_is_a_whole_word():
-    generator = np.random.default_rng(0)
-    for _ in range(500):
-        text = " ".join(generator.choice(WORDS, generator.integers(0, 6))).lower()
-        slow = next(
-            (i for i, symptom in enumerate(LEXICON) if re.findall(r"(?<!\w)" + symptom + r"(?!\w)", text)),
-            None,
-        )
-        assert first_match(text, LEXICON) == slow
-    assert first_match("painless edematous", SYMPTOMS) is None
-    assert first_match("cough and pain", SYMPTOMS) == SYMPTOMS.index("pain")
-    assert len(LEXICON) == len(set(LEXICON)) == 40
-
-
-def load(path, **options):
-    return Symptoms(**options).load(str(path), 1.0, 0.2, 0.2, 42)
-
-
-def test_counts_of_what_was_dropped(tmp_path):
-    words = ("edema", "pain", "cough", "fever", "bleeding")
-    rows = [(i, i, f"{words[i % 5]} number {i}") for i in range(50)]
-    rows += [
-        (50, 50, "nothing here"),
-        (51, 51, "  "),
-        (52, 52, "pain number 1"),
-        (53, 53, "PAIN NUMBER 1"),
-        (54, 1, "x" * 1000 + " pain"),
-    ]
-    splits, facts = load(write_notes(tmp_path / "notes.csv", rows))
-    assert facts["rows"] == {"rows": 55, "without label": 2, "without text": 1, "exact duplicates": 2}
-    assert facts["notes"] == 50 == sum(map(len, splits.values()))
-    assert {split: sum(n.values()) for split, n in facts["splits"].items()} == {
-        split: len(splits[split]) for split in SPLITS
-    }
-
-
-def test_top_k_finds_the_most_frequent_labels_in_order(tmp_path):
-    rows = [(f"{word}{i}", f"{word}{i}", f"{word} case {i}") for word, count in (("rash", 9), ("syncope", 12), ("cough", 9), ("burning", 3))
-            for i in range(count)]  # fmt: skip
-    task = Symptoms(top_k=3)
-    splits, facts = task.load(str(write_notes(tmp_path / "notes.csv", rows)), 1.0, 0.2, 0.2, 42)
-    assert task.labels == ["syncope", "cough", "rash"] and facts["rows"]["of a rarer label"] == 3
-    assert all(note.text.startswith(task.labels[note.label]) for notes in splits.values() for note in notes)
-
-
-def test_balance_keeps_as_many_of_each_class(small):
-    splits, facts = load(small[0], balance=True)
-    notes = sum(splits.values(), [])
-    sizes = np.bincount([note.label for note in notes])
-    assert len(set(sizes)) == 1 and facts["rows"]["removed by --balance"] > 0
-    again = balance([Note(str(i), "", "", i % 3 // 2) for i in range(30)], seed=1)
-    assert sorted(np.bincount([note.label for note in again])) == [10, 10]
-
-
-def test_class_weights_are_inverse_frequencies(small):
-    task = Symptoms(class_weights=True)
-    _, facts = task.load(str(small[0]), 1.0, 0.2, 0.2, 42)
-    counts = np.array(list(facts["splits"]["train"].values()))
-    assert np.allclose(task.weights.numpy() * counts, counts.sum() / len(counts))
-
-
 @pytest.mark.parametrize("seed", range(5))
 def test_no_subject_and_no_text_on_two_sides_and_labels_in_proportion(seed):
     generator = np.random.default_rng(seed)
-    notes = [Note(str(i), str(generator.integers(150)), f"text {generator.integers(900)}", int(generator.choice(4, p=[0.6, 0.2, 0.15, 0.05])))
-             for i in range(1000)]  # fmt: skip
+    notes = []
+    for i in range(1000):
+        subject, text = str(generator.integers(150)), f"text {generator.integers(900)}"
+        label = int(generator.choice(4, p=[0.6, 0.2, 0.15, 0.05]))
+        notes.append(Note(str(i), subject, text, label))
     notes, folded = fold_duplicates(notes)
     assert folded == 1000 - len(notes) and len({note.text for note in notes}) == len(notes)
     splits = split_by_subject(notes, SHARES, seed)
@@ -217,7 +144,9 @@ def test_encoding_and_batches(small):
         assert encoded.ids[encoded.starts[i] : encoded.starts[i + 1]].tolist() == ids
     batches = make_batches(encoded.lengths, 16, seed=[1, 2])
     assert sorted(np.concatenate(batches)) == list(range(len(texts)))
-    assert all((a == b).all() for a, b in zip(batches, make_batches(encoded.lengths, 16, seed=[1, 2])))
+    assert all(
+        (a == b).all() for a, b in zip(batches, make_batches(encoded.lengths, 16, seed=[1, 2]))
+    )
     assert any(
         (a != b).any()
         for a, b in zip(batches, make_batches(encoded.lengths, 16, seed=[1, 3]))

@@ -1,0 +1,199 @@
+"""Named entities: BIO files, the CRF and decoding against enumeration, windows."""
+
+import gzip
+import itertools
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+import metrics
+from data import IGNORE, collate, windows
+from run import inference
+from tasks.bio import CRF, allowed, marginals, read_bio, repair, viterbi
+from tasks.ner import Ner
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_crf_and_viterbi_and_marginals_equal_enumeration(seed):
+    torch.manual_seed(seed)
+    labels = ["O", "B-x", "I-x", "B-y", "I-y"]
+    crf = CRF(labels)
+    for parameter in crf.parameters():
+        torch.nn.init.normal_(parameter, std=0.01)
+    lengths, emissions = (4, 1, 3), torch.randn(3, 4, 5)
+    mask = torch.arange(4) < torch.tensor(lengths)[:, None]
+    start, transitions = (x.detach().double().numpy() for x in crf.scores())
+    first, after = allowed(labels)
+    for row, length in enumerate(lengths):
+        e = emissions[row, :length].double().numpy()
+        paths = list(itertools.product(range(5), repeat=length))
+        score = np.array(
+            [
+                start[p[0]]
+                + e[range(length), p].sum()
+                + sum(transitions[a, b] for a, b in zip(p, p[1:]))
+                for p in paths
+            ]
+        )
+        likelihood = score - np.logaddexp.reduce(score)
+        legal = [first[p[0]] and all(after[a, b] for a, b in zip(p, p[1:])) for p in paths]
+        assert np.exp(likelihood[legal]).sum() == pytest.approx(
+            1
+        )  # what is forbidden has no probability
+        best = paths[int(score.argmax())]
+        assert tuple(viterbi(e, start, transitions)) == best and legal[int(score.argmax())]
+        expected = np.zeros((length, 5))
+        for path, p in zip(paths, np.exp(likelihood)):
+            expected[range(length), path] += p
+        assert np.allclose(marginals(e, start, transitions), expected, atol=1e-6)
+        for path in (paths[i] for i in np.flatnonzero(legal)[::7]):
+            tags = torch.zeros(3, 4, dtype=torch.long)
+            tags[row, :length] = torch.tensor(path)
+            ours = crf.log_likelihood(emissions, tags, mask)[row]
+            assert float(ours.detach()) == pytest.approx(likelihood[paths.index(path)], abs=1e-3)
+
+
+def test_crf_windows_that_begin_inside_an_entity_cost_no_fortune(demos):
+    task = Ner(crf=True)
+    task.labels = ["O", "B-x", "I-x"]
+    tokenizer = AutoTokenizer.from_pretrained(demos["ner"][1])
+    sentence = task.example("1", "irregular periods " * 20)
+    sentence.label = [1] + [2] * 39
+    encoded = task.encode([sentence, task.example("2", "low")], tokenizer, 24, progress=False)
+    assert len(encoded.lengths) > 2
+    batch = collate(encoded, np.arange(len(encoded.lengths)), tokenizer.pad_token_id)
+    model = task.attach_head(torch.nn.Module())
+    logits = torch.zeros(*batch["labels"].shape, 3)
+    loss = task.loss(model, batch, SimpleNamespace(logits=logits))
+    assert 0 < float(loss.detach()) < np.log(3) + 1e-6
+    assert (
+        float(
+            task.loss(
+                model,
+                {"labels": torch.full((2, 5), IGNORE)},
+                SimpleNamespace(logits=torch.zeros(2, 5, 3, requires_grad=True)),
+            )
+        )
+        == 0
+    )
+
+
+def test_words_of_byte_level_tokenizers_keep_the_blank_before_them(tmp_path):
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import RobertaTokenizerFast
+
+    trainer = ByteLevelBPETokenizer()
+    trainer.train_from_iterator(
+        ["low estrogen and low iron"] * 9,
+        vocab_size=300,
+        special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
+    )
+    trainer.save_model(str(tmp_path))
+    tokenizer = RobertaTokenizerFast(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
+    task = Ner()
+    encoded = task.encode([task.example("1", "and low iron")], tokenizer, 32, progress=False)
+    assert encoded.ids.tolist() == tokenizer(" and low iron")["input_ids"]
+
+
+def test_decoding_never_emits_an_impossible_transition():
+    generator, labels = np.random.default_rng(0), ["O", "B-x", "I-x", "B-y", "I-y"]
+    start, after = (np.where(ok, 0.0, -1e4) for ok in allowed(labels))
+    greedy_breaks = 0
+    for _ in range(200):
+        scores = generator.normal(size=(6, 5))
+        tags = [labels[i] for i in viterbi(scores, start, after)]
+        assert repair(tags)[1] == 0 and metrics.spans(tags) == metrics.spans(tags, strict=True)
+        greedy_breaks += repair([labels[i] for i in scores.argmax(1)])[1] > 0
+    assert greedy_breaks > 100
+
+
+def test_bio_files_of_all_sorts_are_read(tmp_path, capsys):
+    path = tmp_path / "a.tsv"
+    path.write_text(
+        "-DOCSTART- -X- O O\n\nEU NNP O B-ORG\nrejects VB O O\r\n\n\n"
+        "Peter NNP O I-PER\nBlackburn NNP O I-PER\n# NN O O\n\n"
+        "-DOCSTART- -X- O O\n\nx NN O I-ORG\n"
+    )
+    read = list(read_bio(path))
+    assert [(line, document, words) for line, document, words, _ in read] == [
+        (3, "document 1", ["EU", "rejects"]),
+        (7, "document 1", ["Peter", "Blackburn", "#"]),
+        (13, "document 2", ["x"]),
+    ]
+    assert repair(read[1][3]) == (["B-PER", "I-PER", "O"], 1)
+    assert repair(["I-a", "B-a", "I-b", "I-b", "O", "B-b", "I-b"]) == (
+        ["B-a", "B-a", "B-b", "I-b", "O", "B-b", "I-b"],
+        2,
+    )
+    lines = "".join(f"# doc {d}\nw{d}\tI-x\nv\tI-x\n\n" for d in range(12)) + "# doc 13\nz\tI-y\n"
+    path.write_text(lines)
+    task = Ner()
+    splits, facts = task.load(str(path), 1.0, 0.2, 0.2, 1)
+    assert (
+        facts["rows"]["IOB1 tags read as BIO"] == 13
+        and facts["subjects"] == 13
+        and task.labels == ["O", "B-x", "I-x", "B-y", "I-y"]
+    )
+    path.write_text(
+        "# newdoc id = 1\n# sent_id = 1\n# text = w v\nw\tO\nv\tB-x\n\n"
+        "# sent_id = 2\nw\tO\n\n# newdoc id = 2\n# sent_id = 3\nz\tB-x\n"
+    )
+    assert [document for _, document, _, _ in read_bio(path)] == ["1", "1", "2"]
+    path.write_text("# doc\na\tO\n\nb\tO\n\n# doc\nc\tB-x\n")
+    assert [document for _, document, _, _ in read_bio(path)] == [
+        "document 1",
+        "document 1",
+        "document 2",
+    ]
+    zipped = tmp_path / "a.tsv.gz"
+    zipped.write_bytes(gzip.compress(lines.encode()))
+    path.write_text(lines)
+    assert list(read_bio(zipped)) == list(read_bio(path))
+    capsys.readouterr()
+    Ner().load(str(path), 1.0, 0.2, str(zipped), 1)
+    assert "texts of train are in validation or test too" in capsys.readouterr().out
+    task = Ner(entity_types="x,x")
+    splits, facts = task.load(str(path), 1.0, 0.2, 0.2, 1)
+    assert (
+        task.labels == ["O", "B-x", "I-x"]
+        and sum(
+            map(
+                sum,
+                (s["splits"].values() for s in [{"splits": t} for t in facts["splits"].values()]),
+            )
+        )
+        == 12
+    )
+
+
+def test_windows_cover_and_every_word_is_answered_once(demos):
+    for length, size, overlap in itertools.product((1, 9, 10, 11, 47, 200), (10, 16), (0, 2, 5)):
+        spans = windows(length, size, overlap)
+        assert spans[0][0] == 0 and spans[-1][1] == length and all(b - a <= size for a, b in spans)
+        assert all(left[1] - right[0] >= overlap for left, right in zip(spans, spans[1:]))
+    tokenizer = AutoTokenizer.from_pretrained(demos["ner"][1])
+    task = Ner()
+    task.labels = ["O", "B-x", "I-x"]
+    text = "irregular periods " * 40 + "\u200b unpronounceablewordofmanypieces " + "x " * 30
+    sentences = [task.example("1", text), task.example("2", "low estrogen"), task.example("3", "")]
+    sentences[0].words.insert(5, "\u200b")  # a word that leaves no piece
+    sentences[0].offsets.insert(5, (0, 0))
+    encoded = task.encode(sentences, tokenizer, 32, progress=False)
+    assert encoded.lengths.max() <= 32 and (encoded.token_labels != IGNORE).sum() == sum(
+        len(s.words) for s in sentences
+    )
+    torch.manual_seed(0)
+    model = task.auto_class.from_pretrained(
+        demos["ner"][1], num_labels=3, ignore_mismatched_sizes=True
+    ).eval()
+    predictions = task.combine(
+        sentences, encoded, inference.predict_rows(model, task, encoded, tokenizer.pad_token_id, 4)
+    )
+    assert [len(tags) for tags, *_ in predictions] == [len(s.words) for s in sentences]
+    whole = task.encode(sentences, tokenizer, 256, progress=False)
+    assert len(whole.lengths) == 3 < len(encoded.lengths)
+    pieces = tokenizer(sentences[1].words, is_split_into_words=True)["input_ids"]
+    assert whole.ids[whole.starts[1] : whole.starts[2]].tolist() == pieces

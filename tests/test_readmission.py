@@ -1,0 +1,139 @@
+"""Early readmission: the label's rule, the tables, chunks, the logistic head."""
+
+from collections import Counter
+from datetime import datetime, timedelta
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from transformers import AutoModelForSequenceClassification
+
+import train
+from conftest import run_words, splits_of, write_notes
+from data import SPLITS, collate
+from run import checkpoint, inference
+from tasks.admissions import readmitted
+from tasks.readmission import Readmission, combine_chunks
+
+
+def stay(number, begin, days, kind="EMERGENCY", died=False):
+    start = datetime(2150, 1, 1) + timedelta(days=begin)
+    return {
+        "id": str(number),
+        "begin": start,
+        "end": start + timedelta(days=days),
+        "kind": kind,
+        "died": died,
+    }
+
+
+def test_readmission_labels_follow_the_literature():
+    stays = [stay(1, 0, 5), stay(2, 7, 2, "ELECTIVE"), stay(3, 12, 1), stay(4, 14.5, 3, died=True)]
+    labels, counts = readmitted(stays, 3)
+    assert (
+        labels == {"1": 0, "2": 1, "3": 1}
+        and counts["planned readmissions looked past"] == 1
+        and counts["died in hospital"] == 1
+    )
+    assert readmitted(stays, 30)[0] == {
+        "1": 1,
+        "2": 1,
+        "3": 1,
+    }  # past the planned stay, the unplanned one counts
+    labels, counts = readmitted(
+        [stay(1, 0, 5, "NEWBORN"), stay(2, 6, 4), stay(3, 8, 9), stay(4, 20, 1)], 3
+    )
+    assert (
+        labels == {"2": 0, "3": 1, "4": 0}
+        and counts["newborn"] == 1
+        and counts["overlapping next stays looked past"] == 1
+    )
+    assert readmitted([stay(1, 0, 1), stay(2, 4, 1)], 3)[0]["1"] == 1  # exactly three days count
+    assert readmitted([stay(1, 0, 1), stay(2, 4.01, 1)], 3)[0]["1"] == 0
+
+
+def test_mimic_tables_are_joined_and_every_row_is_accounted_for(tmp_path):
+    rows = [
+        f"{i},{10 + i // 3},{100 + i},2150-0{1 + i % 3}-0{1 + i % 7} 10:00:00,"
+        f"2150-0{1 + i % 3}-0{2 + i % 7} 10:00:00,,EMERGENCY,0"
+        for i in range(60)
+    ]
+    rows[1] = rows[1].replace("2150-02-0", "2150-01-0")  # back soon after the first
+    header = "row_id,subject_id,hadm_id,admittime,dischtime,deathtime,admission_type,hospital_expire_flag\n"
+    (tmp_path / "ADMISSIONS.csv").write_text(header + "\n".join(rows) + "\n")
+    notes = ["ROW_ID,SUBJECT_ID,HADM_ID,CATEGORY,TEXT"] + [
+        f"{i},{10 + i // 3},{100 + i},Discharge summary,note {i}" for i in range(59)
+    ]
+    notes += [
+        "90,10,100.0,discharge summary,ADDENDUM",
+        "91,10,100,Nursing,x",
+        "92,10,,Discharge summary,y",
+        "93,10,100,Discharge summary,  ",
+    ]
+    (tmp_path / "NOTEEVENTS.csv").write_text("\n".join(notes) + "\n")
+    task, counts = Readmission(), Counter()
+    found = task.read(str(tmp_path / "NOTEEVENTS.csv"), lambda row: True, counts)
+    assert len(found) == 59 and found[0].text == "note 0 ADDENDUM" and found[0].subject == "10"
+    assert (
+        counts["rows"]
+        == 63
+        == 60
+        + counts["of another category"]
+        + counts["of no admission in the table"]
+        + counts["without text"]
+    )
+    assert counts["addenda joined"] == 1 and counts["admissions without a note"] == 1
+
+
+def test_chunk_probabilities_combine_as_huang_wrote():
+    p = np.array([0.1, 0.2, 0.9])
+    assert (
+        combine_chunks(p, "mean", 2.0) == pytest.approx(0.4)
+        and combine_chunks(p, "max", 2.0) == 0.9
+    )
+    assert combine_chunks(p, "huang", 2.0) == pytest.approx((0.9 + 0.4 * 3 / 2) / (1 + 3 / 2))
+    assert combine_chunks(p[:1], "huang", 2.0) == pytest.approx(0.1)
+
+
+def test_logistic_head_is_scikit_learns_and_patients_stay_together(demos, tmp_path, capsys):
+    train.main(run_words(demos, "readmission", tmp_path, "--head", "logistic", "--epochs", "0"))
+    assert "[CLS] vectors of" in capsys.readouterr().out
+    run = checkpoint.load(tmp_path / "base")
+    splits = splits_of(run, demos["readmission"][0])
+    subjects = [{note.subject for note in splits[split]} for split in SPLITS]
+    assert not (subjects[0] & subjects[1] or subjects[0] & subjects[2] or subjects[1] & subjects[2])
+    encoded = {
+        s: run.task.encode(splits[s], run.tokenizer, 64, progress=False) for s in ("train", "test")
+    }
+    assert len(encoded["test"].lengths) > len(splits["test"])  # chunks
+    x = {
+        s: run.task._cls_vectors(run.model, e, run.tokenizer.pad_token_id)
+        for s, e in encoded.items()
+    }
+    mean, scale = x["train"].mean(0), x["train"].std(0)
+    c = float(run.facts["head"]["C"])
+    fit = LogisticRegression(C=c, max_iter=1000).fit(
+        (x["train"] - mean) / scale, encoded["train"].labels
+    )
+    theirs = fit.predict_proba((x["test"] - mean) / scale)[:, 1]
+    ours = np.array(
+        inference.predict_rows(run.model, run.task, encoded["test"], run.tokenizer.pad_token_id)
+    )
+    assert np.allclose(ours, theirs, atol=2e-3)  # float32 sums of standardised against raw vectors
+    assert np.ptp(ours) > 0.01  # the last layer differs from note to note
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
+    batch = collate(encoded["test"], np.arange(4), run.tokenizer.pad_token_id)
+    layer0 = plain.base_model(
+        batch["input_ids"], attention_mask=batch["attention_mask"], output_hidden_states=True
+    ).hidden_states[0][:, 0]
+    assert layer0.std(0).max() < 1e-6  # what the reference took is the same for every note
+
+
+def test_ready_files_without_patients_split_by_text(tmp_path, capsys):
+    rows = [(f"text {i % 50}", i % 50 % 2) for i in range(150)]
+    splits, _ = Readmission().load(
+        str(write_notes(tmp_path / "ready.csv", rows, ("TEXT", "Label"))), 1.0, 0.2, 0.2, 1
+    )
+    texts = [{note.text for note in splits[split]} for split in SPLITS]
+    assert not (texts[0] & texts[1] or texts[0] & texts[2] or texts[1] & texts[2])
+    assert "the split is by text, not by patient" in capsys.readouterr().out
