@@ -39,7 +39,7 @@ def run_parts(parts, args):
     for words in calls:
         training.arguments.parse(words)  # a slip there, or in --run, is said before the first part
     for words in sweeps:
-        sweep.parse(words)
+        sweep.plan_sweep(words)
     if args.run and not checkpoint.is_finished(args.run):
         raise BadInput(f"--run {args.run}: no finished run; train one, e.g. python train.py")
     out = writable_directory(args.out or "results/benchmark")

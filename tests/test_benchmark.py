@@ -1,9 +1,6 @@
-"""The comparison, the exporter and the sweep: on small shapes, that they count and say what they should."""
+"""The comparison and the exporter: on small shapes, that they count and say what they should."""
 
 import functools
-import json
-import shlex
-import shutil
 
 import numpy as np
 import pytest
@@ -12,17 +9,12 @@ from transformers import BertConfig
 
 import benchmark
 import export
-import files
-import sweep
 import train
 from bench import gpu, shape, training, volume
-from cli import BadInput
 from conftest import read_csv
 from fast.attention import first_token
 from layers import parameter_count
 from run import checkpoint
-from run.results import shown
-from tasks.ner import Ner
 
 CONFIG = BertConfig(vocab_size=500, hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=512, num_labels=5)
 FEW = (
@@ -148,86 +140,3 @@ def test_onnx_int8_and_what_has_no_onnx_form(runs, tmp_path, refuses, capsys, mo
     monkeypatch.setattr(export, "TOLERANCE", -1.0)
     assert "nothing was written" in refuses(export.main, [runs / "base", "--onnx", tmp_path / "c.onnx"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.onnx", "b.onnx"]
-
-
-def test_masked_language_models_are_swept_too(tmp_path):
-    grid = tmp_path / "grid.json"
-    grid.write_text(json.dumps({"base": "--technique base", "int8": "--technique quantization"}))
-    call = ["--task", "mlm", "--fraction", "0.2", "--epochs", "1", "--block-size", "32", "--seeds", "1", "--rounds", "1"]
-    sweep.main([*call, "--grid", str(grid), "--out", str(tmp_path / "out")])
-    rows = read_csv(tmp_path / "out" / "sweep.csv")
-    assert all(float(row["validation"]) >= 0 and float(row["p50_ms"]) > 0 for row in rows)
-
-
-def test_reports_show_no_absolute_path():
-    assert (
-        shown("--data=/home/someone/notes/a.csv") == "--data=notes/a.csv" and shown("--lr") == "--lr" and shown("results/x") == "results/x"
-    )
-
-
-def test_the_front_is_what_nothing_beats():
-    rows = [dict(run=name, validation=score, bytes=size) for name, score, size in
-            (("a", 0.9, 100), ("b", 0.9, 50), ("c", 0.8, 60), ("d", 0.7, 10), ("e", 0.7, 10), ("f", 0.95, 200))]  # fmt: skip
-    assert sweep.pareto(rows, "bytes") == ["b", "d", "e", "f"]
-
-
-def test_the_demonstrations_sweep_has_a_student_that_fits(refuses):
-    _, _, seeds, grid, _, planned = sweep.parse(["--seeds", "1,2"])
-    student = planned["student 2x64"]
-    assert len(student) == len(seeds) == 2 and student[0].student_width == 64 < 128 and "student-2x64" in grid["student 2x64 + int8"]
-    assert list(sweep.parse(["--model", "x"])[3]) == list(sweep.GRID)
-    assert "must differ from each other" in refuses(sweep.parse, ["--seeds", "1,1"])
-
-
-def test_a_score_that_base_does_not_have_is_left_out(tmp_path):
-    facts = {"validation": {"overall": {"F1": 0.1}}, "sizes": {"bytes": 1, "parameters": 1}, "train_seconds": 1}
-    made = {}
-    for name, precision in (("base", None), ("thin", 0.5)):
-        test = {"overall": {"F1": 0.1, "Precision": precision, "Recall": 0.1}, "intervals": {}}
-        (tmp_path / name).mkdir()
-        files.write_json(tmp_path / name / "run.json", {**facts, "test": test})
-        made[name] = [tmp_path / name]
-    rows = sweep.collect(made, {"base": (1, 1), "thin": (2, 1)}, Ner())
-    assert [row["F1_from_base"] for row in rows] == [0, 0] and not any("Precision" in row for row in rows)
-
-
-def test_a_sweep_trains_what_is_missing_and_reports_every_seed(arguments, tmp_path, refuses, capsys):
-    grid = tmp_path / "grid.json"
-    grid.write_text(
-        json.dumps(
-            {
-                "base": "--technique base",
-                "thin": "--technique lowrank --rank 4 --start {base} --epochs {1x}",
-                "int8": "--technique quantization",
-            }
-        )
-    )
-    call = [*arguments, "--epochs", "1", "--out", str(tmp_path / "out"), "--grid", str(grid), "--seeds", "1,2", "--rounds", "1"]
-    sweep.main(call)
-    rows = {row["run"]: row for row in read_csv(tmp_path / "out" / "sweep.csv")}
-    assert list(rows) == ["base", "thin", "int8"] and {row["seeds"] for row in rows.values()} == {"2"}
-    scores = [
-        files.read_json(tmp_path / "out" / f"seed{seed}" / "thin" / "run.json")["test"]["overall"]["Accuracy"] for seed in (1, 2)
-    ]
-    assert float(rows["thin"]["Accuracy"]) == pytest.approx(np.mean(scores), abs=1e-6)
-    assert (tmp_path / "out" / "sweep.png").stat().st_size > 10_000 and "Pareto front" in (tmp_path / "out" / "sweep.md").read_text()
-    capsys.readouterr()
-    shutil.rmtree(tmp_path / "out" / "seed2" / "int8")
-    benchmark.main(["--parts", "accuracy", "--sweep", shlex.join(call), "--out", str(tmp_path / "benchmark")])
-    assert capsys.readouterr().out.count("finished already") == 5
-    assert f"accuracy, {(tmp_path / 'out' / 'sweep.md').read_text()[2:]}" in (tmp_path / "benchmark" / "benchmark.md").read_text()
-    assert "name notes and a model" in refuses(benchmark.main, ["--parts", "accuracy"])
-    assert "no such task" in refuses(benchmark.main, ["--sweep", "--task x"])
-    assert "the grid and --seeds say that" in refuses(sweep.main, [*call, "--technique", "base"])
-    assert "give whole numbers" in refuses(sweep.main, [*call, "--seeds", "a"])
-    assert "--only: tall is missing" in refuses(sweep.main, [*call, "--only", "base,tall"])
-    grid.write_text('{"base": "--technique base", "x": "--start {nowhere}"}')
-    assert "none of base" in refuses(sweep.main, call)
-    grid.write_text('{"base": "--technique base", "x": "--technique base --max-length 64"}')
-    assert "x has another max_length than the rest" in refuses(sweep.main, call)
-    grid.write_text('{"base": "--technique base", "a b": "--technique base", "a-b": "--technique base"}')
-    assert "must differ from each other" in refuses(sweep.main, call)
-    grid.write_text("[1]")
-    assert "give a JSON object" in refuses(sweep.main, call)
-    with pytest.raises(BadInput, match="no such file"):
-        sweep.read_grid(tmp_path / "none.json")
