@@ -103,8 +103,7 @@ def against_base_cells(out, name, runs):
 
 
 def report_facts(task, runs, timings):
-    """What the tables need beside the rows, for results.json: task, settings, counts, machine, F1 per
-    label."""
+    """What the tables need beside the rows, for results.json."""
     first = next(iter(runs.values()))
     test, sizes = first["data"]["splits"]["test"], first["data"]["sizes"]
     usual = {"Precision": "precision", "Recall": "recall"}
@@ -152,8 +151,7 @@ def label_facts(task, runs):
 
 
 def differing_arguments(runs):
-    """{name: {argument: value}} where a run differs from the first; a technique's own arguments do not
-    count."""
+    """{name: {argument: value}} where a run differs from the first, a technique's own arguments apart."""
     first = next(iter(runs.values()))["arguments"]
     other = {
         name: {

@@ -88,27 +88,24 @@ def report_section(root, name, rows, facts):
 
 # --- what benchmark.py wrote ----------------------------------------------------------------------
 
-# of each part: {column: (heading, form)}, and the columns of which "how many times the first row's" is told
+# of each part: {column: (heading, form)}, the row to compare with, the columns in which it is compared
 PARTS = {
     "shape": (
         {"row": ("BERT-base shape, random weights", "{}"), "bytes": ("MB", "{:.1f}"),
          "macs": ("M multiply-adds per note", "{:,.0f}"), "notes_per_s": ("notes/s", "{:,.1f}"),
-         "p50_ms": ("p50 ms", "{:.1f}"), "p95_ms": ("p95 ms", "{:.1f}"),
-         "peak_share": ("of fp32 peak", "{:.2f}")},
-        ("notes_per_s", "p50_ms", "bytes"),
+         "p50_ms": ("p50 ms", "{:.1f}"), "p95_ms": ("p95 ms", "{:.1f}"), "peak_share": ("of fp32 peak", "{:.2f}")},
+        "base, plain torch", ("notes_per_s", "p50_ms", "bytes"),
     ),
     "training": (
-        {"row": ("training", "{}"), "notes": ("notes", "{:,}"),
-         "tokens_per_note": ("tokens per note", "{:.0f}"),
+        {"row": ("training", "{}"), "notes": ("notes", "{:,}"), "tokens_per_note": ("tokens per note", "{:.0f}"),
          "notes_per_s": ("notes/s", "{:,.1f}"), "tokens_per_s": ("tokens/s", "{:,.0f}"),
          "peak_share": ("of fp32 peak", "{:.2f}")},
-        ("notes_per_s",),
+        "Trainer, its default padding", ("notes_per_s",),
     ),
     "volume": (
         {"notes": ("predict.py, notes", "{:,}"), "seconds": ("seconds", "{:.1f}"),
-         "notes_per_s": ("notes/s", "{:,.0f}"),
-         "peak_bytes": ("peak memory, MB", "{:.0f}")},
-        ("peak_bytes",),
+         "notes_per_s": ("notes/s", "{:,.0f}"), "peak_bytes": ("peak memory, MB", "{:.0f}")},
+        None, (),
     ),
 }  # fmt: skip
 MILLION = ("bytes", "macs", "peak_bytes")  # columns shown in millions
@@ -120,34 +117,36 @@ def speed_section(root, folder):
     facts = read_json(folder / "benchmark.json")
     lines = ["## Speed", "", *command(root, "speed", "benchmark.py")]
     lines += [f"{tables.described(facts['machine'])}; commit {facts['machine']['commit']}."]
-    lines += ["In brackets: how many times better than the first row (memory: how many times as much)."]
     for part in PARTS:
         for path in sorted(folder.glob(f"{part}*.csv"), key=lambda path: (len(path.name), path.name)):
-            condition = facts["conditions"].get(path.stem, facts["conditions"].get(part, ""))
-            lines += [
-                "",
-                f"### {heading(path.stem.replace('-', ' '))}",
-                "",
-                *([condition, ""] if condition else []),
-            ]
-            lines += speed_table(part, read_rows(path, names=("row",)))
+            told = facts["conditions"].get(path.stem, facts["conditions"].get(part, ""))
+            lines += ["", f"### {heading(path.stem.replace('-', ' '))}", ""]
+            lines += speed_table(part, read_rows(path, names=("row",)), told)
     return lines
 
 
-def speed_table(part, rows):
-    """Lines of one table of benchmark.py; columns that a file lacks are left out."""
-    columns, compared = PARTS[part]
+def speed_table(part, rows, told):
+    """Lines of one table of benchmark.py, its conditions first; columns that a file lacks are left out."""
+    columns, name, compared = PARTS[part]
     columns = {key: column for key, column in columns.items() if any(key in row for row in rows)}
-    body = []
-    for row in rows:
-        cells = []
-        for key, (_, form) in columns.items():
-            value, first = row.get(key), rows[0].get(key)
-            text = "" if value is None else form.format(value / 1e6 if key in MILLION else value)
-            better, worse = (first, value) if key in LESS_IS_BETTER else (value, first)
-            cells.append(tables.times(text, better, worse) if key in compared else text)
-        body.append(cells)
-    return markdown_table([wording for wording, _ in columns.values()], body)
+    other = next((row for row in rows if row.get("row") == name), rows[0])
+    if compared:
+        told = f'{told} In brackets: how many times better than "{other["row"]}".'.strip()
+    body = [
+        [speed_cell(key, form, row, other if key in compared else {}) for key, (_, form) in columns.items()]
+        for row in rows
+    ]
+    table = markdown_table([wording for wording, _ in columns.values()], body)
+    return [*([told, ""] if told else []), *table]
+
+
+def speed_cell(key, form, row, other):
+    """One figure of a row, with how many times better it is than another row's; empty if the row has none."""
+    value, theirs = row.get(key), other.get(key)
+    if value is None:
+        return ""
+    better, worse = (theirs, value) if key in LESS_IS_BETTER else (value, theirs)
+    return tables.times(form.format(value / 1e6 if key in MILLION else value), better, worse)
 
 
 # --- README.md ------------------------------------------------------------------------------------
@@ -235,7 +234,7 @@ def main(argv=None, root=ROOT):
     for path, text in wanted(root).items():
         write_whole(path, text)
     draw(root)
-    print(f"{len(found(Path(root) / 'docs' / 'results', '*'))} results -> docs/results.md, README.md")
+    print("docs/results/ -> docs/results.md, README.md and the plots")
 
 
 if __name__ == "__main__":

@@ -52,8 +52,7 @@ def save_figure(figure, path):
 
 
 def colour_of(techniques):
-    """The colour of a technique, by its place in compress.TECHNIQUES; a chain 'a+b' has that of its first
-    part."""
+    """The colour of a technique, by its place in compress.TECHNIQUES; of a chain 'a+b' that of a."""
     names, first = list(compress.TECHNIQUES), techniques.split("+")[0]
     return COLOURS[names.index(first) % len(COLOURS)] if first in names else "#777777"
 
@@ -72,18 +71,17 @@ def places(reaches):
 NEAR, FAR = places((5, 16)), places((28, 42, 58))
 
 
-def label_points(axes, marks, lines=()):
-    """Write each mark's text beside its point where it overlaps nothing; a thin line leads to one that
-    stands off.
+def label_points(axes, marks, line, bars):
+    """Write each mark's text beside its point where it overlaps nothing, a line to it if it stands off.
 
-    marks [(x, y, text, colour, marker radius in points, font weight)]; lines: boxes in pixels that labels
-    cross only if there is no other place. The axes' limits must be final. Returns the marks that found no
-    room.
+    marks [(x, y, text, colour, marker radius in points, font weight)]; line, bars: boxes in pixels. Labels
+    never cross the line, and bars only if there is no other place nearby. The axes' limits must be final.
+    Returns the marks that found no room.
     """
     scale, crowded, words = axes.figure.dpi / 72, [], []
-    markers = [marker_box(axes, x, y, radius * scale) for x, y, _, _, radius, _ in marks]
+    hard = line + [marker_box(axes, x, y, radius * scale) for x, y, _, _, radius, _ in marks]
     for mark in marks:
-        for around, shapes in ((NEAR, markers + lines), (NEAR, markers), (FAR, markers)):
+        for around, shapes in ((NEAR, hard + bars), (NEAR, hard), (FAR, hard)):
             if boxes := label_one(axes, mark, around, words, shapes):
                 break
         words += boxes
@@ -242,7 +240,7 @@ def draw_points(axes, points, bars, low=None, high=None, reverse=False):
     front = sorted((point for point in points if point.front), key=lambda point: point.x)
     joined = [point.x for point in front], [point.y for point in front]
     axes.plot(*joined, color="#555555", linewidth=1.5, zorder=1)
-    lines, marks, largest = line_boxes(axes, *joined), [], max(point.size for point in points)
+    boxes, marks, largest = [], [], max(point.size for point in points)
     for point in sorted(points, key=lambda point: -point.size):
         colour, strength = colour_of(point.techniques), 1.0 if point.front else 0.5
         area = 30 + 270 * point.size / largest
@@ -251,15 +249,24 @@ def draw_points(axes, points, bars, low=None, high=None, reverse=False):
             axes.errorbar(
                 point.x, point.y, ends, color=colour, alpha=0.5 * strength, linewidth=1, capsize=2.5, zorder=2
             )
-            lines += line_boxes(axes, [point.x] * 2, [point.low, point.high])
+            boxes += line_boxes(axes, [point.x] * 2, [point.low, point.high])
         marker = "D" if "+" in point.techniques else "o"
         axes.scatter(
-            point.x, point.y, area, colour, marker, alpha=strength, edgecolor="white", linewidth=0.8, zorder=3
+            point.x,
+            point.y,
+            area,
+            colour,
+            marker=marker,
+            alpha=strength,
+            edgecolor="white",
+            linewidth=0.8,
+            zorder=3,
         )
         weight = "bold" if point.front else "normal"
         marks.append((point.x, point.y, point.name, colour, (area / np.pi) ** 0.5, weight))
 
-    crowded = label_points(axes, sorted(marks, key=lambda mark: -mark[1]), lines)
+    marks.sort(key=lambda mark: -mark[1])
+    crowded = label_points(axes, marks, line_boxes(axes, *joined), boxes)
     explain(axes, crowded, bars, low is not None)
 
 
@@ -269,7 +276,7 @@ def set_limits(axes, points, others, reverse):
     room = 0.06 * (max(ys) - min(ys) or 0.01)
     axes.set_ylim(min(ys) - room, max(ys) + room)
     if axes.get_xscale() == "log":
-        spread = (max(xs) / min(xs)) ** 0.15 if max(xs) > min(xs) else 2
+        spread = (max(xs) / min(xs)) ** 0.18 if max(xs) > min(xs) else 2
         axes.set_xlim(*sorted((min(xs) / spread, max(xs) * spread), reverse=reverse))
         plain_ticks(axes.xaxis)
     else:
@@ -300,8 +307,7 @@ def times_axis(axes, base, smaller=False):
 
 
 def explain(axes, crowded, bars, band):
-    """A legend below the axes: front, markers, bars, band, and the points that found no room for a
-    label."""
+    """A legend below the axes, with the points that found no room for a label."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -330,7 +336,8 @@ def explain(axes, crowded, bars, band):
 
 
 def plot_curves(histories, looks, selection, wording, path):
-    """By epoch: left the validation score that chooses the epoch, right the losses.
+    """By epoch: left the validation score that chooses the epoch, right the loss on validation and in
+    training.
 
     histories {run: run.json's history}, looks {run: its techniques}.
     """
@@ -358,20 +365,23 @@ def draw_curve(axes, history, key, **look):
     axes.plot([row["Epoch"] for row in rows], [row[key] for row in rows], **look)
 
 
-def label_curves(axes):
-    """Write each curve's name at its end; those that end too close to others go into a legend."""
+def label_curves(axes, gap=14):
+    """Write each curve's name beside its end, `gap` points apart, a thin line to each."""
+    figure, curves = axes.figure, [line for line in axes.get_lines() if len(line.get_xdata())]
     first, last = axes.get_xlim()
-    axes.set_xlim(first, last + 0.4 * (last - first))  # room for the names
-    axes.figure.canvas.draw()
-    curves = [line for line in axes.get_lines() if len(line.get_xdata())]
-    ends = [
-        (line.get_xdata()[-1], line.get_ydata()[-1], line.get_label(), line.get_color(), 4, "normal")
-        for line in curves
-    ]
-    drawn = [box for line in curves for box in line_boxes(axes, line.get_xdata(), line.get_ydata())]
-    crowded = [name for _, _, name, *_ in label_points(axes, ends, drawn)]
-    if crowded:
-        axes.legend([line for line in curves if line.get_label() in crowded], crowded, frameon=False)
+    axes.set_xticks([tick for tick in axes.get_xticks() if first <= tick <= last])
+    axes.set_xlim(first, last + 0.45 * (last - first))  # room for the names
+    figure.canvas.draw()
+
+    ends = [axes.transData.transform((line.get_xdata()[-1], line.get_ydata()[-1])) for line in curves]
+    height, scale = -np.inf, figure.dpi / 72
+    for end, line in sorted(zip(ends, curves, strict=True), key=lambda pair: pair[0][1]):
+        height = max(end[1] / scale, height + gap)  # in points from the bottom of the figure
+        axes.annotate(
+            line.get_label(), (line.get_xdata()[-1], line.get_ydata()[-1]), (22, height - end[1] / scale),
+            textcoords="offset points", va="center", color=line.get_color(), fontsize=10.5,
+            arrowprops={"arrowstyle": "-", "color": line.get_color(), "linewidth": 0.7, "shrinkB": 5},
+        )  # fmt: skip
 
 
 def plot_calibration(predictions, looks, path):

@@ -82,8 +82,7 @@ def sweep_table(rows, facts):
 
 
 def sweep_costs(row, base, score):
-    """Cells: points from base; MB, rows per second and milliseconds, and how many times better than
-    base's."""
+    """Cells: points from base; MB, rows per second, milliseconds, each with times better than base."""
     return [
         f"{100 * row[f'{score}_from_base']:+.2f}",
         times(f"{row['bytes'] / 1e6:.1f}", base["bytes"], row["bytes"]),

@@ -61,10 +61,7 @@ def test_reader_takes_what_the_csv_module_writes(tmp_path):
     [
         (b"", "the file is empty"),
         (b'id,text\n1,ok\n2,"open\n3,secret\n', "line 3: a quote in the row that starts here"),
-        (
-            b'id,text\n1,"a\nb"\n2,"open\n3,"secret"\n',
-            "line 4: a quote in the row that starts here",
-        ),
+        (b'id,text\n1,"a\nb"\n2,"open\n3,"secret"\n', "line 4: a quote in the row that starts here"),
         (b"id,text\n1,ok\n2,se\0cret\n", "line 3: a NUL byte"),
         (b"id,text\n1,ok\n2,secret,more\n", "line 3: 3 fields where the header has 2"),
         (b"id,text\n1,se\xffcret\n", "not UTF-8"),
@@ -144,9 +141,7 @@ def test_encoding_and_batches(small):
         assert encoded.ids[encoded.starts[i] : encoded.starts[i + 1]].tolist() == ids
     batches = make_batches(encoded.lengths, 16, seed=[1, 2])
     assert sorted(np.concatenate(batches)) == list(range(len(texts)))
-    assert all(
-        (a == b).all() for a, b in zip(batches, make_batches(encoded.lengths, 16, seed=[1, 2]))
-    )
+    assert all((a == b).all() for a, b in zip(batches, make_batches(encoded.lengths, 16, seed=[1, 2])))
     assert any(
         (a != b).any()
         for a, b in zip(batches, make_batches(encoded.lengths, 16, seed=[1, 3]))

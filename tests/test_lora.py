@@ -43,15 +43,10 @@ def test_lora_outputs_and_gradients_equal_peft(rank, alpha):
     theirs = get_peft_model(
         theirs,
         LoraConfig(
-            r=rank,
-            lora_alpha=alpha,
-            target_modules=["query", "value"],
-            modules_to_save=["classifier"],
+            r=rank, lora_alpha=alpha, target_modules=["query", "value"], modules_to_save=["classifier"]
         ),
     ).eval()
-    assert torch.equal(
-        ours(ids).logits, original(ids).logits
-    )  # B = 0: training starts from the model itself
+    assert torch.equal(ours(ids).logits, original(ids).logits)  # B = 0: training starts from the model itself
     for name, module in ours.named_modules():
         if isinstance(module, LoRALinear):
             torch.nn.init.normal_(module.lora_B.weight)
@@ -70,12 +65,8 @@ def test_lora_outputs_and_gradients_equal_peft(rank, alpha):
     for name, module in ours.named_modules():
         if isinstance(module, LoRALinear):
             other = theirs.base_model.model.get_submodule(name)
-            assert torch.allclose(
-                module.lora_A.weight.grad, other.lora_A["default"].weight.grad, atol=1e-5
-            )
-            assert torch.allclose(
-                module.lora_B.weight.grad, other.lora_B["default"].weight.grad, atol=1e-5
-            )
+            assert torch.allclose(module.lora_A.weight.grad, other.lora_A["default"].weight.grad, atol=1e-5)
+            assert torch.allclose(module.lora_B.weight.grad, other.lora_B["default"].weight.grad, atol=1e-5)
     merged = technique.finish(ours)
     assert torch.allclose(merged(ids).logits, outputs[0], atol=1e-5)
     assert merged.state_dict().keys() == original.state_dict().keys()
@@ -94,16 +85,7 @@ def test_adapters_load_in_peft_and_give_the_same_logits(trained, demos, tmp_path
     )
     train.main(
         run_words(
-            demos,
-            "trials",
-            tmp_path,
-            "--technique",
-            "lora",
-            "--lora-keep",
-            "--lora-rank",
-            2,
-            "--epochs",
-            1,
+            demos, "trials", tmp_path, "--technique", "lora", "--lora-keep", "--lora-rank", 2, "--epochs", 1
         )
     )
     kept = checkpoint.load(tmp_path / "lora")
@@ -136,6 +118,4 @@ def test_lora_claims(demos, capsys):
     )
     assert "not inference" in printed and trainable == 4 * (32 + 32) + 3 * 32 + 3 + 3 + 9
     mlm = AutoModelForMaskedLM.from_pretrained(demos["mlm"][1])
-    assert head_modules(mlm) == [
-        "cls.predictions.transform"
-    ]  # the decoder shares the embeddings' weight
+    assert head_modules(mlm) == ["cls.predictions.transform"]  # the decoder shares the embeddings' weight

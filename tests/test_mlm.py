@@ -32,10 +32,7 @@ def test_masks_are_15_percent_80_10_10_and_new_each_epoch(demos):
         task.encode(examples, tokenizer, 32, progress=False).ids == first.ids
     ).all()  # held-out masks are fixed
     lengths = set(first.lengths[:-1].tolist())
-    assert lengths == {32} and tokenizer.convert_ids_to_tokens(original[[0, 31]]) == [
-        "[CLS]",
-        "[SEP]",
-    ]
+    assert lengths == {32} and tokenizer.convert_ids_to_tokens(original[[0, 31]]) == ["[CLS]", "[SEP]"]
 
 
 def test_only_masked_places_go_through_the_head(demos):

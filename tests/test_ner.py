@@ -32,17 +32,13 @@ def test_crf_and_viterbi_and_marginals_equal_enumeration(seed):
         paths = list(itertools.product(range(5), repeat=length))
         score = np.array(
             [
-                start[p[0]]
-                + e[range(length), p].sum()
-                + sum(transitions[a, b] for a, b in zip(p, p[1:]))
+                start[p[0]] + e[range(length), p].sum() + sum(transitions[a, b] for a, b in zip(p, p[1:]))
                 for p in paths
             ]
         )
         likelihood = score - np.logaddexp.reduce(score)
         legal = [first[p[0]] and all(after[a, b] for a, b in zip(p, p[1:])) for p in paths]
-        assert np.exp(likelihood[legal]).sum() == pytest.approx(
-            1
-        )  # what is forbidden has no probability
+        assert np.exp(likelihood[legal]).sum() == pytest.approx(1)  # what is forbidden has no probability
         best = paths[int(score.argmax())]
         assert tuple(viterbi(e, start, transitions)) == best and legal[int(score.argmax())]
         expected = np.zeros((length, 5))
@@ -143,11 +139,7 @@ def test_bio_files_of_all_sorts_are_read(tmp_path, capsys):
     )
     assert [document for _, document, _, _ in read_bio(path)] == ["1", "1", "2"]
     path.write_text("# doc\na\tO\n\nb\tO\n\n# doc\nc\tB-x\n")
-    assert [document for _, document, _, _ in read_bio(path)] == [
-        "document 1",
-        "document 1",
-        "document 2",
-    ]
+    assert [document for _, document, _, _ in read_bio(path)] == ["document 1", "document 1", "document 2"]
     zipped = tmp_path / "a.tsv.gz"
     zipped.write_bytes(gzip.compress(lines.encode()))
     path.write_text(lines)
@@ -159,12 +151,7 @@ def test_bio_files_of_all_sorts_are_read(tmp_path, capsys):
     splits, facts = task.load(str(path), 1.0, 0.2, 0.2, 1)
     assert (
         task.labels == ["O", "B-x", "I-x"]
-        and sum(
-            map(
-                sum,
-                (s["splits"].values() for s in [{"splits": t} for t in facts["splits"].values()]),
-            )
-        )
+        and sum(map(sum, (s["splits"].values() for s in [{"splits": t} for t in facts["splits"].values()])))
         == 12
     )
 

@@ -40,9 +40,7 @@ def test_readmission_labels_follow_the_literature():
         "2": 1,
         "3": 1,
     }  # past the planned stay, the unplanned one counts
-    labels, counts = readmitted(
-        [stay(1, 0, 5, "NEWBORN"), stay(2, 6, 4), stay(3, 8, 9), stay(4, 20, 1)], 3
-    )
+    labels, counts = readmitted([stay(1, 0, 5, "NEWBORN"), stay(2, 6, 4), stay(3, 8, 9), stay(4, 20, 1)], 3)
     assert (
         labels == {"2": 0, "3": 1, "4": 0}
         and counts["newborn"] == 1
@@ -87,10 +85,7 @@ def test_mimic_tables_are_joined_and_every_row_is_accounted_for(tmp_path):
 
 def test_chunk_probabilities_combine_as_huang_wrote():
     p = np.array([0.1, 0.2, 0.9])
-    assert (
-        combine_chunks(p, "mean", 2.0) == pytest.approx(0.4)
-        and combine_chunks(p, "max", 2.0) == 0.9
-    )
+    assert combine_chunks(p, "mean", 2.0) == pytest.approx(0.4) and combine_chunks(p, "max", 2.0) == 0.9
     assert combine_chunks(p, "huang", 2.0) == pytest.approx((0.9 + 0.4 * 3 / 2) / (1 + 3 / 2))
     assert combine_chunks(p[:1], "huang", 2.0) == pytest.approx(0.1)
 
@@ -102,23 +97,14 @@ def test_logistic_head_is_scikit_learns_and_patients_stay_together(demos, tmp_pa
     splits = splits_of(run, demos["readmission"][0])
     subjects = [{note.subject for note in splits[split]} for split in SPLITS]
     assert not (subjects[0] & subjects[1] or subjects[0] & subjects[2] or subjects[1] & subjects[2])
-    encoded = {
-        s: run.task.encode(splits[s], run.tokenizer, 64, progress=False) for s in ("train", "test")
-    }
+    encoded = {s: run.task.encode(splits[s], run.tokenizer, 64, progress=False) for s in ("train", "test")}
     assert len(encoded["test"].lengths) > len(splits["test"])  # chunks
-    x = {
-        s: run.task._cls_vectors(run.model, e, run.tokenizer.pad_token_id)
-        for s, e in encoded.items()
-    }
+    x = {s: run.task._cls_vectors(run.model, e, run.tokenizer.pad_token_id) for s, e in encoded.items()}
     mean, scale = x["train"].mean(0), x["train"].std(0)
     c = float(run.facts["head"]["C"])
-    fit = LogisticRegression(C=c, max_iter=1000).fit(
-        (x["train"] - mean) / scale, encoded["train"].labels
-    )
+    fit = LogisticRegression(C=c, max_iter=1000).fit((x["train"] - mean) / scale, encoded["train"].labels)
     theirs = fit.predict_proba((x["test"] - mean) / scale)[:, 1]
-    ours = np.array(
-        inference.predict_rows(run.model, run.task, encoded["test"], run.tokenizer.pad_token_id)
-    )
+    ours = np.array(inference.predict_rows(run.model, run.task, encoded["test"], run.tokenizer.pad_token_id))
     assert np.allclose(ours, theirs, atol=2e-3)  # float32 sums of standardised against raw vectors
     assert np.ptp(ours) > 0.01  # the last layer differs from note to note
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")

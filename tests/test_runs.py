@@ -20,7 +20,6 @@ from transformers import AutoModelForSequenceClassification, BertForSequenceClas
 import benchmark
 import files
 import predict
-import report
 import train
 from compress.quantization import Int8Embedding, is_int8
 from conftest import ROOT, read_csv, write_notes
@@ -354,49 +353,6 @@ def test_lora_on_symptoms_merges_into_a_plain_model(arguments, tmp_path, capsys)
     ).stat().st_size / 10
 
 
-def test_benchmark_and_report(runs, capsys):
-    benchmark.main([str(runs), "--rounds", "2", "--length", "32", "--batch-size", "4"])
-    rows = {row["technique"]: row for row in read_csv(runs / "benchmark.csv")}
-    assert set(rows) == set(TECHNIQUES)
-    base, hidden, inner, length, layers = rows["base"], 32, 64, 32, 2
-    per_token = (
-        4 * hidden**2 + 2 * hidden * inner + 2 * length * hidden
-    )  # projections, feed-forward, attention
-    last = (
-        length * 2 * hidden**2 + per_token - 2 * hidden**2
-    )  # keys and values of all tokens, the rest of the first
-    assert int(base["macs"]) == (layers - 1) * length * per_token + last + hidden**2 + hidden * 5
-    assert base["macs"] == rows["pruning"]["macs"] == rows["quantization"]["macs"]
-    assert int(rows["lowrank"]["macs"]) < int(base["macs"]) and int(rows["distillation"]["macs"]) < int(
-        base["macs"]
-    )
-    for row in rows.values():
-        assert (
-            0 < float(row["p50_ms"]) <= float(row["p95_ms"])
-            and float(row["notes_per_s"]) > 0
-            and row["cpu"]
-            and row["threads"]
-        )
-    report.main([str(runs)])
-    written = {path.name for path in runs.iterdir()}
-    assert {
-        "results.csv",
-        "results.md",
-        "accuracy_latency.png",
-        "learning_curves.png",
-        *(f"confusion_{t}.png" for t in TECHNIQUES),
-    } <= written
-    results = {row["technique"]: row for row in read_csv(runs / "results.csv")}
-    assert results["lowrank"]["paper_accuracy"] == "0.921800" and results[CHAIN].get("paper_accuracy") == ""
-    for technique, row in results.items():
-        scores = read_csv(runs / f"multiclass_{technique}_metrics.csv")[-1]
-        assert all(row[score.lower()] == scores[score] for score in OVERALL)
-        assert float(row["accuracy_low"]) <= float(row["accuracy"]) <= float(row["accuracy_high"])
-    text = (runs / "results.md").read_text()
-    assert all(f"| {technique} |" in text for technique in TECHNIQUES) and "0.936 / 0.937 / 0.988" in text
-    assert (runs / "accuracy_latency.png").read_bytes()[:4] == b"\x89PNG"
-
-
 def test_the_demonstration_teaches_something(tmp_path):
     train.main(["--epochs", "3", "--out", str(tmp_path)])
     run = files.read_json(tmp_path / "base" / "run.json")
@@ -626,9 +582,7 @@ def test_exploding_loss_names_the_step(arguments, refuses, tmp_path):
         (predict.main, "BASE quote.csv --out p.csv", "quote.csv, line 3"),
         (predict.main, "BASE nocolumn.csv", "no column 'TEXT'"),
         (predict.main, "BASE quote.csv --out quote.csv", "is the file of notes itself"),
-        (report.main, "BASE", "is a single run"),
         (benchmark.main, "none", "none: no such directory"),
-        (report.main, ".", "no finished run in there"),
     ],
 )
 def test_other_scripts_refuse_in_one_line_too(main, words, message, runs, refuses, tmp_path, monkeypatch):

@@ -45,9 +45,7 @@ def test_classification_report_equals_scikit_learn(seed):
     generator = np.random.default_rng(seed)
     names = [f"label {i}" for i in range(5)]
     truth, called = generator.random((2, 60, 5)) < [0.5, 0.3, 0.1, 0.05, 0.0 if seed % 2 else 0.02]
-    theirs = sk.classification_report(
-        truth, called, target_names=names, output_dict=True, zero_division=0
-    )
+    theirs = sk.classification_report(truth, called, target_names=names, output_dict=True, zero_division=0)
     ours = metrics.classification_report(truth, called, names)
     assert list(ours) == list(theirs)
     for name, row in ours.items():
@@ -61,9 +59,7 @@ def test_classification_report_equals_scikit_learn(seed):
     scores = metrics.multi_label(truth, called, names, intervals=True)
     assert scores.overall["Accuracy"] == pytest.approx(sk.accuracy_score(truth, called))
     assert scores.overall["MicroF1"] == pytest.approx(sk.f1_score(truth, called, average="micro"))
-    assert (
-        scores.intervals["MicroF1"][0] < scores.overall["MicroF1"] < scores.intervals["MicroF1"][1]
-    )
+    assert scores.intervals["MicroF1"][0] < scores.overall["MicroF1"] < scores.intervals["MicroF1"][1]
     if seed % 2:
         assert scores.per_label["label 4"]["Recall"] is None  # never true: undefined, not 0
 
@@ -107,8 +103,4 @@ def test_spans_and_their_scores_equal_seqeval_in_both_modes(seed):
 def test_masked_token_scores_are_sums_over_rows():
     counts = np.array([[1, 2, 3.0], [0, 1, 2.0], [3, 3, 1.0]])
     scores = metrics.masked_tokens(counts, intervals=True)
-    assert scores.overall == {
-        "Accuracy": 4 / 6,
-        "CrossEntropy": 1.0,
-        "Perplexity": pytest.approx(np.e),
-    }
+    assert scores.overall == {"Accuracy": 4 / 6, "CrossEntropy": 1.0, "Perplexity": pytest.approx(np.e)}

@@ -51,12 +51,7 @@ def test_counts_of_what_was_dropped(tmp_path):
         (54, 1, "x" * 1000 + " pain"),
     ]
     splits, facts = load(write_notes(tmp_path / "notes.csv", rows))
-    assert facts["rows"] == {
-        "rows": 55,
-        "without label": 2,
-        "without text": 1,
-        "exact duplicates": 2,
-    }
+    assert facts["rows"] == {"rows": 55, "without label": 2, "without text": 1, "exact duplicates": 2}
     assert facts["notes"] == 50 == sum(map(len, splits.values()))
     sizes = {split: len(splits[split]) for split in SPLITS}
     assert {split: sum(n.values()) for split, n in facts["splits"].items()} == sizes
@@ -72,9 +67,7 @@ def test_top_k_finds_the_most_frequent_labels_in_order(tmp_path):
     task = Symptoms(top_k=3)
     splits, facts = task.load(str(write_notes(tmp_path / "notes.csv", rows)), 1.0, 0.2, 0.2, 42)
     assert task.labels == ["syncope", "cough", "rash"] and facts["rows"]["of a rarer label"] == 3
-    assert all(
-        note.text.startswith(task.labels[note.label]) for notes in splits.values() for note in notes
-    )
+    assert all(note.text.startswith(task.labels[note.label]) for notes in splits.values() for note in notes)
 
 
 def test_balance_keeps_as_many_of_each_class(small):

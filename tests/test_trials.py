@@ -25,10 +25,7 @@ def test_label_sets_come_from_columns_separators_or_folded_texts(tmp_path):
             ("context", "label"),
         )
     )
-    for path, task in (
-        (columns, Trials(label_column="a,b,c")),
-        (separated, Trials(label_separator=";")),
-    ):
+    for path, task in ((columns, Trials(label_column="a,b,c")), (separated, Trials(label_separator=";"))):
         splits, facts = task.load(path, 1.0, 0.2, 0.2, 1)
         assert (
             task.labels == ["a", "b", "c"]
@@ -65,16 +62,12 @@ def test_a_class_too_rare_for_validation_does_not_decide_the_epoch(tmp_path):
     )
     examples = [note for note in splits["validation"] if note.label < 2]
     right = np.eye(3)[[note.label for note in examples]]
-    assert task.score(examples, list(right), intervals=True).intervals["F1"][1] == pytest.approx(
-        2 / 3
-    )
+    assert task.score(examples, list(right), intervals=True).intervals["F1"][1] == pytest.approx(2 / 3)
     good, bad = (
         task.score(examples, list(right)).overall,
         task.score(examples, list(np.roll(right, 1, 1))).overall,
     )
-    assert (
-        good["F1"] == pytest.approx(2 / 3) and task.better(good, bad) and not task.better(bad, good)
-    )
+    assert good["F1"] == pytest.approx(2 / 3) and task.better(good, bad) and not task.better(bad, good)
 
 
 def test_thresholds_are_the_best_of_all_on_validation_and_never_see_the_test():
@@ -92,9 +85,7 @@ def test_multi_label_logits_distil_as_softmaxes_of_two():
     task = Trials(multi_label=True)
     logits = torch.randn(4, 3)
     rows = task.categorical(logits, {})
-    assert rows.shape == (12, 2) and torch.allclose(
-        rows.softmax(-1)[:, 1].view(4, 3), logits.sigmoid()
-    )
+    assert rows.shape == (12, 2) and torch.allclose(rows.softmax(-1)[:, 1].view(4, 3), logits.sigmoid())
 
 
 def test_separate_files_and_texts_on_both_sides(demos, tmp_path):

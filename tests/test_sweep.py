@@ -1,0 +1,160 @@
+"""The sweep: what it plans, trains, times and writes, what it refuses."""
+
+import json
+import shlex
+import shutil
+
+import numpy as np
+import pytest
+
+import benchmark
+import sweep
+from cli import BadInput
+from conftest import ROOT, read_csv
+from files import read_json, write_json
+from run import results, tables
+from tasks.ner import Ner
+
+GRID = {
+    "base": "--technique base",
+    "thin": "--technique lowrank --rank 4 --start {base} --epochs {1x}",
+    "int8": "--technique quantization",
+    "thin + int8": "--technique quantization --start {runs}/thin",
+}
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory, arguments):
+    """(directory, command line) of a small sweep, two seeds."""
+    home = tmp_path_factory.mktemp("sweep")
+    (home / "grid.json").write_text(json.dumps(GRID))
+    call = [*arguments, "--epochs", "1", "--out", str(home / "out"), "--grid", str(home / "grid.json")]
+    call += ["--seeds", "1,2", "--rounds", "1"]
+    sweep.main(call)
+    return home / "out", call
+
+
+def test_a_sweep_trains_what_is_missing_and_reports_every_seed(swept, capsys):
+    out, call = swept
+    rows = {row["run"]: row for row in read_csv(out / "sweep.csv")}
+    assert list(rows) == list(GRID) and {row["seeds"] for row in rows.values()} == {"2"}
+    scores = [
+        read_json(out / f"seed{seed}" / "thin" / "run.json")["test"]["overall"]["Accuracy"] for seed in (1, 2)
+    ]
+    assert float(rows["thin"]["Accuracy"]) == pytest.approx(np.mean(scores), abs=1e-6)
+    assert (out / "sweep.png").stat().st_size > 10_000 and "Pareto front" in (out / "sweep.md").read_text()
+    assert [row["techniques"] for row in rows.values()] == [
+        "base",
+        "lowrank",
+        "quantization",
+        "lowrank+quantization",
+    ]
+    shutil.rmtree(out / "seed2" / "int8")
+    capsys.readouterr()
+    sweep.main(call)
+    assert capsys.readouterr().out.count("finished already") == 7
+
+
+def test_the_text_of_a_sweep_follows_from_its_data_alone(swept):
+    out, _ = swept
+    rows, facts = results.read_rows(out / "sweep.csv"), read_json(out / "sweep.json")
+    assert tables.sweep_page(rows, facts) == (out / "sweep.md").read_text()
+    assert (facts["grid"], facts["seeds"], facts["task"]) == (GRID, [1, 2], "symptoms")
+    assert facts["machine"]["cpu"] and facts["machine"]["torch"] and facts["machine"]["commit"]
+    assert set(facts["trained_at"]) == set(GRID) and facts["data"]["mean_tokens"] > 3
+    assert facts["timing"]["rows"] == facts["data"]["sizes"][
+        "validation"
+    ] and "mean of 2 seeds" in tables.sweep_conditions(facts)
+    assert not any("/tmp" in word or str(out.parent.parent) in word for word in facts["arguments"])
+
+
+def test_benchmarks_accuracy_part_is_the_sweep(swept, tmp_path, refuses, capsys):
+    out, call = swept
+    benchmark.main(["--parts", "accuracy", "--sweep", shlex.join(call), "--out", str(tmp_path / "benchmark")])
+    assert capsys.readouterr().out.count("finished already") == 8
+    text = (tmp_path / "benchmark" / "benchmark.md").read_text()
+    assert f"accuracy, {(out / 'sweep.md').read_text()[2:]}" in text
+    assert "name notes and a model" in refuses(benchmark.main, ["--parts", "accuracy"])
+    assert "no such task" in refuses(benchmark.main, ["--sweep", "--task x"])
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ("--technique base", "the grid and --seeds say that"),
+        ("--seeds a", "give whole numbers"),
+        ("--seeds 1,1", "must differ from each other"),
+        ("--only base,tall", "--only: tall is missing"),
+        ("--only thin", "--only: base is missing"),
+    ],
+)
+def test_flags_that_make_no_sweep_are_refused(words, message, swept, refuses):
+    assert message in refuses(sweep.main, [*swept[1], *words.split()])
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ('{"base": "--technique base", "x": "--start {nowhere}"}', "none of base"),
+        (
+            '{"base": "--technique base", "x": "--technique base --max-length 64"}',
+            "x has another max_length than the rest",
+        ),
+        ('{"base": "", "a b": "--technique base", "a-b": "--technique base"}', "must differ from each other"),
+        ("[1]", "give a JSON object"),
+    ],
+)
+def test_grids_that_make_no_sweep_are_refused(text, message, swept, refuses, tmp_path):
+    (tmp_path / "grid.json").write_text(text)
+    assert message in refuses(sweep.main, [*swept[1], "--grid", tmp_path / "grid.json"])
+    with pytest.raises(BadInput, match="no such file"):
+        sweep.read_grid(tmp_path / "none.json")
+
+
+def test_masked_language_models_are_swept_too(tmp_path):
+    grid = tmp_path / "grid.json"
+    grid.write_text(json.dumps({"base": "--technique base", "int8": "--technique quantization"}))
+    call = [
+        "--task",
+        "mlm",
+        "--fraction",
+        "0.2",
+        "--epochs",
+        "1",
+        "--block-size",
+        "32",
+        "--seeds",
+        "1",
+        "--rounds",
+        "1",
+    ]
+    sweep.main([*call, "--grid", str(grid), "--out", str(tmp_path / "out")])
+    rows = read_csv(tmp_path / "out" / "sweep.csv")
+    assert all(float(row["validation"]) >= 0 and float(row["p50_ms"]) > 0 for row in rows)
+
+
+def test_the_demonstrations_sweep_has_a_student_that_fits(refuses):
+    plan = sweep.plan_sweep(["--seeds", "1,2"])
+    student = plan.planned["student 2x64"]
+    assert len(student) == len(plan.seeds) == 2 and student[0].student_width == 64 < 128
+    assert "student-2x64" in plan.grid["student 2x64 + int8"]
+    assert list(sweep.plan_sweep(["--model", "x"]).grid) == list(
+        read_json(ROOT / "experiments" / "grid.json")
+    )
+    assert "must differ from each other" in refuses(sweep.plan_sweep, ["--seeds", "1,1"])
+
+
+def test_a_score_that_base_does_not_have_is_left_out(tmp_path):
+    facts = {
+        "validation": {"overall": {"F1": 0.1}},
+        "sizes": {"bytes": 1, "parameters": 1},
+        "train_seconds": 1,
+    }
+    made = {}
+    for name, precision in (("base", None), ("thin", 0.5)):
+        test = {"overall": {"F1": 0.1, "Precision": precision, "Recall": 0.1}, "intervals": {}}
+        (tmp_path / name).mkdir()
+        write_json(tmp_path / name / "run.json", {**facts, "technique": "base", "start": None, "test": test})
+        made[name] = [tmp_path / name]
+    rows = sweep.sweep_rows(made, {"base": (1, 1), "thin": (2, 1)}, Ner().headline)
+    assert [row["F1_from_base"] for row in rows] == [0, 0] and not any("Precision" in row for row in rows)
