@@ -43,7 +43,7 @@ class ShortAttention(nn.Module):
     """BERT's self-attention with less work, with the layers of the module it replaces, names included."""
 
     def __init__(self, original, first, joined):
-        """first: answer for the first token alone. joined: one product for keys, values (queries if not first)."""
+        """first: answer for the first token alone. joined: keys, values (and queries) by one product."""
         super().__init__()
         for name, child in original.named_children():
             self.add_module(name, child)

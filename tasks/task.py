@@ -104,11 +104,11 @@ class Task:
     json_lines = False  # whether predict.py writes JSON lines instead of a CSV
     published = None  # a line on the reference's figures, for the report
     techniques = ("base", "pruning", "lowrank", "distillation", "quantization")  # what run_all.sh trains
-    demo_files = ()  # names of the files that write_demonstration makes; the first is what a run reads as --data
+    demo_files = ()  # what write_demonstration writes; the first is what a run reads as --data
 
     @classmethod
     def write_demonstration(cls, directory, rows):
-        """Write demo_files, synthetic data of about so many rows. Returns their texts, for the tiny model's vocabulary."""
+        """Write demo_files, about `rows` rows. Returns their texts, for the tiny model's vocabulary."""
         raise NotImplementedError
 
     def __init__(self, **options):

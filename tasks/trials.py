@@ -25,7 +25,7 @@ def threshold_or_auto(text):
 
 
 def best_thresholds(truth, probabilities):
-    """Of each label the threshold of the highest F1 (the highest of several); 0.5 for a label without positives.
+    """Of each label the (highest) threshold of the best F1; 0.5 for a label without positives.
 
     truth (N, L) bool, probabilities (N, L) -> list of L floats.
     """

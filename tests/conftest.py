@@ -106,7 +106,7 @@ def write_notes(path, rows, header=("ROW_ID", "SUBJECT_ID", "TEXT")):
 # --- the other tasks
 
 OTHER_TASKS = tuple(task for task in TASKS if task != "symptoms")  # whose runs are `runs`
-TASK_TECHNIQUES = {task: ("base",) for task in OTHER_TASKS} | {
+TASK_TECHNIQUES = dict.fromkeys(OTHER_TASKS, ("base",)) | {
     "ner": ("base", "lora", "pruning", "distillation+quantization"),
     "readmission": ("base", "lowrank", "distillation+lora", "quantization"),
     "mlm": ("base", "lora", "lowrank", "distillation", "quantization"),

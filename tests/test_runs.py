@@ -76,7 +76,7 @@ def test_a_run_directory_is_safetensors_and_json_and_holds_no_text(runs, small, 
         )
     facts = files.read_json(runs / technique / "run.json")
     with safe_open(weights, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
+        tensors = {name: file.get_tensor(name) for name in list(file.keys())}
     int8 = sum(tensor.dtype == torch.int8 for tensor in tensors.values())
     layers = [
         m
@@ -111,7 +111,7 @@ def test_plain_transformers_refuses_what_it_cannot_build_and_says_why(runs, tech
     ):
         with pytest.raises((ValueError, OSError), match="which transformers cannot build: load it with"):
             load(runs / technique)
-    config = {key: value for key, value in files.read_json(runs / technique / "config.json").items()}
+    config = files.read_json(runs / technique / "config.json")
     assert config["transformers_weights"] and not (runs / technique / "model.safetensors").exists()
 
 
@@ -266,7 +266,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights(runs, arguments, tmp_pat
         calls = []
         original = train.collate
 
-        def breaks(*args):
+        def breaks(*args, calls=calls, original=original):
             calls.append(args)
             if len(calls) == 22:  # in the middle of the second epoch
                 raise KeyboardInterrupt
@@ -320,7 +320,8 @@ def test_same_seed_same_metrics_in_two_processes(arguments, tmp_path):
             call, cwd=ROOT, check=True, capture_output=True, env={**os.environ, "PYTHONHASHSEED": hash_seed}
         )
         found.append([(out / name).read_bytes() for name in (
-            "multiclass_distillation_metrics.csv", "per_symptom_distillation_metrics.csv", "distillation/predictions.csv",
+            "multiclass_distillation_metrics.csv", "per_symptom_distillation_metrics.csv",
+            "distillation/predictions.csv",
             "distillation/model.safetensors", "base/predictions.csv")])  # fmt: skip
     assert found[0] == found[1]
 
@@ -420,7 +421,7 @@ def test_accumulated_batches_make_the_same_step_as_one(arguments, tmp_path, monk
             "make_batches",
             lambda lengths, size, seed: [np.arange(i, i + size) for i in range(0, 64, size)],
         )
-        notes = few(tmp_path / "same.csv", {s: 30 for s in SYMPTOMS})
+        notes = few(tmp_path / "same.csv", dict.fromkeys(SYMPTOMS, 30))
         call = [
             *arguments,
             "--epochs",
@@ -529,8 +530,10 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     if "cuda" in words and torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     files = {
-        "fake.csv.gz": "ROW_ID,TEXT\n", "empty.csv": "", "header.csv": "ROW_ID,TEXT\n", "nocolumn.csv": "ROW_ID,NOTE\n1,pain\n",
-        "quote.csv": 'ROW_ID,TEXT\n1,pain\n2,"cough\n3,secret\n', "nul.csv": "ROW_ID,TEXT\n1,pa\0in\n", "file": "",
+        "fake.csv.gz": "ROW_ID,TEXT\n", "empty.csv": "", "header.csv": "ROW_ID,TEXT\n",
+        "nocolumn.csv": "ROW_ID,NOTE\n1,pain\n",
+        "quote.csv": 'ROW_ID,TEXT\n1,pain\n2,"cough\n3,secret\n',
+        "nul.csv": "ROW_ID,TEXT\n1,pa\0in\n", "file": "",
         "nolabel.csv": "ROW_ID,TEXT\n1,well\n",
     }  # fmt: skip
     for name, content in files.items():
@@ -558,12 +561,14 @@ def test_exploding_loss_names_the_step(arguments, refuses, tmp_path):
     import compress.technique
 
     class Broken(compress.technique.Technique):
+        calls = 0
+
         def loss(self, model, batch, outputs):
             return super().loss(model, batch, outputs) * (float("nan") if self.count() == 3 else 1)
 
-        def count(self, state=[0]):
-            state[0] += 1
-            return state[0]
+        def count(self):
+            self.calls += 1
+            return self.calls
 
     compress.TECHNIQUES["broken"] = Broken
     try:
@@ -618,7 +623,7 @@ def test_commands_exist_as_the_readme_writes_them():
         "run_trials.sh",
         "run_tests.sh",
     } <= {script for _, script, _ in scripts}
-    for runner, script, rest in scripts:
+    for _, script, rest in scripts:
         assert (ROOT / script).exists(), script
         if script in ("train.py", "run_all.sh", "run_trials.sh"):
             rest = re.sub(r"[|<>#].*", "", rest)

@@ -147,7 +147,8 @@ def test_the_other_linear_is_the_same_linear(model, batch, monkeypatch):
 def small(kind):
     """A classifier of a family, and its inputs: two rows, one padded."""
     torch.manual_seed(0)
-    config = AutoConfig.for_model(kind, vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+    config = AutoConfig.for_model(kind, vocab_size=50, hidden_size=32, num_hidden_layers=2,
+                                  num_attention_heads=4, intermediate_size=64,
                                   num_labels=3, embedding_size=32, pad_token_id=0)  # fmt: skip
     ids = torch.randint(1, 50, (2, 9))
     mask = torch.ones_like(ids)
@@ -246,7 +247,8 @@ def test_the_next_item_is_made_ahead_and_errors_arrive():
 
 @pytest.mark.parametrize("kind", ["bert", "distilbert", "mpnet", "albert", "modernbert", "deberta-v2"])
 def test_attention_dropout_is_found_in_every_family_and_no_other_is_touched(kind):
-    config = AutoConfig.for_model(kind, vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48,
+    config = AutoConfig.for_model(kind, vocab_size=50, hidden_size=32, num_hidden_layers=2,
+                                  num_attention_heads=2, intermediate_size=48,
                                   hidden_dropout_prob=0.2, pad_token_id=0)  # fmt: skip
     model = AutoModelForSequenceClassification.from_config(config)
     set_attention_dropout(model, 0.07)

@@ -1,13 +1,11 @@
 """The sweep: what it plans, trains, times and writes, what it refuses."""
 
 import json
-import shlex
 import shutil
 
 import numpy as np
 import pytest
 
-import benchmark
 import sweep
 from cli import BadInput
 from conftest import ROOT, read_csv
@@ -68,14 +66,19 @@ def test_the_text_of_a_sweep_follows_from_its_data_alone(swept):
     assert not any("/tmp" in word or str(out.parent.parent) in word for word in facts["arguments"])
 
 
-def test_benchmarks_accuracy_part_is_the_sweep(swept, tmp_path, refuses, capsys):
+def test_a_finished_sweep_is_only_timed_again(swept, capsys):
     out, call = swept
-    benchmark.main(["--parts", "accuracy", "--sweep", shlex.join(call), "--out", str(tmp_path / "benchmark")])
+    sweep.main(call)
     assert capsys.readouterr().out.count("finished already") == 8
-    text = (tmp_path / "benchmark" / "benchmark.md").read_text()
-    assert f"accuracy, {(out / 'sweep.md').read_text()[2:]}" in text
-    assert "name notes and a model" in refuses(benchmark.main, ["--parts", "accuracy"])
-    assert "no such task" in refuses(benchmark.main, ["--sweep", "--task x"])
+    assert "Pareto front" in (out / "sweep.md").read_text()
+    assert "no such task" in refused_by(call)
+
+
+def refused_by(call):
+    """The message with which the sweep of another task is refused."""
+    with pytest.raises(BadInput) as refused:
+        sweep.main([*call, "--task", "x"])
+    return str(refused.value)
 
 
 @pytest.mark.parametrize(
