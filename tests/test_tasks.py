@@ -301,33 +301,29 @@ def test_a_file_of_its_own_with_nothing_to_score_is_refused(task, demos, tmp_pat
     assert str(tmp_path / "own") in line and ("none left for test" in line or "no sentence" in line)
 
 
-def test_training_notes_of_one_class_are_refused_even_with_files_of_their_own(
-    demos, tmp_path, refuses
-):
-    for case, (_, present, absent) in LABELS.items():
-        own = tmp_path / "own"
-        task, words = words_for(case, tmp_path, demos, "--test", own, "--validation", own)
-        if case in ("ner", "trials, sets"):  # where one label is enough to learn from
-            continue
-        labelled_file(tmp_path / "train", task, (present,), 60)
-        labelled_file(own, task, (present, absent))
-        line = refuses(train.main, words)
-        assert str(tmp_path / "train") in line and "train has " in line, case
+@pytest.mark.parametrize("case", ("symptoms", "readmission", "trials"))
+def test_training_notes_of_one_class_are_refused(case, demos, tmp_path, refuses):
+    _, present, absent = LABELS[case]
+    own = [tmp_path / "validation", tmp_path / "test"]
+    task, words = words_for(case, tmp_path, demos, f"--validation {own[0]} --test {own[1]}")
+    for path in own:
+        labelled_file(path, task, (present, absent))
+    labelled_file(tmp_path / "train", task, (present,), 60)
+    line = refuses(train.main, words)
+    assert str(tmp_path / "train") in line and "train has " in line
 
 
-def test_a_validation_score_that_is_undefined_leaves_the_choice_to_the_loss():
-    for task in (TASKS[name]() for name in TASKS):
-        name, high = task.selection, 1.0
-        good, bad = (high, 2.0) if not task.lower_is_better else (2.0, high)
-        good, bad = max(good, bad), min(good, bad)
-        if task.lower_is_better:
-            good, bad = bad, good
-        assert task.better({name: good}, {name: bad}) and not task.better({name: bad}, {name: good})
-        assert task.better({name: None}, None) and task.better({name: bad}, {name: None})
-        assert not task.better({name: None, "Loss": 0.1}, {name: bad, "Loss": 0.9})
-        low, up = {name: None, "Loss": 0.1}, {name: None, "Loss": 0.9}
-        assert task.better(low, up) and not task.better(up, low)
-        assert task.better({name: None}, {name: None})  # the later one
+@pytest.mark.parametrize("task", TASKS)
+def test_where_the_score_is_undefined_the_loss_chooses_the_epoch(task):
+    task = TASKS[task]()
+    name, values = task.selection, sorted((1.0, 2.0), reverse=task.lower_is_better)
+    worse, better = ({name: value} for value in values)
+    assert task.better(better, worse) and not task.better(worse, better)
+    assert task.better({name: None}, None) and task.better(worse, {name: None})
+    assert not task.better({name: None, "Loss": 0.1}, {**worse, "Loss": 0.9})
+    low, high = {name: None, "Loss": 0.1}, {name: None, "Loss": 0.9}
+    assert task.better(low, high) and not task.better(high, low)
+    assert task.better({name: None}, {name: None})  # neither: the later one
 
 
 def test_what_is_fitted_after_training_and_what_plain_transformers_cannot_rebuild():
