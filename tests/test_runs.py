@@ -421,7 +421,7 @@ def test_accumulated_batches_make_the_same_step_as_one(arguments, tmp_path, monk
             "make_batches",
             lambda lengths, size, seed: [np.arange(i, i + size) for i in range(0, 64, size)],
         )
-        notes = few(tmp_path / "same.csv", dict.fromkeys(SYMPTOMS, 30))
+        notes = few(tmp_path / "same.csv", dict.fromkeys(SYMPTOMS, 32))
         call = [
             *arguments,
             "--epochs",
