@@ -100,11 +100,13 @@ PARTS = {
     "shape": (
         {"row": ("BERT-base shape, random weights", "{}"), "bytes": ("MB", "{:.1f}"),
          "macs": ("M multiply-adds per note", "{:,.0f}"), "notes_per_s": ("notes/s", "{:,.1f}"),
-         "p50_ms": ("p50 ms", "{:.1f}"), "p95_ms": ("p95 ms", "{:.1f}"), "peak_share": ("of fp32 peak", "{:.2f}")},
+         "p50_ms": ("p50 ms", "{:.1f}"), "p95_ms": ("p95 ms", "{:.1f}"),
+         "peak_share": ("of fp32 peak", "{:.2f}")},
         "base, plain torch", ("notes_per_s", "p50_ms", "bytes"),
     ),
     "training": (
-        {"row": ("training", "{}"), "notes": ("notes", "{:,}"), "tokens_per_note": ("tokens per note", "{:.0f}"),
+        {"row": ("training", "{}"), "notes": ("notes", "{:,}"),
+         "tokens_per_note": ("tokens per note", "{:.0f}"),
          "notes_per_s": ("notes/s", "{:,.1f}"), "tokens_per_s": ("tokens/s", "{:,.0f}"),
          "peak_share": ("of fp32 peak", "{:.2f}")},
         "Trainer, its default padding", ("notes_per_s",),
