@@ -242,32 +242,25 @@ def draw_points(axes, points, bars, low=None, high=None, reverse=False):
     axes.plot(*joined, color="#555555", linewidth=1.5, zorder=1)
     boxes, marks, largest = [], [], max(point.size for point in points)
     for point in sorted(points, key=lambda point: -point.size):
-        colour, strength = colour_of(point.techniques), 1.0 if point.front else 0.5
-        area = 30 + 270 * point.size / largest
-        if bars:
-            ends = [[point.y - point.low], [point.high - point.y]]
-            axes.errorbar(
-                point.x, point.y, ends, color=colour, alpha=0.5 * strength, linewidth=1, capsize=2.5, zorder=2
-            )
-            boxes += line_boxes(axes, [point.x] * 2, [point.low, point.high])
-        marker = "D" if "+" in point.techniques else "o"
-        axes.scatter(
-            point.x,
-            point.y,
-            area,
-            colour,
-            marker=marker,
-            alpha=strength,
-            edgecolor="white",
-            linewidth=0.8,
-            zorder=3,
-        )
-        weight = "bold" if point.front else "normal"
-        marks.append((point.x, point.y, point.name, colour, (area / np.pi) ** 0.5, weight))
+        marks.append(draw_point(axes, point, 30 + 270 * point.size / largest, bars))
+        boxes += line_boxes(axes, [point.x] * 2, [point.low, point.high]) if bars else []
 
     marks.sort(key=lambda mark: -mark[1])
     crowded = label_points(axes, marks, line_boxes(axes, *joined), boxes)
     explain(axes, crowded, bars, low is not None)
+
+
+def draw_point(axes, point, area, bars):
+    """One run's marker, and its bar. Returns its mark for label_points."""
+    colour, strength = colour_of(point.techniques), 1.0 if point.front else 0.5
+    marker, weight = "D" if "+" in point.techniques else "o", "bold" if point.front else "normal"
+    if bars:
+        ends = [[point.y - point.low], [point.high - point.y]]
+        look = {"color": colour, "alpha": 0.5 * strength, "linewidth": 1, "capsize": 2.5}
+        axes.errorbar(point.x, point.y, ends, zorder=2, **look)
+    look = {"marker": marker, "alpha": strength, "edgecolor": "white", "linewidth": 0.8}
+    axes.scatter(point.x, point.y, area, colour, zorder=3, **look)
+    return point.x, point.y, point.name, colour, (area / np.pi) ** 0.5, weight
 
 
 def set_limits(axes, points, others, reverse):
@@ -401,6 +394,7 @@ def plot_calibration(predictions, looks, path):
         below.plot(said, count, linestyle=":", **look)
     axes.set(ylabel="share of positives in the bin")
     below.set(xlabel="mean probability in the bin", ylabel="test rows (log)", yscale="log", xlim=(0, 1))
+    plain_ticks(below.yaxis)
     axes.legend(frameon=False)
     for part in (axes, below):
         part.grid(alpha=0.2)

@@ -124,7 +124,7 @@ def test_the_front_is_what_nothing_beats():
         "e": (0.7, 10),
         "f": (0.95, 200),
     }
-    rows = [dict(run=name, validation=score, bytes=size) for name, (score, size) in scores.items()]
+    rows = [{"run": name, "validation": score, "bytes": size} for name, (score, size) in scores.items()]
     assert results.pareto(rows, "bytes") == ["b", "d", "e", "f"]
 
 

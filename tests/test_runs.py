@@ -419,7 +419,7 @@ def test_accumulated_batches_make_the_same_step_as_one(arguments, tmp_path, monk
         monkeypatch.setattr(
             schedule,
             "make_batches",
-            lambda lengths, size, seed: [np.arange(i, i + size) for i in range(0, 64, size)],
+            lambda lengths, size, seed: [np.arange(i, i + size) for i in range(0, len(lengths), size)],
         )
         notes = few(tmp_path / "same.csv", dict.fromkeys(SYMPTOMS, 32))
         call = [

@@ -22,8 +22,7 @@ from tasks.trials import Trials
 
 
 @pytest.mark.parametrize(
-    "task, technique",
-    [(task, technique) for task in OTHER_TASKS for technique in TASK_TECHNIQUES[task]],
+    "task, technique", [(task, technique) for task in OTHER_TASKS for technique in TASK_TECHNIQUES[task]]
 )
 def test_a_rebuilt_run_of_any_task_scores_as_it_did(trained, demos, task, technique):
     run = checkpoint.load(trained[task] / technique)
@@ -144,13 +143,10 @@ def test_the_adapted_encoder_starts_another_task(trained, demos, tmp_path, refus
     }
     assert not same.pop("bert.pooler.dense.weight") and all(same.values())
     line = refuses(
-        train.main,
-        run_words(demos, "trials", tmp_path / "x", "--model", trained["mlm"] / "lowrank"),
+        train.main, run_words(demos, "trials", tmp_path / "x", "--model", trained["mlm"] / "lowrank")
     )
     assert "its layers are those of lowrank, not plain" in line
-    line = refuses(
-        train.main, run_words(demos, "mlm", tmp_path / "x", "--model", trained["mlm"] / "lora")
-    )
+    line = refuses(train.main, run_words(demos, "mlm", tmp_path / "x", "--model", trained["mlm"] / "lora"))
     assert "is a finished run; continue it with --start" in line
 
 
@@ -187,11 +183,7 @@ def test_another_head_starts_from_a_run_or_is_refused(trained, demos, tmp_path, 
     def words(task, out, flags):
         return run_words(demos, task, tmp_path / out, flags)
 
-    train.main(
-        words(
-            "readmission", "", f"--start {trained['readmission']}/base --head logistic --epochs 0"
-        )
-    )
+    train.main(words("readmission", "", f"--start {trained['readmission']}/base --head logistic --epochs 0"))
     assert "new: classifier.bias, classifier.weight" in capsys.readouterr().out
     ours, base = (
         checkpoint.load(tmp_path / "base").model,
@@ -203,13 +195,11 @@ def test_another_head_starts_from_a_run_or_is_refused(trained, demos, tmp_path, 
     train.main(words("ner", "crf", f"--start {trained['ner']}/base --crf --epochs 1"))
     assert "new: crf.start, crf.transitions" in capsys.readouterr().out
     line = refuses(
-        train.main,
-        words("ner", "x", f"--teacher {trained['ner']}/base --crf --technique distillation"),
+        train.main, words("ner", "x", f"--teacher {trained['ner']}/base --crf --technique distillation")
     )
     assert "its head is another one" in line
     line = refuses(
-        train.main,
-        words("readmission", "x", f"--start {trained['readmission']}/lowrank --head logistic"),
+        train.main, words("readmission", "x", f"--start {trained['readmission']}/lowrank --head logistic")
     )
     assert "has another head and layers of lowrank" in line
     train.main(words("trials", "kept", "--technique lora --lora-keep --epochs 1"))
@@ -234,9 +224,7 @@ def test_two_processes_split_alike_wherever_the_files_lie(demos, tmp_path):
         for path in data.parent.glob("*.csv"):
             (other / path.name).write_bytes(path.read_bytes())
         (other / data.name).write_bytes(data.read_bytes())
-        first, second = (
-            TASKS[task]().load(str(p), 1.0, 0.1, 0.2, 42)[0] for p in (data, other / data.name)
-        )
+        first, second = (TASKS[task]().load(str(p), 1.0, 0.1, 0.2, 42)[0] for p in (data, other / data.name))
         assert all([e.row_id for e in first[s]] == [e.row_id for e in second[s]] for s in SPLITS)
 
 
@@ -266,9 +254,7 @@ def words_for(case, tmp_path, demos, *words):
     task = case.split(",")[0]
     model = demos["trials" if task == "symptoms" else task][1]
     flags = LABELS[case][0] if case in LABELS else ""
-    return task, run_words(
-        demos | {task: (tmp_path / "train", model)}, task, tmp_path / "out", flags, *words
-    )
+    return task, run_words(demos | {task: (tmp_path / "train", model)}, task, tmp_path / "out", flags, *words)
 
 
 @pytest.mark.parametrize("split", ("validation", "test"))
@@ -353,11 +339,7 @@ def test_what_is_fitted_after_training_and_what_plain_transformers_cannot_rebuil
             "--data ready.csv --label-column Label",
             "ready.csv, line 3: column 'Label' is neither 0 nor 1",
         ),
-        (
-            "readmission",
-            "--data alone/notes.csv",
-            "no column 'label' and no ADMISSIONS.csv beside it",
-        ),
+        ("readmission", "--data alone/notes.csv", "no column 'label' and no ADMISSIONS.csv beside it"),
         (
             "readmission",
             "--data notes.csv --admissions date.csv",
@@ -368,21 +350,13 @@ def test_what_is_fitted_after_training_and_what_plain_transformers_cannot_rebuil
             "--data notes.csv --admissions twice.csv",
             "twice.csv, line 3: the HADM_ID of line 2 again",
         ),
-        (
-            "readmission",
-            "--data notes.csv --admissions nocolumn.csv",
-            "nocolumn.csv: no column 'DISCHTIME'",
-        ),
+        ("readmission", "--data notes.csv --admissions nocolumn.csv", "nocolumn.csv: no column 'DISCHTIME'"),
         ("readmission", "--days 0", "--days: 0 is outside (0,"),
         ("readmission", "--data negative.csv", "has no admission 'readmitted'"),
         ("readmission", "--epochs 0", "--epochs 0: nothing would be learnt"),
         ("trials", "--label-column a", "no column 'a'; found context"),
         ("trials", "--data text.csv", "labels look like text, not like names"),
-        (
-            "trials",
-            "--data sets.csv --label-column a,b",
-            "sets.csv, line 3: column 'b' is neither 0 nor 1",
-        ),
+        ("trials", "--data sets.csv --label-column a,b", "sets.csv, line 3: column 'b' is neither 0 nor 1"),
         ("trials", "--data onelabel.csv", "1 distinct labels among"),
         ("trials", "--threshold 2", "--threshold: 2 is outside (0, 1)"),
         ("trials", "--label-column a,b --label-separator ;", "not with several 0/1 columns"),
@@ -391,16 +365,8 @@ def test_what_is_fitted_after_training_and_what_plain_transformers_cannot_rebuil
             "--technique lora --lora-targets nose",
             "--lora-targets nose: no such layer; the encoder has query, key, value",
         ),
-        (
-            "trials",
-            "--technique lora+pruning",
-            "lora freezes the weights that pruning would change",
-        ),
-        (
-            "trials",
-            "--data free.csv",
-            "20 distinct labels among 20 texts; is --label-column right?",
-        ),
+        ("trials", "--technique lora+pruning", "lora freezes the weights that pruning would change"),
+        ("trials", "--data free.csv", "20 distinct labels among 20 texts; is --label-column right?"),
         ("trials", "--label-column context", "--label-column names a column of the text"),
         ("ner", "--data /dev/null/x", "cannot be read"),
         ("trials", "--name a/b", "--name a/b: give a plain name"),
@@ -412,9 +378,7 @@ def test_what_is_fitted_after_training_and_what_plain_transformers_cannot_rebuil
         ("mlm", "--text-columns summary", "no column 'summary'; found nct_id"),
     ],
 )
-def test_bad_input_of_the_tasks_is_one_line(
-    task, words, message, demos, refuses, tmp_path, monkeypatch
-):
+def test_bad_input_of_the_tasks_is_one_line(task, words, message, demos, refuses, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     stay = "1,5,2150-01-01 10:00:00,2150-01-02 10:00:00,URGENT\n"
     admissions = f"SUBJECT_ID,HADM_ID,ADMITTIME,DISCHTIME,ADMISSION_TYPE\n{stay}"
