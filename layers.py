@@ -117,6 +117,11 @@ def exchanged(model, places):
             replace_module(model, name, original)
 
 
+def trainable(model):
+    """The parameters that are trained, in order."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
 def trainable_copy(model):
     """A copy of a model, ready to be trained, such as a student that is cut from its teacher."""
     return copy.deepcopy(model).requires_grad_(True).train()

@@ -20,7 +20,7 @@ from fast import cpu, speedups
 from fast.optimizer import LazyAdamW, clip_gradients
 from fast.precision import autocast, reading_precision, training_precision
 from files import writable_directory, write_csv
-from layers import device_of
+from layers import device_of, trainable
 from metrics import undefined_note
 from run import checkpoint
 from run.arguments import note_unused, options_of, parse_arguments, settings
@@ -38,7 +38,7 @@ def train(model, technique, notes, schedule, device, progress_file):
 
     notes: run.inference.Notes; progress_file: run.progress.ProgressFile. Returns (history, facts).
     """
-    task, weights = notes.task, [weight for weight in model.parameters() if weight.requires_grad]
+    task, weights = notes.task, trainable(model)
     optimizer = LazyAdamW(
         weights, lr=schedule.rate, weight_decay=schedule.weight_decay, fused=device.type != "mps"
     )
@@ -75,7 +75,7 @@ def train(model, technique, notes, schedule, device, progress_file):
 
                 # look at the loss; a GPU is not made to wait for that after every step
                 validates, saves = schedule.validates(position), progress_file.due()
-                if device.type == "cpu" or validates or saves or position.step % 50 == 0:
+                if device.type == "cpu" or validates | saves | (position.step % 50 == 0):
                     watch(meter, position, schedule, bar)
 
                 # validate at the end of an epoch, or every --eval-steps; keep the best weights

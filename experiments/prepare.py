@@ -25,7 +25,7 @@ from data import Table, open_text, text_lines
 from files import writable_directory, write_whole
 
 
-def read_rows(path, **dialect):
+def source_rows(path, **dialect):
     """[[cell]] of a file whose rows may differ in length, without blank lines."""
     csv.field_size_limit(2**31 - 1)
     file, stream = open_text(path)
@@ -108,7 +108,7 @@ def stop_reason(cells):
 
 def stop_reasons(source, out):
     """Why trials stopped, each with the reason that the Open Targets model predicted."""
-    header, *rows = read_rows(source, delimiter="\t", quoting=csv.QUOTE_NONE) or [[]]
+    header, *rows = source_rows(source, delimiter="\t", quoting=csv.QUOTE_NONE) or [[]]
     if header[:3] != ["stop_reason", "phase", "nct_id"]:
         raise BadInput(
             f"{source}: the first line should begin with stop_reason, phase, nct_id, tab-separated"
@@ -175,7 +175,7 @@ CODED = ("admission_type_id", "discharge_disposition_id", "admission_source_id")
 def read_codes(path):
     """{column: {code: meaning}} of IDs_mapping.csv, which holds three tables one below the other."""
     codes, table = {}, {}
-    for row in read_rows(path):
+    for row in source_rows(path):
         if len(row) == 2 and row[0].endswith("_id"):
             table = codes.setdefault(row[0], {})
         elif len(row) == 2 and row[0]:

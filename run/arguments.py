@@ -67,7 +67,7 @@ def add_note_flags(group):
     """Which notes are read, how they are split, how many tokens of each."""
     add = group.add_argument
     share = number(float, 0, 1, low_open=True)
-    add("--fraction", type=share, default=1.0, help="share of the rows to read, chosen by row id (1.0)")
+    add("--fraction", type=share, default=1.0, help="share of the rows to read, chosen by row id (1)")
     add("--validation", type=share_or_file, default=0.1, help="share of the notes, or a file of them (0.1)")
     add("--test", type=share_or_file, default=0.2, help="the same for the final test, scored once (0.2)")
     seed = number(int, 0, 2**63 - 1)
@@ -110,18 +110,18 @@ def add_training_flags(group):
         "--warmup",
         type=share,
         default=0.0,
-        help="share of the steps with a rising rate, before the cosine to 0 (0.0)",
+        help="share of the steps with a rising rate, before the cosine to 0 (0)",
     )
     add("--weight-decay", type=share, default=0.01, help="AdamW's weight decay (0.01)")
     add(
         "--clip",
         type=number(float, 0, 10**6, low_open=True),
         default=1.0,
-        help="largest norm of the gradient (1.0)",
+        help="largest norm of the gradient (1)",
     )
     add(
         "--attention-dropout", type=number(float, 0, 1, high_open=True), default=0.0,
-        help="dropout of attention probabilities; above 0 steps take 1.6 times as long in fp32 (0.0)",
+        help="dropout of attention probabilities; above 0 steps take 1.6 times as long in fp32 (0)",
     )  # fmt: skip
     add(
         "--precision", choices=("auto", "fp32", "bf16"), default="auto",
@@ -151,9 +151,7 @@ def add_machine_flags(group):
         help="train through torch.compile, on CUDA; the first steps are slow (off)",
     )
     minutes = number(float, 0, 10**6)
-    add(
-        "--save-minutes", type=minutes, default=10.0, help="minutes between saves of an unfinished run (10.0)"
-    )
+    add("--save-minutes", type=minutes, default=10.0, help="minutes between saves of an unfinished run (10)")
 
 
 def parse_arguments(argv=None):

@@ -90,6 +90,14 @@ def from_pretrained(source, task, flag="--model", fresh_pooler=False):
     return task.attach_head(model), tokenizer, fresh
 
 
+def unreadable(directory, error):
+    """Why a checkpoint cannot be loaded, in a line: the first of what transformers says."""
+    known = directory.is_dir()
+    what = "is no checkpoint that transformers can load" if known else "is no directory and cannot be reached"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{what} ({(lines or [type(error).__name__])[0][:200]})"
+
+
 def refuse_source(directory, source, task, flag):
     """Raises BadInput for a finished run of the same task, one of changed layers, or no such directory."""
     if is_finished(directory):
