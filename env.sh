@@ -1,11 +1,12 @@
-# Sourced by the shell scripts: source env.sh pins|ranges [EXTRA ...]. Sets $here, the folder of the scripts, and $python, an
-# interpreter that has what pyproject.toml asks for, with the named extras. The first of these that there is:
+# Sourced by the shell scripts: source env.sh pins|ranges [EXTRA ...]
+# Sets $here, the folder of the scripts, and $python, an interpreter that has the packages that pyproject.toml
+# names, with these extras. It takes the first of these that there is:
 #   python3, or else .venv, at the versions of requirements.txt
-#   python3 at other versions within the ranges of pyproject.toml, unless "pins" are asked for; one line names what differs
+#   python3 at other versions in the ranges of pyproject.toml (not for "pins"); one line says what differs
 #   .venv, made or updated from requirements.txt
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
-# fits INTERPRETER pins|ranges [EXTRA ...]: whether it has the packages at these versions; prints the line on what differs
+# fits INTERPRETER pins|ranges [EXTRA ...]: whether it has these versions; prints the line on what differs
 fits() {
   "$1" - "$here" "${@:2}" <<'PYTHON'
 import sys
@@ -15,7 +16,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 folder, wanted, *extras = sys.argv[1:]
-pins = dict(line.split("==") for line in (Path(folder) / "requirements.txt").read_text().splitlines() if "==" in line)
+lines = (Path(folder) / "requirements.txt").read_text().splitlines()
+pins = dict(line.split("==") for line in lines if "==" in line)
 try:
     import tomllib
 
@@ -39,7 +41,7 @@ if differ:
 PYTHON
 }
 
-# show "NAME ..." [OURS ...] -- [THEIRS ...]: values of train.py's arguments, one per line (run/arguments.py, main)
+# show "NAME ..." [OURS ...] -- [THEIRS ...]: values of train.py's arguments, one per line (run/arguments.py)
 show() {
   PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" "$python" -P -m run.arguments --show "$@"
 }
