@@ -1,7 +1,8 @@
-# Sourced by the shell scripts: source env.sh pins|ranges [EXTRA ...]. Sets $here, the folder of the scripts,
-# and $python, an interpreter that has what pyproject.toml asks for, with the named extras. The first there is of:
+# Sourced by the shell scripts: source env.sh pins|ranges [EXTRA ...]
+# Sets $here, the folder of the scripts, and $python, an interpreter that has the packages that pyproject.toml
+# names, with these extras. It takes the first of these that there is:
 #   python3, or else .venv, at the versions of requirements.txt
-#   python3 within the ranges of pyproject.toml, unless "pins" are asked for; one line names what differs
+#   python3 at other versions in the ranges of pyproject.toml (not for "pins"); one line says what differs
 #   .venv, made or updated from requirements.txt
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 

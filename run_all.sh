@@ -3,7 +3,8 @@
 #   bash run_all.sh                                                                        the demonstration
 #   bash run_all.sh --data NOTEEVENTS.csv.gz --model emilyalsentzer/Bio_ClinicalBERT       the paper
 #   TECHNIQUES="base lowrank distillation+quantization" bash run_all.sh                    other techniques
-# Run it from any folder: paths are relative to where you stand. Finished techniques are kept (--overwrite).
+# Run it from any folder: paths are relative to where you stand. Finished techniques are kept; --overwrite
+# trains them again.
 set -euo pipefail
 for word in "$@"; do
   case $word in -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" && exit ;; esac
@@ -14,7 +15,7 @@ shown=$(show "given techniques out" -- "$@") # a bad argument ends here
 { read -r given && read -r techniques && IFS= read -r out; } <<<"$shown"
 case " $given " in
   *" technique "* | *" name "*)
-    echo 'error: name techniques in TECHNIQUES="..." instead of --technique or --name: there are several' >&2
+    echo 'error: run_all.sh: give TECHNIQUES="..." instead of --technique or --name; it runs several' >&2
     exit 2
     ;;
 esac

@@ -4,8 +4,9 @@
 # pooler, so both start with a fresh one.
 #   bash run_trials.sh                                                        the demonstration
 #   TEXT=trials.csv MLM="--epochs 3 --lr 1e-3" bash run_trials.sh --data stop_reasons.csv --model DIRECTORY
-# Arguments are those of train.py, for the classification. TEXT is the file to adapt on (the same --data and
-# --text-columns), MLM the arguments of the adaptation. Paths are relative to where you stand.
+# Arguments are those of train.py, for the classification. TEXT is the file to adapt on (default: the same
+# --data and --text-columns), MLM the arguments of the adaptation. Run it from any folder: paths are relative
+# to where you stand.
 set -euo pipefail
 for word in "$@"; do
   case $word in -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" && exit ;; esac

@@ -149,9 +149,10 @@ def test_no_script_names_a_technique():
 
 def names_default(words, default):
     """Whether a help text names a default in brackets: (5), (0 = never), (auto: CUDA, MPS, CPU, ...)."""
-    shown = re.escape(f"{default:g}" if isinstance(default, float) else str(default))
+    spellings = {str(default), f"{default:g}" if isinstance(default, float) else str(default)}
+    shown = "|".join(map(re.escape, spellings))
     return any(
-        re.search(rf"(?<![\w.-]){shown}(?![\w.-])", inside) for inside in re.findall(r"\(([^()]*)\)", words)
+        re.search(rf"(?<![\w.-])({shown})(?![\w.-])", inside) for inside in re.findall(r"\(([^()]*)\)", words)
     )
 
 
