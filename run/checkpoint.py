@@ -65,20 +65,11 @@ def from_pretrained(source, task, flag="--model", fresh_pooler=False):
             output_loading_info=True,
         )
     except (OSError, ValueError, safetensors.SafetensorError) as error:
-        known = directory.is_dir()
-        what = (
-            "is no checkpoint that transformers can load"
-            if known
-            else "is no directory and cannot be reached"
-        )
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = (lines or [type(error).__name__])[0][:200]
-        raise BadInput(f"{flag} {source}: {what} ({reason})") from None
+        raise BadInput(f"{flag} {source}: {unreadable(directory, error)}") from None
     fresh = [*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])]
-    pooler = [name for name in model.base_model.state_dict() if fresh_pooler and name.startswith("pooler.")]
-    if (
-        is_finished(directory) or pooler
-    ):  # a head of another task is not this task's, even if it has the same shape
+    pooler = pooler_names(model) if fresh_pooler else []
+    # a head of another task is not this task's, even if it has the same shape
+    if is_finished(directory) or pooler:
         model, fresh = with_fresh_head(model, task, fresh, pooler)
 
     body = {f"{model.base_model_prefix}.{name}" for name in model.base_model.state_dict()}
@@ -88,6 +79,11 @@ def from_pretrained(source, task, flag="--model", fresh_pooler=False):
     new = ", ".join(sorted(fresh)) or "none"
     print(f"model: {source}, {loaded}/{len(body)} encoder tensors loaded, new: {new}")
     return task.attach_head(model), tokenizer, fresh
+
+
+def pooler_names(model):
+    """Names of the pooler's tensors, within the encoder."""
+    return [name for name in model.base_model.state_dict() if name.startswith("pooler.")]
 
 
 def unreadable(directory, error):
