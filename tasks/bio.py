@@ -16,7 +16,9 @@ from data import open_text, text_lines
 TAG = re.compile(r"O|[BI]-\S+")
 DOCUMENT = re.compile(r"-DOCSTART-|#\s*(?:new)?doc\b(?:\W*id\b)?\W*(.*)", re.I)
 FORBIDDEN = -1e4  # the score of a tag where BIO does not allow it
-CRF_SCALE = 100  # Adam moves a weight by about lr per step: scaled, transitions learn 100 times faster
+CRF_SCALE = (
+    100  # Adam moves a weight by about lr per step: scaled, transitions learn 100 times faster
+)
 
 # --- files -----------------------------------------------------------------------------------------
 

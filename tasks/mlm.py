@@ -35,10 +35,8 @@ def mask_tokens(encoded, share, mask_id, special, vocabulary, seed):
     fate = generator.random(len(ids))
     others = generator.choice(vocabulary, len(ids))
     masked = np.where(chosen & (fate < 0.8), mask_id, np.where(chosen & (fate >= 0.9), others, ids))
-    labels = np.where(chosen, ids, IGNORE)
-    return Encoded(
-        masked.astype(np.int32), encoded.starts, encoded.owner, None, labels.astype(np.int32)
-    )
+    masked, labels = masked.astype(np.int32), np.where(chosen, ids, IGNORE).astype(np.int32)
+    return Encoded(masked, encoded.starts, encoded.owner, None, labels)
 
 
 class Mlm(Task):
@@ -94,9 +92,8 @@ class Mlm(Task):
         self.words, self.mask = tokenizer.convert_ids_to_tokens, tokenizer.mask_token
         self.mask_id = tokenizer.mask_token_id
         if self.mask_id is None:
-            raise BadInput(
-                "--model: its tokenizer has no mask token, so it is no masked-language model"
-            )
+            what = "its tokenizer has no mask token, so it is no masked-language model"
+            raise BadInput(f"--model: {what}")
 
         texts = [example.text for example in examples]
         if examples[0].label is None:
@@ -114,22 +111,18 @@ class Mlm(Task):
         before, after = frame(tokenizer)
         room = max_length - len(before) - len(after)
         batches = tokenise(texts, tokenizer, progress, add_special_tokens=False)
-        stream = np.concatenate(
-            [np.asarray(ids, np.int32) for batch in batches for ids in batch["input_ids"]]
-        )
-        blocks = [
-            np.concatenate([before, stream[i : i + room], after])
-            for i in range(0, len(stream), room)
-        ]
+        documents = [np.asarray(ids, np.int32) for batch in batches for ids in batch["input_ids"]]
+        stream = np.concatenate(documents)
+        cuts = range(0, len(stream), room)
+        blocks = [np.concatenate([before, stream[at : at + room], after]) for at in cuts]
         unmasked = pack(blocks, None, [np.full(len(block), IGNORE) for block in blocks])
 
         self.special = np.array(tokenizer.all_special_ids)
         self.vocabulary = np.setdiff1d(np.arange(len(tokenizer)), self.special)
         encoded = self.fresh(unmasked, [FIXED])
         if (encoded.token_labels == IGNORE).all():
-            raise BadInput(
-                f"a split of {len(stream)} tokens is too small for a masked one; give more documents"
-            )
+            what = f"a split of {len(stream)} tokens is too small for a masked one"
+            raise BadInput(f"{what}; give more documents")
         return encoded
 
     def fresh(self, encoded, seed):
@@ -161,12 +154,10 @@ class Mlm(Task):
             return [[pairs.pop(0) for _ in range(count)] for count in per_row]
 
         surprise = F.cross_entropy(logits, labels, reduction="none")
-        table = torch.stack(
-            [logits.argmax(-1) == labels, torch.ones_like(surprise), surprise], -1
-        )  # (M, 3)
-        return [
-            part.sum(0).numpy() for part in table.cpu().double().split(per_row)
-        ]  # MPS has no double
+        right = logits.argmax(-1) == labels
+        table = torch.stack([right, torch.ones_like(surprise), surprise], -1)  # (M, 3)
+        table = table.cpu().double()  # in this order: MPS has no double
+        return [part.sum(0).numpy() for part in table.split(per_row)]
 
     # --- scores and files
 
@@ -179,9 +170,8 @@ class Mlm(Task):
 
     def answer(self, example, prediction):
         """The five likeliest word pieces at each [MASK], with their probabilities."""
-        places = (
-            prediction if isinstance(prediction, list) else []
-        )  # an array of zeros if the whole batch had no [MASK]
+        # if no text of the batch has a [MASK], read_out gives an array of zeros
+        places = prediction if isinstance(prediction, list) else []
         masks = [self._filled(ids, probabilities) for ids, probabilities in places]
         beyond = example.text.count(self.mask) - len(masks)
         return {"masks": masks, **({"masks beyond the block": beyond} if beyond else {})}

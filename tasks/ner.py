@@ -85,10 +85,8 @@ class Ner(Task):
             tags, changed = repair(tags)
             repairs, begins = repairs + changed, begins + sum(tag[0] == "B" for tag in tags)
             if document != last:
-                last, opening = (
-                    document,
-                    digest(*words),
-                )  # two files may number their documents alike
+                # with its opening words, since two files may number their documents alike
+                last, opening = document, digest(*words)
             subject = f"{document} {opening:016x}" if document else f"{digest(*words):016x}"
             self.by_subject |= document is not None
             sentences.append(Sentence(str(line), subject, words, tags))
@@ -97,10 +95,8 @@ class Ner(Task):
             raise BadInput(f"{path}: no sentence in it; lines must hold a word and its tag")
         if repairs:
             # in IOB1 B- is the exception: only where an entity follows another of its type
-            what = (
-                "IOB1 tags read as BIO" if repairs > begins / 2 else "stray I- tags turned into B-"
-            )
-            counts[what] += repairs
+            iob1 = repairs > begins / 2
+            counts["IOB1 tags read as BIO" if iob1 else "stray I- tags turned into B-"] += repairs
         return sentences
 
     def fold(self, examples, counts):
@@ -109,9 +105,8 @@ class Ner(Task):
 
     def settle_labels(self, examples, counts, path, seed):
         """Tags of all types in the data, or of those asked for; the others become O."""
-        found = sorted(
-            {tag[2:] for sentence in examples for tag in sentence.label if tag[0] == "B"}
-        )
+        tags = {tag for sentence in examples for tag in sentence.label}
+        found = sorted(tag[2:] for tag in tags if tag[0] == "B")
         if not found:
             raise BadInput(f"{path}: no entity in {len(examples)} sentences; every tag is O")
 
@@ -129,10 +124,8 @@ class Ner(Task):
         wanted = list(dict.fromkeys(name.strip() for name in self.options.entity_types.split(",")))
         for name in wanted:
             if name not in found:
-                there = ", ".join(found)
-                raise BadInput(
-                    f"--entity-types {name}: no such entity in {path}; there are {there}"
-                )
+                what = f"no such entity in {path}; there are {', '.join(found)}"
+                raise BadInput(f"--entity-types {name}: {what}")
         return wanted
 
     def strata(self, example):
@@ -167,24 +160,19 @@ class Ner(Task):
         # byte-level tokenizers tell a word from a word's end by the blank before it
         blank = " " if "ByteLevel" in repr(tokenizer.backend_tokenizer.pre_tokenizer) else ""
         words = [[blank + word for word in example.words] for example in examples]
-        for batch in tokenise(
-            words, tokenizer, progress, is_split_into_words=True, add_special_tokens=False
-        ):
+        how = {"is_split_into_words": True, "add_special_tokens": False}
+        for batch in tokenise(words, tokenizer, progress, **how):
             for i, ids in enumerate(batch["input_ids"]):
                 at += 1
-                ids, first = _first_pieces(
-                    ids, batch.word_ids(i), len(words[at]), tokenizer.unk_token_id
-                )
+                count, unknown = len(words[at]), tokenizer.unk_token_id
+                ids, first = _first_pieces(ids, batch.word_ids(i), count, unknown)
                 tags = np.full(len(ids), IGNORE)
                 tags[first] = examples[at].label if examples[at].label is not None else 0
 
                 # neighbouring windows overlap by a quarter; each answers up to the middle of the overlap
                 spans = windows(len(ids), room, room // 4)
-                cuts = [
-                    0,
-                    *((left[1] + right[0]) // 2 for left, right in pairwise(spans)),
-                    len(ids),
-                ]
+                middles = ((left[1] + right[0]) // 2 for left, right in pairwise(spans))
+                cuts = [0, *middles, len(ids)]
                 for (start, stop), (low, high) in zip(spans, pairwise(cuts), strict=True):
                     mine = np.full(len(before) + stop - start + len(after), IGNORE)
                     mine[len(before) + low - start : len(before) + high - start] = tags[low:high]
@@ -221,9 +209,8 @@ class Ner(Task):
         rows = [(logits[m], row[m], m[m]) for logits, row in pairs if (m := row != IGNORE).any()]
         if not rows:
             return outputs.logits.sum() * 0
-        emissions, tags, mask = (
-            pad_sequence(part, batch_first=True) for part in zip(*rows, strict=True)
-        )
+        padded = (pad_sequence(part, batch_first=True) for part in zip(*rows, strict=True))
+        emissions, tags, mask = padded
 
         # only a sentence's first window answers the word right after [CLS]
         begins = labels[(labels != IGNORE).any(1), 1] != IGNORE
@@ -253,11 +240,10 @@ class Ner(Task):
 
         predictions = []
         for parts in joined:
-            scores, (_, start, transitions) = np.concatenate([part[0] for part in parts]), parts[0]
-            tags = (
-                [self.labels[i] for i in viterbi(scores, start, transitions)] if len(scores) else []
-            )
-            predictions.append((tags, scores, start, transitions))
+            scores = np.concatenate([part[0] for part in parts])  # (words, K)
+            _, start, transitions = parts[0]
+            best = viterbi(scores, start, transitions) if len(scores) else []
+            predictions.append(([self.labels[i] for i in best], scores, start, transitions))
         return predictions
 
     # --- scores and files
@@ -266,9 +252,8 @@ class Ner(Task):
         """Exact spans; the bootstrap draws whole documents where there are some."""
         truth = [metrics.spans([self.labels[i] for i in sentence.label]) for sentence in examples]
         called = [metrics.spans(tags) for tags, *_ in predictions]
-        return metrics.span_scores(
-            truth, called, self.types, [sentence.subject for sentence in examples], intervals
-        )
+        documents = [sentence.subject for sentence in examples]
+        return metrics.span_scores(truth, called, self.types, documents, intervals)
 
     def header(self):
         """One column of spans."""

@@ -195,9 +195,8 @@ class Readmission(Task):
         self.by_subject = True
         kept = [admission for admission in texts if keep(admission)]
         counts["admissions not sampled"] += len(texts) - len(kept)
-        return [
-            Note(a, subjects[a], self.prepare_text("\n".join(texts[a])), labels[a]) for a in kept
-        ]
+        joined = {a: self.prepare_text("\n".join(texts[a])) for a in kept}
+        return [Note(a, subjects[a], joined[a], labels[a]) for a in kept]
 
     def _texts(self, table, labels, subjects, counts):
         """{admission id: [texts]} of the labelled admissions; notes that are left out are counted."""
@@ -219,18 +218,16 @@ class Readmission(Task):
 
     def fold(self, examples, counts):
         """Nothing is folded: admissions with equal notes are still two; the split is by patient."""
-        counts["with the text of another admission, kept"] += len(examples) - len(
-            {note.text for note in examples}
-        )
+        repeated = len(examples) - len({note.text for note in examples})
+        counts["with the text of another admission, kept"] += repeated
         return examples
 
     def check_split(self, path, split, tally, dealt):
         """Both classes in train and in every split that is dealt out of a file."""
         for name, count in tally.items():
             if not count:
-                raise BadInput(
-                    f"{path}: {split} has no admission {name!r}; give more data, or more --days"
-                )
+                what = f"{split} has no admission {name!r}"
+                raise BadInput(f"{path}: {what}; give more data, or more --days")
 
     # --- tensors
 
@@ -242,10 +239,9 @@ class Readmission(Task):
         texts = [example.text for example in examples]
         for batch in tokenise(texts, tokenizer, progress, add_special_tokens=False):
             for ids in batch["input_ids"]:
+                ids = np.asarray(ids, np.int32)
                 for start, stop in windows(len(ids), room, overlap):
-                    rows.append(
-                        np.concatenate([before, np.asarray(ids[start:stop], np.int32), after])
-                    )
+                    rows.append(np.concatenate([before, ids[start:stop], after]))
                     owner.append(at)
                 at += 1
 
@@ -267,11 +263,10 @@ class Readmission(Task):
 
     def combine(self, examples, encoded, results):
         """One probability per admission from those of its chunks."""
-        chunks = np.split(np.array(results, np.float64), np.flatnonzero(np.diff(encoded.owner)) + 1)
-        return [
-            combine_chunks(part, self.options.combine, self.options.scaling_factor)
-            for part in chunks
-        ]
+        firsts = np.flatnonzero(np.diff(encoded.owner)) + 1  # the first chunk of each but the first
+        chunks = np.split(np.array(results, np.float64), firsts)
+        rule, scaling = self.options.combine, self.options.scaling_factor
+        return [combine_chunks(part, rule, scaling) for part in chunks]
 
     # --- logistic regression
 
@@ -286,17 +281,11 @@ class Readmission(Task):
         model.eval()
         vectors = np.empty((len(encoded.lengths), model.config.hidden_size), np.float32)
         device = next(model.parameters()).device
-        for rows in tqdm(
-            budget_batches(encoded.lengths, 4096),
-            desc="[CLS]",
-            unit="batch",
-            leave=False,
-            disable=None,
-        ):
+        batches = budget_batches(encoded.lengths, 4096)
+        for rows in tqdm(batches, desc="[CLS]", unit="batch", leave=False, disable=None):
             batch = collate(encoded, rows, pad_id, device)
-            hidden = model.base_model(batch["input_ids"], attention_mask=batch["attention_mask"])[
-                0
-            ]  # (B, T, H)
+            ids, mask = batch["input_ids"], batch["attention_mask"]
+            hidden = model.base_model(ids, attention_mask=mask)[0]  # (B, T, H)
             vectors[rows] = hidden[:, 0].float().cpu().numpy()
         return vectors
 
@@ -307,10 +296,8 @@ class Readmission(Task):
         """
         if not self.logistic:
             return {}
-        x, patients = (
-            self._cls_vectors(model, encoded, pad_id),
-            [examples[i].subject for i in encoded.owner],
-        )
+        x = self._cls_vectors(model, encoded, pad_id)  # (chunks, H)
+        patients = [examples[i].subject for i in encoded.owner]
         weight = "balanced" if self.options.class_weights else None
         slope, bias, c, quality = fit_logistic(x, encoded.labels, np.array(patients), weight)
 
@@ -328,9 +315,8 @@ class Readmission(Task):
 
     def score(self, examples, predictions, intervals=False):
         """metrics.binary over admissions."""
-        return metrics.binary(
-            np.array([e.label for e in examples]), np.array(predictions), self.labels, intervals
-        )
+        labels = np.array([example.label for example in examples])
+        return metrics.binary(labels, np.array(predictions), self.labels, intervals)
 
     def record(self, prediction):
         """[class, probability of 0, probability of 1]."""
@@ -338,7 +324,5 @@ class Readmission(Task):
 
     def answer(self, example, prediction):
         """Class and probability."""
-        return {
-            "predicted": self.labels[int(prediction > 0.5)],
-            "probability": round(float(prediction), 6),
-        }
+        predicted = self.labels[int(prediction > 0.5)]
+        return {"predicted": predicted, "probability": round(float(prediction), 6)}

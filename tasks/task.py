@@ -25,7 +25,7 @@ COLUMNS = {
     },
     "--subject-column": {
         "default": None,
-        "help": "column of the patient (SUBJECT_ID if there is one; else every note is its own subject)",
+        "help": "column of the patient (SUBJECT_ID if there, except for trials; else every note is its own)",
     },
     "--row-column": {
         "default": None,
@@ -75,37 +75,34 @@ def warn_of_leaks(**found):
     for what, sets in found.items():
         shared = len(sets["train"] & (sets["validation"] | sets["test"])) if sets else 0
         if shared:
-            print(
-                f"warning: {shared} {what} of train are in validation or test too; scores may be too good"
-            )
+            also = "are in validation or test too; scores may be too good"
+            print(f"warning: {shared} {what} of train {also}")
 
 
 class Task:
     """Reads, labels and splits examples; gives loss and scores. OPTIONS are its flags and its keywords."""
 
     name, unit = None, "notes"
-    auto_class = AutoModelForSequenceClassification
     OPTIONS = {}
-    usual_text, usual_row, usual_subject = (
-        (("TEXT",),),
-        ("ROW_ID",),
-        ("SUBJECT_ID",),
-    )  # columns, the first found
+
+    # how a file is read: the columns that are taken if none is named, the first that is there
+    usual_text, usual_row, usual_subject = (("TEXT",),), ("ROW_ID",), ("SUBJECT_ID",)
     folds = True  # whether examples with exactly the same text are one example
     fewest_labels = 2  # how many labels must occur in train
+
+    # the model and its rows
+    auto_class = AutoModelForSequenceClassification
     length_flag = "max_length"  # the argument that says how many tokens a row has
     reads_first = (
-        True  # whether the head reads the first token alone: the last layer may skip the others
+        True  # whether the head reads the first token alone, so the last layer may skip the rest
     )
     redraws = False  # whether fresh() changes the rows from epoch to epoch
 
-    overall, per_label = metrics.OVERALL, metrics.PER_LABEL  # columns of the score files
-    overall_csv, per_label_csv, label_column = "{}_metrics.csv", "per_label_{}_metrics.csv", "Label"
-    headline = {
-        "Accuracy": "accuracy",
-        "F1": "macro-F1",
-        "AUROC": "AUROC",
-    }  # scores to print, with their wording
+    # scores: columns of the two files, their names, the scores to print and their wording
+    overall, per_label = metrics.OVERALL, metrics.PER_LABEL
+    overall_csv, per_label_csv = "{}_metrics.csv", "per_label_{}_metrics.csv"
+    label_column = "Label"
+    headline = {"Accuracy": "accuracy", "F1": "macro-F1", "AUROC": "AUROC"}
     selection, lower_is_better = "F1", False  # the validation score that chooses the best epoch
     resampled = None  # what the bootstrap draws, if not examples
     json_lines = False  # whether predict.py writes JSON lines instead of a CSV
@@ -168,16 +165,14 @@ class Task:
         """
         examples, home = [], {}
         for split, file in files.items():
-            members = self.fold(
-                self.read(file, lambda row_id: sampled(row_id, fraction, seed), counts), counts
-            )
+            members = self.read(file, lambda row_id: sampled(row_id, fraction, seed), counts)
+            members = self.fold(members, counts)
             home.update((id(example), split) for example in members)
             examples += members
 
         if len(files) > 1 and self.folds:
-            examples, counts["also in the test or validation file, left out"] = fold_duplicates(
-                examples
-            )
+            examples, folded = fold_duplicates(examples)
+            counts["also in the test or validation file, left out"] = folded
         return examples, home
 
     def split(self, examples, home, shares, path, seed):

@@ -41,11 +41,13 @@ def refuse_strange_labels(labels, texts, path):
     count = f"{path}: {len(labels)} distinct labels among {texts} texts"
     if len(labels) > max(2, texts / 3):
         raise BadInput(f"{count}; is --label-column right?")
-    names = re.compile(r"[\w .,:;/&()+'-]{1,60}")
-    strange = [
-        name for name in labels if not names.fullmatch(name) or len(re.findall(r"\w+", name)) > 6
-    ]
-    if strange:
+
+    def is_name(label):
+        return (
+            re.fullmatch(r"[\w .,:;/&()+'-]{1,60}", label) and len(re.findall(r"\w+", label)) <= 6
+        )
+
+    if strange := [label for label in labels if not is_name(label)]:
         what = f"{len(strange)} of {len(labels)} labels look like text, not like names"
         raise BadInput(f"{path}: {what}; is --label-column right?")
     if not 2 <= len(labels) <= 500:
@@ -67,7 +69,7 @@ class Trials(Task):
     OPTIONS = {
         "--label-separator": {
             "default": None,
-            "help": "separator of several labels in the column, such as ';'; gives label sets (one label)",
+            "help": "separator of several labels in the column, such as ';'; gives label sets (none)",
         },
         "--multi-label": {
             "action": "store_true",
@@ -86,16 +88,13 @@ class Trials(Task):
     def __init__(self, **options):
         super().__init__(**options)
         chosen = self.options
-        self.label_columns = [
-            name.strip() for name in chosen.label_column.split(",") if name.strip()
-        ]
-        several = len(self.label_columns) > 1
-        if not self.label_columns or len(set(self.label_columns)) < len(self.label_columns):
+        columns = [name.strip() for name in chosen.label_column.split(",") if name.strip()]
+        self.label_columns, several = columns, len(columns) > 1
+        if not columns or len(set(columns)) < len(columns):
             raise BadInput("--label-column: must name a column, or several, each of them once")
         if chosen.label_separator and several:
-            raise BadInput(
-                "--label-separator: goes with one --label-column, not with several 0/1 columns"
-            )
+            what = "goes with one --label-column, not with several 0/1 columns"
+            raise BadInput(f"--label-separator: {what}")
 
         self.sets = bool(chosen.multi_label or chosen.label_separator or several)
         self.thresholds = None  # per label, once chosen
@@ -119,11 +118,10 @@ class Trials(Task):
 
         counts.update({"without text": 0, "without label": 0})
         empty_is_a_set = self.sets and not self.options.multi_label  # an empty class is no label
+        absent = "with an empty set of labels" if empty_is_a_set else "without label"
         for line, row_id, subject, text, row in self.rows(table, counts, keep):
             label = self._label_names([row[at] for at in label_at], f"{path}, line {line}")
-            counts[
-                "with an empty set of labels" if empty_is_a_set else "without label"
-            ] += not label
+            counts[absent] += not label
             if label or empty_is_a_set:
                 notes.append(Note(row_id, subject or f"row {row_id}", text, label))
         return notes
@@ -136,26 +134,18 @@ class Trials(Task):
             return tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
         for name, cell in zip(self.label_columns, cells, strict=True):
             if cell.strip() not in ("0", "1", "0.0", "1.0"):
-                raise BadInput(
-                    f"{where}: column {name!r} is neither 0 nor 1; several label columns must be"
-                )
-        return tuple(
-            name
-            for name, cell in zip(self.label_columns, cells, strict=True)
-            if cell.strip()[0] == "1"
-        )
+                what = f"column {name!r} is neither 0 nor 1; several label columns must be"
+                raise BadInput(f"{where}: {what}")
+        pairs = zip(self.label_columns, cells, strict=True)
+        return tuple(name for name, cell in pairs if cell.strip()[0] == "1")
 
     def fold(self, examples, counts):
         """One example per text: sets are united, of contradicting classes the first stays."""
+        unlike = "duplicates with other labels, united" if self.sets else "contradicting duplicates"
 
         def merge(kept, other):
             if kept.label != other.label:
-                what = (
-                    "duplicates with other labels, united"
-                    if self.sets
-                    else "contradicting duplicates"
-                )
-                counts[what] += 1
+                counts[unlike] += 1
             if self.sets:
                 kept.label = tuple(dict.fromkeys(kept.label + other.label))
 
@@ -208,9 +198,8 @@ class Trials(Task):
         if not self.sets:
             return super().loss(model, batch, outputs)
         weights = None if self.weights is None else self.weights.to(outputs.logits)
-        return F.binary_cross_entropy_with_logits(
-            outputs.logits, batch["labels"], pos_weight=weights
-        )
+        logits, labels = outputs.logits, batch["labels"]  # (B, L) each
+        return F.binary_cross_entropy_with_logits(logits, labels, pos_weight=weights)
 
     def categorical(self, logits, batch):
         """Of label sets each label is a softmax of its own over (absent, present): (B * L, 2)."""
@@ -227,10 +216,8 @@ class Trials(Task):
         if self.sets and self.options.threshold == "auto":
             self.thresholds = best_thresholds(self._sets(examples), np.stack(predictions))
             pairs = zip(self.labels, self.thresholds, strict=True)
-            print(
-                "thresholds chosen on validation:",
-                ", ".join(f"{name} {t:.2f}" for name, t in pairs),
-            )
+            shown = ", ".join(f"{name} {threshold:.2f}" for name, threshold in pairs)
+            print(f"thresholds chosen on validation: {shown}")
 
     def called(self, probabilities):
         """Which labels the probabilities (..., L) predict, bool."""
@@ -238,24 +225,18 @@ class Trials(Task):
             return np.arange(len(self.labels)) == probabilities.argmax(-1)[..., None]
         if self.thresholds:
             return probabilities >= np.array(self.thresholds)
-        auto = self.options.threshold == "auto"
-        return probabilities >= (
-            0.3 if auto else self.options.threshold
-        )  # auto: epochs are compared at 0.3
+        auto = self.options.threshold == "auto"  # until it is chosen, epochs are compared at 0.3
+        return probabilities >= (0.3 if auto else self.options.threshold)
 
     # --- scores and files
 
     def score(self, examples, predictions, intervals=False):
         """Overall scores, and as per-label rows the classification report with its four averages."""
-        probabilities = np.stack(predictions)
+        truth, called = self._sets(examples), self.called(np.stack(predictions))
         if self.sets:
-            return metrics.multi_label(
-                self._sets(examples), self.called(probabilities), self.labels, intervals
-            )
+            return metrics.multi_label(truth, called, self.labels, intervals)
         scores = super().score(examples, predictions, intervals)
-        report = metrics.classification_report(
-            self._sets(examples), self.called(probabilities), self.labels
-        )
+        report = metrics.classification_report(truth, called, self.labels)
         macro = {
             name: report["macro avg"][name] for name in ("Precision", "Recall", "F1")
         }  # defined even where a class is rare
@@ -270,18 +251,15 @@ class Trials(Task):
         width = max(map(len, scores.per_label))
         lines = [f"{'':{width}}  precision  recall  f1-score  support"]
         for name, row in scores.per_label.items():
-            precision, recall, f1 = (
-                f"{row[s]:.4f}" if row[s] is not None else "-" for s in metrics.REPORT[:3]
-            )
-            lines.append(
-                f"{name:{width}}  {precision:>9}  {recall:>6}  {f1:>8}  {row['Support']:>7}"
-            )
-        return "\n".join(
-            lines
-            + ["- : never called, or never true; counts as 0 in the averages, as in the reference"]
-        )
+            scores = [row[score] for score in metrics.REPORT[:3]]
+            precision, recall, f1 = ("-" if s is None else f"{s:.4f}" for s in scores)
+            cells = f"{precision:>9}  {recall:>6}  {f1:>8}  {row['Support']:>7}"
+            lines.append(f"{name:{width}}  {cells}")
+        lines.append("- : undefined; counts as 0 in the averages, as in the reference")
+        return "\n".join(lines)
 
     def _names(self, chosen):
+        """The names of the chosen labels (L,) bool, joined by ;."""
         return ";".join(name for name, yes in zip(self.labels, chosen, strict=True) if yes)
 
     def record(self, prediction):
@@ -294,13 +272,11 @@ class Trials(Task):
 
     def answer(self, example, prediction):
         """The label or labels predicted, and all probabilities."""
-        called = [
-            name for name, yes in zip(self.labels, self.called(prediction), strict=True) if yes
-        ]
-        return {
-            **super().answer(example, prediction),
-            "predicted": called if self.sets else called[0],
-        }
+        answer = super().answer(example, prediction)
+        if self.sets:
+            pairs = zip(self.labels, self.called(prediction), strict=True)
+            answer["predicted"] = [name for name, yes in pairs if yes]
+        return answer
 
     def describe(self):
         """Also the thresholds, if they were chosen."""
