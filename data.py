@@ -44,9 +44,8 @@ def open_text(path):
     zipped = start == b"\x1f\x8b"
     if path.endswith(".gz") and not zipped:
         raise BadInput(f"{path}: is named .gz but is not gzip; rename it or compress it again")
-    return file, io.TextIOWrapper(
-        gzip.open(file) if zipped else file, encoding="utf-8-sig", newline=""
-    )
+    binary = gzip.open(file) if zipped else file  # noqa: SIM115 - so here
+    return file, io.TextIOWrapper(binary, encoding="utf-8-sig", newline="")
 
 
 def text_lines(path, stream):
@@ -58,13 +57,11 @@ def text_lines(path, stream):
                 raise BadInput(f"{path}, line {count}: a NUL byte; correct or drop that row")
             yield line
     except UnicodeDecodeError:
-        raise BadInput(
-            f"{path}, near line {count + 1}: not UTF-8; convert the file to UTF-8"
-        ) from None
+        what = "not UTF-8; convert the file to UTF-8"
+        raise BadInput(f"{path}, near line {count + 1}: {what}") from None
     except (EOFError, zlib.error, gzip.BadGzipFile):
-        raise BadInput(
-            f"{path}, near line {count + 1}: the gzip data are damaged or cut short"
-        ) from None
+        what = "the gzip data are damaged or cut short"
+        raise BadInput(f"{path}, near line {count + 1}: {what}") from None
 
 
 class Table:
@@ -91,20 +88,16 @@ class Table:
             return None
 
         # a file without a header has a note where a name should be: print only what looks like a name
-        looks_like_a_name = re.compile(r"[A-Za-z_][\w.-]{0,39}").fullmatch
-        found = [
-            column if looks_like_a_name(column) else "(not a column name)"
-            for column in self.columns[:30]
-        ]
+        is_name = re.compile(r"[A-Za-z_][\w.-]{0,39}").fullmatch
+        found = [c if is_name(c) else "(not a column name)" for c in self.columns[:30]]
         remedy = f"name the column with {flag}" if flag else "the header must have it"
         raise BadInput(f"{self.path}: no column {name!r}; found {', '.join(found)}; {remedy}")
 
     def __iter__(self):
         """Yield (line number, list of cells) for every row; blank lines are left out."""
         size, hide = os.fstat(self._file.fileno()).st_size, None if self.progress else True
-        with tqdm(
-            total=size, unit="B", unit_scale=True, desc="reading", disable=hide, leave=False
-        ) as bar:
+        words = {"desc": "reading", "unit": "B", "unit_scale": True, "leave": False}
+        with tqdm(total=size, disable=hide, **words) as bar:
             for count, (line, row) in enumerate(self._rows):
                 if count % 1000 == 0:
                     bar.update(self._file.tell() - bar.n)
@@ -225,9 +218,8 @@ def split_by_subject(notes, shares, seed, strata=lambda note: (note.label,)):
 
 def fingerprint(splits):
     """One hash of which row is in which split: two runs can be compared only if theirs are equal."""
-    return (
-        f"{digest(*(f'{split}:{note.row_id}' for split in SPLITS for note in splits[split])):016x}"
-    )
+    rows = (f"{split}:{note.row_id}" for split in SPLITS for note in splits[split])
+    return f"{digest(*rows):016x}"
 
 
 # --- token ids -------------------------------------------------------------------------------------
@@ -307,9 +299,8 @@ def make_batches(lengths, batch_size, seed, pool=50):
     """
     generator = np.random.default_rng(seed)
     shuffled = generator.permutation(len(lengths))
-    pools = [
-        shuffled[i : i + pool * batch_size] for i in range(0, len(shuffled), pool * batch_size)
-    ]
+    size = pool * batch_size
+    pools = [shuffled[i : i + size] for i in range(0, len(shuffled), size)]
     order = np.concatenate([rows[np.argsort(lengths[rows], kind="stable")] for rows in pools])
 
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
@@ -326,9 +317,8 @@ def budget_batches(lengths, tokens):
     order, batches, at = np.argsort(-lengths, kind="stable"), [], 0
     while at < len(order):
         size, left = max(1, tokens // int(lengths[order[at]])), len(order) - at
-        size = (
-            size if size <= left else 1 << left.bit_length() - 1
-        )  # the largest power of two <= left
+        if size > left:
+            size = 1 << left.bit_length() - 1  # the largest power of two that is left
         batches.append(order[at : at + size])
         at += size
     return batches
@@ -355,7 +345,5 @@ def collate(encoded, rows, pad_id, device="cpu"):
         batch["attention_mask"][i, : stop - start] = 1
         if encoded.token_labels is not None:
             batch["labels"][i, : stop - start] = encoded.token_labels[start:stop]
-    return {
-        "rows": rows,
-        **{name: torch.from_numpy(array).to(device) for name, array in batch.items()},
-    }
+    tensors = {name: torch.from_numpy(array).to(device) for name, array in batch.items()}
+    return {"rows": rows, **tensors}

@@ -157,9 +157,8 @@ class Readmission(Task):
         if label_at is not None and not admissions:
             return self._ready(path, table, label_at, keep, counts)
         if not admissions:
-            beside = [
-                Path(path).with_name(name) for name in ("ADMISSIONS.csv", "ADMISSIONS.csv.gz")
-            ]
+            names = ("ADMISSIONS.csv", "ADMISSIONS.csv.gz")
+            beside = (Path(path).with_name(name) for name in names)
             admissions = next((str(file) for file in beside if file.exists()), None)
         if not admissions:
             what = f"no column {self.options.label_column!r} and no ADMISSIONS.csv beside it"
@@ -171,13 +170,11 @@ class Readmission(Task):
         notes = []
         for line, row_id, subject, text, row in self.rows(table, counts, keep):
             if row[label_at].strip() not in ("0", "1"):
-                raise BadInput(
-                    f"{path}, line {line}: column {table.columns[label_at]!r} is neither 0 nor 1"
-                )
+                what = f"column {table.columns[label_at]!r} is neither 0 nor 1"
+                raise BadInput(f"{path}, line {line}: {what}")
             text = self.prepare_text(text)
-            notes.append(
-                Note(row_id, subject or f"text {digest(text):016x}", text, int(row[label_at]))
-            )
+            subject = subject or f"text {digest(text):016x}"
+            notes.append(Note(row_id, subject, text, int(row[label_at])))
         if not self.by_subject:
             print(
                 f"warning: {path} has no SUBJECT_ID, so the split is by text, not by patient; "

@@ -97,9 +97,8 @@ class Symptoms(Task):
         present = sorted({self.labels[note.label] for note in examples})
         if len(present) < 2:
             what = f"only one class, {present[0]!r}" if present else "no class at all"
-            raise BadInput(
-                f"{path}: {what} among {len(examples)} labelled notes; choose other --symptoms or more rows"
-            )
+            what = f"{what} among {len(examples)} labelled notes"
+            raise BadInput(f"{path}: {what}; choose other --symptoms or more rows")
 
         if self.options.balance:
             unbalanced = len(examples)
