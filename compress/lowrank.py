@@ -245,7 +245,8 @@ class LowRank(Technique):
         if not self.ranks:
             most = math.ceil(max(map(break_even_rank, linears.values()))) - 1
             raise BadInput(
-                f"{self.name}: no layer gains from this rank or energy; give a rank of {most} or less"
+                f"{self.name}: no layer gains from this rank or energy; "
+                f"the largest rank at which one does is {most}"
             )
         print(self._claim(total, before, parameter_count(model), skipped))
         return model
