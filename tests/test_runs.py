@@ -611,24 +611,25 @@ def test_a_damaged_run_directory_is_refused(runs, tmp_path, refuses):
 # --- the commands of the README
 
 
-def test_commands_exist_as_the_readme_writes_them():
-    readme = (ROOT / "README.md").read_text()
-    blocks = "\n".join(re.findall(r"```(?:bash|sh)\n(.*?)```", readme, re.S)).replace("\\\n", " ")
+def test_commands_exist_as_the_readme_and_docs_write_them():
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "experiments").glob("*.md")]
+    blocks = "\n".join("\n".join(re.findall(r"```bash\n(.*?)```", page.read_text(), re.S)) for page in pages)
     scripts = re.findall(r'^(?:\w+=(?:"[^"]*"|\S+) )*(python|bash) ([\w./]+)(.*)$', blocks, re.M)
-    assert {
+    named = {script for _, script, _ in scripts}
+    every = {
         "train.py",
         "predict.py",
+        "sweep.py",
         "benchmark.py",
         "report.py",
-        "run_all.sh",
-        "run_trials.sh",
-        "run_tests.sh",
-    } <= {script for _, script, _ in scripts}
+        "export.py",
+        "docs/results.py",
+    }
+    assert every | {"run_all.sh", "run_trials.sh", "run_tests.sh"} <= named, every - named
     for _, script, rest in scripts:
         assert (ROOT / script).exists(), script
         if script in ("train.py", "run_all.sh", "run_trials.sh"):
-            rest = re.sub(r"[|<>#].*", "", rest)
-            arguments.parse_arguments(shlex.split(rest))
+            arguments.parse_arguments(shlex.split(re.sub(r"[|<>#].*", "", rest)))
 
 
 def test_gzipped_notes_train_the_same(small, arguments, runs, tmp_path):
