@@ -57,10 +57,10 @@ def test_arguments_parse_with_the_script_they_name(path, monkeypatch):
     script = re.search(r"\w+\.(py|sh)", words).group()
     assert (ROOT / script).is_file() and f"experiments/{path.name}" in words
     if script == "sweep.py":
-        out = sweep.parse(given)[4]
+        out = sweep.plan_sweep(given).out
     elif script == "benchmark.py":
         seen = []
-        monkeypatch.setattr(benchmark, "run_parts", lambda parts, args: seen.append(args))
+        monkeypatch.setattr(benchmark, "measure_parts", seen.append)
         benchmark.main(given)
         out = Path(seen[0].out)
         for call in seen[0].training:
