@@ -6,7 +6,6 @@ import shlex
 import sys
 import warnings
 from keyword import iskeyword
-from pathlib import Path
 
 
 class BadInput(Exception):
@@ -60,13 +59,6 @@ def share_or_file(text):
     except ValueError:
         return text
     return number(float, 0, 0.5, True, True)(text)
-
-
-def plain_name(text):
-    """An argparse type: a name without / that does not begin with a dot."""
-    if Path(text).name != text or text.startswith("."):
-        raise argparse.ArgumentTypeError(f"{text}: give a plain name, without / and not beginning with a dot")
-    return text
 
 
 def keyword(flag):

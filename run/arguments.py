@@ -3,9 +3,10 @@
 import sys
 from argparse import Namespace
 from contextlib import redirect_stdout
+from pathlib import Path
 
 import compress
-from cli import BadInput, Parser, keyword, number, plain_name, run_script, share_or_file
+from cli import BadInput, Parser, keyword, number, run_script, share_or_file
 from run.cache import CACHE
 from tasks import TASKS, demo
 
@@ -59,7 +60,7 @@ def add_run_flags(group):
     )
     add("--start", default=None, help="start from this finished run instead of --model (none)")
     add("--out", default=None, help="results directory (results/TASK)")
-    add("--name", type=plain_name, default=None, help="name of the run directory in it (the technique)")
+    add("--name", default=None, help="name of the run directory in it (the technique)")
     add("--overwrite", action="store_true", help="train again what is finished (off)")
 
 
@@ -165,6 +166,8 @@ def parse_arguments(argv=None):
     if args.max_length and task.length_flag != "max_length":
         raise BadInput(f"--max-length: --task {args.task} has --{task.length_flag.replace('_', '-')} instead")
     args.max_length = getattr(args, task.length_flag) or 256
+    if Path(args.name).name != args.name or args.name.startswith("."):
+        raise BadInput(f"--name {args.name}: give a plain name, without / and not beginning with a dot")
     refuse_no_epochs(args)
     compress.check(args.parts, args)
     return args

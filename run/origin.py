@@ -204,7 +204,8 @@ def finished_run(directory, flag, planned, task, facts, test):
         raise BadInput(f"{flag} {directory}: answers {theirs}; this run has {ours}")
     if flag == "--teacher" and origin.task.head() != task.head():
         raise BadInput(
-            f"{flag} {directory}: has another head than this run; train a base run with the same head"
+            f"{flag} {directory}: its head is another one than this run's; "
+            "train a base run with the same head"
         )
     if origin.facts["data"]["split"] == facts["split"]:
         return origin

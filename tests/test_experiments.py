@@ -64,7 +64,7 @@ def test_arguments_parse_with_the_script_they_name(path, monkeypatch):
         benchmark.main(given)
         out = Path(seen[0].out)
         for call in seen[0].training:
-            assert arguments.parse_arguments(call.split()).model == "models/minilm"
+            assert arguments.parse_arguments(call).model == "models/minilm"
     else:
         out = Path(arguments.parse_arguments(given).out)
     assert out == Path("results", "mimic" if path.stem == "paper" else path.stem)

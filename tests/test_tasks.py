@@ -29,7 +29,9 @@ def test_a_rebuilt_run_of_any_task_scores_as_it_did(trained, demos, task, techni
     splits = splits_of(run, demos[task][0])
     predictions = inference.predict_examples(run, splits["test"])
     scores = run.task.score(splits["test"], predictions, intervals=True)
-    for name, value in run.facts["test"]["overall"].items():
+    stored = run.facts["test"]["overall"]
+    assert stored.pop("Loss") > 0 and stored.keys() == scores.overall.keys()
+    for name, value in stored.items():
         assert (scores.overall[name] or 0) == pytest.approx(value or 0, abs=1e-6), name
     assert run.facts["test"]["intervals"]
     if task == "mlm":
