@@ -288,6 +288,26 @@ def test_an_interrupted_run_resumes_to_the_same_weights(runs, arguments, tmp_pat
         assert not [path for path in out.iterdir() if path.name.startswith(".")]
 
 
+def test_validation_in_training_and_at_the_end_read_alike(runs):
+    facts = files.read_json(runs / "base" / "run.json")
+    best = next(row for row in facts["history"] if row["Epoch"] == facts["best_epoch"])
+    for name, value in facts["validation"]["overall"].items():
+        assert best[name] == pytest.approx(value, abs=1e-6), name
+    assert best["TrainingLoss"] > 0 and best["Loss"] != best["TrainingLoss"]
+
+
+def test_a_start_run_is_refused_only_if_it_saw_test_notes(runs, small, arguments, refuses, tmp_path, capsys):
+    foreign = few(tmp_path / "foreign.csv", dict.fromkeys(SYMPTOMS, 4))
+    call = [*arguments, "--epochs", "1", "--start", str(runs / "base"), "--out", str(tmp_path / "out")]
+    train.main([*call, "--test", str(foreign), "--name", "other"])
+    assert files.read_json(tmp_path / "out/other/run.json")["data"]["sizes"]["test"] == 20
+    seen = {row["row_id"] for row in read_csv(runs / "base/predictions.csv")}
+    rows = [row for row in read_csv(small[0]) if row["TEXT"] and row["ROW_ID"] not in seen]
+    notes = [(row["ROW_ID"], row["SUBJECT_ID"], row["TEXT"]) for row in rows[:60]]
+    line = refuses(train.main, [*call, "--test", write_notes(tmp_path / "seen.csv", notes), "--name", "seen"])
+    assert re.search(r"another split of these notes, so it saw \d+ of this run's \d+ test notes", line)
+
+
 def test_a_finished_run_is_kept_and_another_one_is_not_mixed_with_it(runs, arguments, capsys, refuses):
     before = (runs / "lowrank" / "run.json").stat().st_mtime_ns
     train.main([*arguments, "--technique", "lowrank", "--out", str(runs)])
