@@ -69,7 +69,7 @@ def training_part(args, words, out):
 def volume_part(args, words, out):
     """predict.py over many notes, by the run of --run, or one of the demonstration made for it."""
     flags = ["--out", str(out / "demo-run"), "--epochs", "1", "--max-length", "64"]
-    rows = volume.volume_rows(args.run or train.run(arguments.parse_arguments(flags)))
+    rows = volume.volume_rows(args.run or train.run_all(arguments.parse_arguments(flags)))
     run = shown(args.run) if args.run else "a run of the demonstration's tiny model"
     return Measured(rows, volume.volume_table(rows), f"One call per size, on the CPU; {run}.")
 

@@ -155,7 +155,7 @@ def train_all(planned, seeds):
     calls = [(at, name) for at in range(len(seeds)) for name in planned]
     for count, (at, name) in enumerate(calls, 1):
         print(f"--- {count}/{len(calls)}: {name}, seed {seeds[at]}", flush=True)
-        made[name].append(train.run(planned[name][at]))
+        made[name].append(train.run_all(planned[name][at]))
     return made
 
 

@@ -1,4 +1,6 @@
-"""One run, top to bottom: a task x a technique (or a chain of them) -> a run directory and its scores.
+"""One run: a task x a technique (or a chain of them) -> a run directory and its scores.
+
+Below: `train` is the loop, `run` the recipe around it; begin with `run`.
 
 python train.py                                   the demonstration, base
 python train.py --technique lowrank --rank 16
@@ -45,7 +47,7 @@ def train(model, technique, notes, schedule, device, progress_file):
     position = progress_file.load(model, optimizer)
     meter, clock = LossMeter(position, device), TrainingClock()
     precision = training_precision(schedule.precision, device)
-    called = torch.compile(model, dynamic=True) if schedule.compile else model  # one graph for all lengths
+    forward_model = torch.compile(model, dynamic=True) if schedule.compile else model
 
     with training_speedups(model, technique, notes, schedule, device, precision):
         while position.epoch < schedule.epochs and not position.stopped:
@@ -57,14 +59,14 @@ def train(model, technique, notes, schedule, device, progress_file):
                 for numbers in batches:
                     batch = collate(rows, numbers, notes.pad_id, device)  # input_ids, attention_mask (B, T)
                     with autocast(device, precision):
-                        outputs = task.forward(called, batch)
-                        loss = technique.loss(called, batch, outputs)  # scalar
+                        outputs = task.forward(forward_model, batch)
+                        loss = technique.loss(forward_model, batch, outputs)  # scalar
                     (loss / len(batches)).backward()
                     meter.add(loss, len(numbers))
                     clock.read(rows.lengths[numbers])
                     bar.update(len(numbers))
 
-                # one optimizer step at the schedule's rate
+                # one optimizer step at the schedule's rate; after it, the share done counts this step
                 clip_gradients(weights, schedule.clip)
                 for group in optimizer.param_groups:
                     group["lr"] = schedule.learning_rate(position)
@@ -73,10 +75,11 @@ def train(model, technique, notes, schedule, device, progress_file):
                 position.step += 1
                 technique.after_step(model, schedule.share(position))
 
-                # look at the loss; a GPU is not made to wait for that after every step
                 validates, saves = schedule.validates(position), progress_file.due()
-                if device.type == "cpu" or validates | saves | (position.step % 50 == 0):
-                    watch(meter, position, schedule, bar)
+
+                # look at the loss; a GPU is not made to wait for that after every step
+                if device.type == "cpu" or validates or saves or position.step % 50 == 0:
+                    check_loss(meter, position, schedule, bar)
 
                 # validate at the end of an epoch, or every --eval-steps; keep the best weights
                 if validates:
@@ -123,7 +126,7 @@ def epoch_bar(technique, schedule, position):
     return tqdm(total=schedule.notes, initial=done, unit="row", desc=name, leave=False, disable=None)
 
 
-def watch(meter, position, schedule, bar):
+def check_loss(meter, position, schedule, bar):
     """Show the mean training loss. Raises BadInput if it is no number any more."""
     loss = meter.read(position)
     if not math.isfinite(loss):
@@ -135,7 +138,8 @@ def watch(meter, position, schedule, bar):
 def validate(model, technique, notes, schedule, position, meter, precision):
     """Score the validation notes as the test notes will be; keep the best weights; stop by --patience."""
     task, device = notes.task, device_of(model)
-    training_room = 4 * schedule.batch_size * int(notes.rows["train"].lengths.max())  # it fits in the memory
+    # without gradients a batch takes less than a quarter of training's memory
+    training_room = 4 * schedule.batch_size * int(notes.rows["train"].lengths.max())
     scores, _ = evaluate(
         model,
         notes,
@@ -162,15 +166,15 @@ def validate(model, technique, notes, schedule, position, meter, precision):
 # --- one run -----------------------------------------------------------------------------------------
 
 
-def run(args):
+def run_all(args):
     """Make the run directory args.out/args.name, and before it the runs that it needs. Returns its path."""
     writable_directory(args.out)
     for planned in runs_to_make(args):
-        make_run(planned)
+        run(planned)
     return Path(args.out) / args.name
 
 
-def make_run(planned):
+def run(planned):
     """One run: notes -> model -> technique -> loop -> scores -> a run directory, written whole."""
     args, machine, began = planned.args, this_machine(), time.perf_counter()
     if planned.demonstration:
@@ -185,7 +189,7 @@ def make_run(planned):
     facts["split"] = fingerprint(examples)
     print_data(task, facts)
 
-    # the model to start from, the technique, token ids
+    # the model to start from (test texts only to refuse a --start that saw them), token ids, technique
     torch.manual_seed(args.seed)
     device = pick_device(args.device, args.compile)
     start = starting_point(planned, source, task, facts, examples["test"])
@@ -207,7 +211,7 @@ def make_run(planned):
         progress_file.settle({**settings(args), "split": facts["split"]})
         schedule = Schedule.of(args, len(notes.rows["train"].lengths), rate)
         history, trained = train(model, technique, notes, schedule, device, progress_file)
-    if technique.trains:
+    if technique.trains:  # a logistic head is fitted with --epochs 0, too
         trained["head"] = task.fit_head(model, examples["train"], notes.rows["train"], notes.pad_id)
     model = technique.finish(model).eval()
 
@@ -255,10 +259,10 @@ def print_data(task, facts):
 def score_run(model, notes, precision, name):
     """(validation Scores, test Scores with intervals, test predictions); prints the test scores."""
     task, examples = notes.task, notes.examples
-    validation, said = evaluate(model, notes, "validation", precision)
-    task.calibrate(examples["validation"], said)
-    settled = task.score(examples["validation"], said)  # with what calibrate chose
-    validation = settled._replace(overall={**settled.overall, "Loss": validation.overall["Loss"]})
+    validation, predictions = evaluate(model, notes, "validation", precision)
+    task.calibrate(examples["validation"], predictions)  # may choose thresholds, so score again
+    final = task.score(examples["validation"], predictions)
+    validation = final._replace(overall={**final.overall, "Loss": validation.overall["Loss"]})
 
     test, predictions = evaluate(model, notes, "test", precision, intervals=True)
     if table := task.table(test):
@@ -284,7 +288,7 @@ def write_predictions(path, task, examples, predictions):
 def main(argv=None):
     """Parse and run."""
     cpu.keep_memory()
-    run(parse_arguments(argv))
+    run_all(parse_arguments(argv))
 
 
 if __name__ == "__main__":

@@ -61,7 +61,6 @@ class Trials(Task):
     per_label, per_label_csv = metrics.REPORT, "classification_report_{}.csv"
     demo_files = ("stop_reasons.csv", "trials.csv")
     usual_text = (("context",), ("brief_title", "brief_summary", "eligibility_criteria"), ("TEXT",))
-    usual_subject = ()
     published = (
         "Reference (stop reasons, 17 labels, threshold 0.3): micro-F1 0.8709 before and 0.9585 after "
         "adaptation, but scored on all rows, training rows included; on its held-out rows micro-F1 0.776 and "
