@@ -13,7 +13,10 @@ class BadInput(Exception):
 
 
 def run_script(main):
-    """Call main(). BadInput ends in one line and exit code 2, Ctrl-C in 130, a closed pipe in 141."""
+    """Call main(). BadInput ends in one line and exit code 2, Ctrl-C in 130, a closed pipe in 141.
+
+    So does what the system refuses, such as a full disk: code 2.
+    """
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         try:
@@ -27,8 +30,21 @@ def run_script(main):
         print("interrupted; the same command takes up where it left off", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more as it exits
+        drop_output()
         sys.exit(141)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        try:
+            sys.stdout.flush()
+        except OSError:  # it was standard output that could not be written
+            drop_output()
+        sys.exit(2)
+
+
+def drop_output():
+    """Send what is left of standard output nowhere: Python flushes once more as it exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def number(kind, low, high, low_open=False, high_open=False):

@@ -20,7 +20,7 @@ import torch
 import compress
 from cli import BadInput, Parser, number, run_script
 from data import Table, budget_batches, collate
-from files import writable_directory
+from files import writable_directory, writing
 from run import checkpoint
 from run.onnx_file import Logits, libraries, session, to_int8, to_onnx
 from tasks import demo
@@ -96,7 +96,7 @@ def write_checked(run, args, encoded, file):
     """Write the ONNX file. Raises BadInput, and writes nothing, if its answers are not those of PyTorch."""
     out, pad_id = Path(args.onnx), run.tokenizer.pad_token_id
     ours = Logits(run.model, run.task.reads_first)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as directory:
+    with writing(out), tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as directory:
         dense, small = Path(directory) / "fp32.onnx", Path(directory) / "int8.onnx"
         to_onnx(run.model, dense, run.task.reads_first)
         largest, agree = compare(ours, session(dense), encoded, pad_id)

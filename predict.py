@@ -8,11 +8,11 @@ is rebuilt as it was saved, int8 as int8 (on another CPU its activations may hav
 answers are no row of numbers, such as spans, write JSON lines.
 """
 
-import csv
-import io
+import glob
+import hashlib
 import itertools
 import json
-import os
+import shutil
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +24,7 @@ import compress
 from cli import BadInput, Parser, number, run_script
 from data import Table, digest
 from fast import cpu
-from files import writable_directory
+from files import csv_bytes, locked, whole_file, writable_directory, writing
 from run import checkpoint
 from run.inference import encode_examples, pick_device, predict_examples, reading
 
@@ -41,72 +41,103 @@ def ahead(items):
 def predict_file(run, path, out, tokens=None, chunk=2048):
     """Stream a CSV of notes into a file of predictions; rows without text are left out and counted.
 
-    The next chunk is read and tokenised while the model reads this one. Finished chunks are kept beside `out`
-    end, so that an interrupted call resumes. Returns the counts.
+    The next chunk is read and tokenised while the model reads this one. The answers to a chunk are a file of
+    its own in a hidden directory beside `out`, named by what they answer: an interrupted call goes on from
+    there, and so does one after a faulty row was corrected. Returns the counts.
     """
-    task, table, counts = run.task, Table(path), Counter()
-    stat, options = os.stat(path), task.options
-    columns = (options.text_columns, options.row_column)
-    call = (run.facts["finished"], path, stat.st_size, stat.st_mtime_ns, *columns, tokens, chunk)
-    partial = Path(f"{out}.{digest(*map(str, call)):016x}.partial")
-    header = b"" if task.json_lines else csv_bytes([["row_id", *task.header()]])
-    done = finished_rows(partial, chunk, bool(header))
+    table, counts = Table(path), Counter()
+    kept = Answers(out, f"{run.facts['finished']} {run.task.options} {tokens}")
 
     def chunks():
-        examples = (task.example(row_id, text) for _, row_id, _, text, _ in task.rows(table, counts))
-        examples = itertools.islice(examples, done, None)
+        examples = (run.task.example(row_id, text) for _, row_id, _, text, _ in run.task.rows(table, counts))
         while waiting := list(itertools.islice(examples, chunk)):
             counts["predicted"] += len(waiting)
-            yield waiting, encode_examples(run, waiting)
+            if kept.begin(waiting):
+                yield kept.names[-1], waiting, encode_examples(run, waiting)
 
-    try:
-        with open(partial, "ab") as file:
-            if not file.tell():
-                file.write(header)
-            for examples, encoded in ahead(chunks()):
-                write_chunk(file, run, examples, predict_examples(run, examples, tokens, encoded))
-    except BadInput:
-        partial.unlink(missing_ok=True)
-        raise
-    counts["predicted"] += done
-    os.replace(partial, out)
+    with locked(out):
+        kept.open()
+        try:
+            for name, examples, encoded in ahead(chunks()):
+                predictions = predict_examples(run, examples, tokens, encoded)
+                kept.write(name, answer_bytes(run.task, examples, predictions))
+        except BadInput as error:
+            done = chunk * kept.finished
+            if not done:
+                kept.remove()
+                raise
+            raise BadInput(
+                f"{error}; the answers to {done} notes before it are kept for the next call"
+            ) from None
+        kept.join(b"" if run.task.json_lines else csv_bytes([["row_id", *run.task.header()]]))
     return counts
 
 
-def write_chunk(file, run, examples, predictions):
-    """Append a chunk's answers to an open file."""
-    task = run.task
+class Answers:
+    """The answers to chunks of notes, a file each, until they are joined.
+
+    A file's name holds the chunk's number, a digest of its notes, and a digest of what is in the file.
+    """
+
+    def __init__(self, out, call):
+        self.out = Path(out)
+        self.directory = self.out.with_name(f".{self.out.name}.{digest(call):016x}.parts")
+        self.names, self.found = [], {}  # chunks so far; {chunk: its file}
+
+    @property
+    def finished(self):
+        """How many of the chunks so far have their answers."""
+        return sum(name in self.found for name in self.names)
+
+    def open(self):
+        """Make the directory, or see what an interrupted call left in it; remove those of other calls."""
+        for other in self.out.parent.glob(f".{glob.escape(self.out.name)}.*.parts"):
+            if other != self.directory:
+                shutil.rmtree(other, ignore_errors=True)
+        with writing(self.directory):
+            self.directory.mkdir(mode=0o700, exist_ok=True)
+        for path in self.directory.iterdir():
+            name, _, content = path.stem.rpartition("-")
+            if path.suffix == ".part" and content == bytes_digest(path.read_bytes()):
+                self.found[name] = path
+            else:  # cut short or damaged
+                path.unlink()
+
+    def begin(self, examples):
+        """Take the next chunk. Whether its answers are still to be made."""
+        self.names.append(f"{len(self.names):06}-{digest(*map(repr, examples)):016x}")
+        return self.names[-1] not in self.found
+
+    def write(self, name, content):
+        """Keep a chunk's answers."""
+        self.found[name] = self.directory / f"{name}-{bytes_digest(content)}.part"
+        with whole_file(self.found[name], private=True) as file:
+            file.write(content)
+
+    def join(self, header):
+        """Write all answers in order into the file of predictions, whole; remove the directory."""
+        with whole_file(self.out, private=True) as file:
+            file.write(header)
+            for name in self.names:
+                file.write(self.found[name].read_bytes())
+        self.remove()
+
+    def remove(self):
+        """Remove the directory."""
+        shutil.rmtree(self.directory)
+
+
+def bytes_digest(content):
+    """A digest of bytes, 16 hex digits."""
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
+
+
+def answer_bytes(task, examples, predictions):
+    """A chunk's answers as they stand in the file."""
     if task.json_lines:
         rows = ({"row_id": e.row_id, **task.answer(e, p)} for e, p in zip(examples, predictions, strict=True))
-        file.write("".join(f"{json.dumps(row)}\n" for row in rows).encode())
-    else:
-        file.write(
-            csv_bytes([[e.row_id, *task.record(p)] for e, p in zip(examples, predictions, strict=True)])
-        )
-    file.flush()
-
-
-def csv_bytes(rows):
-    """Rows as the bytes of a CSV."""
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(rows)
-    return buffer.getvalue().encode()
-
-
-def finished_rows(partial, chunk, is_csv):
-    """Rows of whole chunks that an interrupted call left; what follows them is cut off."""
-    if not partial.exists():
-        return 0
-    content = partial.read_bytes()
-    content = content[: content.rfind(b"\n") + 1]
-    if not is_csv:
-        done = content.count(b"\n") // chunk * chunk
-        partial.write_bytes(b"".join(content.splitlines(keepends=True)[:done]))
-        return done
-    rows = list(csv.reader(io.StringIO(content.decode(), newline="")))
-    done = max(0, len(rows) - 1) // chunk * chunk
-    partial.write_bytes(csv_bytes(rows[: done + 1]) if done else b"")
-    return done
+        return "".join(f"{json.dumps(row)}\n" for row in rows).encode()
+    return csv_bytes([[e.row_id, *task.record(p)] for e, p in zip(examples, predictions, strict=True)])
 
 
 def predict_note(run, text, show_text):

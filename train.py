@@ -21,14 +21,14 @@ from data import collate, fingerprint
 from fast import cpu, speedups
 from fast.optimizer import LazyAdamW, clip_gradients
 from fast.precision import autocast, reading_precision, training_precision
-from files import writable_directory, write_csv
+from files import locked, remove_remains_of, writable_directory, write_csv
 from layers import device_of, trainable
 from metrics import undefined_note
 from run import checkpoint
 from run.arguments import note_unused, options_of, parse_arguments, settings
 from run.inference import Notes, evaluate, pick_device
 from run.machine import this_machine
-from run.origin import runs_to_make, starting_point
+from run.origin import Planned, runs_to_make, starting_point
 from run.progress import LossMeter, ProgressFile, TrainingClock
 from run.results import spelled, write_score_files
 from run.schedule import Schedule
@@ -170,8 +170,13 @@ def run_all(args):
     """Make the run directory args.out/args.name, and before it the runs that it needs. Returns its path."""
     writable_directory(args.out)
     for planned in runs_to_make(args):
-        run(planned)
-    return Path(args.out) / args.name
+        with locked(planned.directory):
+            run(planned)
+    wanted = Planned(args)
+    with locked(wanted.directory):  # a process that was killed at its very end may have left something
+        remove_remains_of(wanted.directory)
+        ProgressFile(wanted.progress_path, args.save_minutes).remove()
+    return wanted.directory
 
 
 def run(planned):
@@ -282,7 +287,7 @@ def write_predictions(path, task, examples, predictions):
         rows = (
             [e.row_id, task.truth(e), *task.record(p)] for e, p in zip(examples, predictions, strict=True)
         )
-        write_csv(path / "predictions.csv", ["row_id", "label", *header], rows)
+        write_csv(path / "predictions.csv", ["row_id", "label", *header], rows, private=True)
 
 
 def main(argv=None):

@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
@@ -21,9 +20,10 @@ from transformers import BertConfig, BertForSequenceClassification
 
 import compress
 from cli import BadInput
+from compress.quantization import plain_state
 from fast import cpu, speedups
+from files import write_tensors
 from layers import device_of, is_int8, trainable_copy
-from run import checkpoint
 from run.inference import reading
 from run.onnx_file import session, to_int8, to_onnx
 from tasks.task import Task
@@ -107,7 +107,7 @@ def answering_first(model):
 def stored_bytes(model):
     """Bytes of a model's weights file."""
     with tempfile.TemporaryDirectory() as directory:
-        save_file(checkpoint.plain_tensors(model), path := Path(directory) / "model.safetensors")
+        write_tensors(path := Path(directory) / "model.safetensors", plain_state(model))
         return path.stat().st_size
 
 

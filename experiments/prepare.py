@@ -11,7 +11,6 @@ OUT may end in .gz. experiments/data.md says where each source is, and how its r
 
 import csv
 import gzip
-import os
 import random
 import re
 from io import StringIO
@@ -22,7 +21,7 @@ import numpy as np
 
 from cli import BadInput, Parser, run_script
 from data import Table, open_text, text_lines
-from files import writable_directory, write_whole
+from files import whole_file, writable_directory
 
 
 def source_rows(path, **dialect):
@@ -55,11 +54,9 @@ def write_table(path, header, rows):
         raise BadInput(f"{path}: is a directory; name the file to write")
     buffer = StringIO()
     csv.writer(buffer, lineterminator="\n").writerows([header, *rows])
-    if not str(path).endswith(".gz"):
-        return write_whole(path, buffer.getvalue())
-    temporary = Path(f"{path}.{os.getpid()}.tmp")
-    temporary.write_bytes(gzip.compress(buffer.getvalue().encode(), mtime=0))
-    return temporary.replace(path)
+    content = buffer.getvalue().encode()
+    with whole_file(path) as file:
+        file.write(gzip.compress(content, mtime=0) if str(path).endswith(".gz") else content)
 
 
 def read_text(path):
@@ -162,7 +159,7 @@ def maccrobat(source, out):
         for report in sorted(chosen):
             text, annotated = (Path(source) / f"{report}.{ending}" for ending in ("txt", "ann"))
             lines += [f"# doc {report}", *bio_lines(read_text(text), brat_entities(annotated))]
-        write_whole(out / f"{name}.tsv", "\n".join([*lines, ""]))
+        whole_file(out / f"{name}.tsv", "\n".join([*lines, ""]))
     return "140 case reports to train, 20 for validation, 40 to test"
 
 

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from data import Encoded
+from files import Unwritable, is_running, whole_file, write_whole
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "compressed-clinical-bert"
+SUMS = "checksums.json"
 ENCODING = 1  # counts up when this project makes other rows of the same notes, so that old ones are not taken
 
 
@@ -40,39 +42,53 @@ def cached(directory, key, make):
 
 
 def _kept(place):
-    try:
-        if not place.is_dir():
-            return None
-        if hasattr(os, "getuid") and (place.stat().st_uid != os.getuid() or place.stat().st_mode & 0o077):
-            print(f"note: {place} can be read by others, so it is not used; delete it")
-            return None
-        return Encoded(
-            **{path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in place.glob("*.npy")}
-        )
-    except (OSError, ValueError, EOFError, TypeError) as error:
-        print(f"note: {place} cannot be used ({type(error).__name__}); delete it")
+    """The Encoded in a directory, read as it is used; None if there is none, or it may not be trusted."""
+    if not place.is_dir():
         return None
+    if hasattr(os, "getuid") and (place.stat().st_uid != os.getuid() or place.stat().st_mode & 0o077):
+        print(f"note: {place} can be read by others, so it is not used; delete it")
+        return None
+    try:
+        sums = json.loads((place / SUMS).read_text())
+        if sums == {name: checksum_of(place / name) for name in sums}:
+            arrays = {name: np.load(place / name, mmap_mode="r", allow_pickle=False) for name in sums}
+            return Encoded(**{name.removesuffix(".npy"): array for name, array in arrays.items()})
+    except (OSError, ValueError, TypeError, AttributeError):  # of a damaged list of checksums
+        pass
+    print(f"note: the token ids kept in {place} are damaged; they are made again")
+    shutil.rmtree(place, ignore_errors=True)
+    return None
 
 
 def _keep(place, encoded):
+    """Write an Encoded into a directory of the owner's, whole; say so if that cannot be done."""
     temporary = place.with_name(f".{place.name}.{os.getpid()}")
     try:
         place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
+        for left in place.parent.glob(".*.*"):  # of processes that were killed, and of this number's last one
+            if left.name.split(".")[-1].isdigit() and not is_running(int(left.name.split(".")[-1])):
+                shutil.rmtree(left, ignore_errors=True)
         temporary.mkdir(mode=0o700)
+        sums = {}
         for field in fields(Encoded):
             if (array := getattr(encoded, field.name)) is not None:
-                with os.fdopen(
-                    os.open(temporary / f"{field.name}.npy", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600),
-                    "wb",
-                ) as file:
+                path = temporary / f"{field.name}.npy"
+                with whole_file(path, private=True) as file:
                     np.save(file, array)
+                sums[path.name] = checksum_of(path)
+        write_whole(temporary / SUMS, json.dumps(sums), private=True)
         if not place.exists():  # another process may have been faster
             temporary.rename(place)
-    except OSError as error:
-        print(f"note: token ids are not kept, {place.parent} cannot be written ({error.strerror})")
+    except (OSError, Unwritable) as error:
+        print(f"note: token ids are not kept: {getattr(error, 'strerror', None) or error}")
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def checksum_of(path):
+    """The checksum of a file's bytes, hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()
 
 
 def encoded(task, examples, tokenizer, max_length, directory):

@@ -10,8 +10,6 @@ predictions.csv                test rows: row id, label, predicted, probabilitie
 adapter/                       of a LoRA run, in the PEFT layout
 """
 
-import contextlib
-import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,13 +17,13 @@ import huggingface_hub
 import safetensors
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer
 
 import compress
 from cli import BadInput
 from compress.quantization import load_plain_state, plain_state
-from files import read_json, write_json
+from files import read_json, whole_directory, write_json, write_tensors
 from tasks import TASKS
 
 transformers.logging.set_verbosity_error()
@@ -180,29 +178,6 @@ def weights_path(directory):
     return compressed if compressed.exists() else Path(directory) / PLAIN
 
 
-def plain_tensors(model):
-    """A model's weights as {name: plain contiguous CPU tensor}, int8 layers as int8 with their scales."""
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in plain_state(model).items()}
-
-
-@contextlib.contextmanager
-def whole_directory(directory):
-    """Write into a temporary directory beside it, then put that in its place."""
-    directory = Path(directory)
-    temporary, old = (
-        directory.with_name(f".{directory.name}.tmp"),
-        directory.with_name(f".{directory.name}.old"),
-    )
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    yield temporary
-    shutil.rmtree(old, ignore_errors=True)
-    if directory.exists():
-        directory.rename(old)
-    temporary.rename(directory)
-    shutil.rmtree(old, ignore_errors=True)
-
-
 def save(directory, model, tokenizer, task, compression, facts, files, write_more):
     """Write a run directory, whole; run.json last.
 
@@ -211,23 +186,30 @@ def save(directory, model, tokenizer, task, compression, facts, files, write_mor
     with whole_directory(directory) as path:
         model.config.architectures = [type(model).__name__]
         model.config.save_pretrained(path)
-        tokenizer.save_pretrained(path)
+        save_tokenizer(tokenizer, path)
         reason = not_plain(task, compression)
         if reason:
             config = read_json(path / "config.json")
             # transformers looks for a weights file of this name and ends with it in its error
             write_json(path / "config.json", {**config, "transformers_weights": reason})
-        save_file(plain_tensors(model), path / (COMPRESSED if reason else PLAIN), {"format": "pt"})
+        write_tensors(path / (COMPRESSED if reason else PLAIN), plain_state(model))
         write_json(path / "compression.json", compression)
         for name, content in files.items():
             (path / name).parent.mkdir(exist_ok=True)
             if name.endswith(".safetensors"):
-                tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in content.items()}
-                save_file(tensors, path / name, {"format": "pt"})
+                write_tensors(path / name, content)
             else:
                 write_json(path / name, content)
         write_more(path)
         write_json(path / "run.json", {**facts, "sizes": sizes(path)})
+
+
+def save_tokenizer(tokenizer, path):
+    """Save a tokenizer as it was loaded: without the length that it last cut texts to."""
+    if backend := getattr(tokenizer, "backend_tokenizer", None):
+        backend.no_truncation()
+        backend.no_padding()
+    tokenizer.save_pretrained(path)
 
 
 def not_plain(task, compression):

@@ -10,6 +10,7 @@ import numpy as np
 
 import compress
 from cli import BadInput
+from files import whole_path
 from metrics import calibration
 from run.tables import base_of, mean_of
 
@@ -44,11 +45,10 @@ def pyplot():
 
 
 def save_figure(figure, path):
-    """Write a PNG under a temporary name, then rename it."""
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, dpi=150, bbox_inches="tight", format="png")
+    """Write a PNG, whole."""
+    with whole_path(path) as temporary:
+        figure.savefig(temporary, dpi=150, bbox_inches="tight", format="png")
     pyplot().close(figure)
-    temporary.rename(path)
 
 
 def colour_of(techniques):

@@ -1,21 +1,22 @@
-"""Where a training stands, and the file from which an interrupted one goes on.
+"""Where a training stands, and the files from which an interrupted one goes on.
 
-One safetensors file holds weights, best weights, Adam's moments and the random state; beside it a JSON file
-holds the arguments that it was made with. Both are gone once the run is finished.
+A progress file is one safetensors file: weights, best weights, Adam's moments, the random state; in its
+header the position, the arguments and a checksum. The last two are kept, so that a damaged one costs one
+save and not the training. They are gone once the run is finished.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import safetensors
 import torch
-from safetensors.torch import load_file, save_file
 
-from files import read_json, write_json
+from files import Unwritable, remove_remains, write_tensors
 
 
 @dataclass
@@ -42,39 +43,52 @@ class Position:
         self.best = row
         self.best_weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
 
+    def words(self):
+        """All but the best weights, as JSON."""
+        names = [part.name for part in fields(self) if part.name != "best_weights"]
+        return json.dumps({name: getattr(self, name) for name in names})
+
     def next_epoch(self):
         """Begin the next epoch."""
         self.epoch, self.step = self.epoch + 1, 0
 
 
 class ProgressFile:
-    """The progress file of a run, and the clock by which it is written."""
+    """The progress files of a run, and the clock by which they are written."""
 
     def __init__(self, path, minutes):
         self.path, self.minutes = Path(path), minutes
-        self.description = self.path.with_suffix(".json")
+        self.earlier = self.path.with_suffix(".earlier.safetensors")
+        self.arguments, self.found = None, None  # found: (Position, its tensors) to go on from
         self.began = self.saved = time.perf_counter()
 
     def settle(self, arguments):
-        """Keep what an unfinished run left if it was made with these arguments, else start anew."""
-        if self.path.exists() and self.description.exists() and read_json(self.description) == arguments:
-            position = self._position()
+        """Find what an unfinished run with these arguments left; remove what one with others left."""
+        self.arguments = json.dumps(arguments, sort_keys=True)
+        for path in (self.path, self.earlier):
+            if self.found is None and path.exists():
+                self.found = self._read(path)
+        if self.found:
+            position = self.found[0]
             print(f"resuming at epoch {position.epoch + 1}, step {position.step + 1}")
-            return
-        self.path.unlink(missing_ok=True)
-        write_json(self.description, arguments)
+        else:
+            self.remove()
 
     def remove(self):
-        """Remove both files."""
+        """Remove them, and what a process that was killed in a save left of one."""
+        remove_remains(self.path)
         self.path.unlink(missing_ok=True)
-        self.description.unlink(missing_ok=True)
+        self.earlier.unlink(missing_ok=True)
 
     def due(self):
         """Whether the last save is more than --save-minutes ago."""
         return time.perf_counter() - self.saved > 60 * self.minutes
 
     def save(self, position, model, optimizer):
-        """Write weights, best weights, moments, random state and position, whole."""
+        """Write weights, best weights, moments, random state and position, whole.
+
+        If the disk is full, say so; the training goes on.
+        """
         self.saved = time.perf_counter()
         position.seconds, self.began = position.seconds + self.saved - self.began, self.saved
         tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
@@ -84,21 +98,22 @@ class ProgressFile:
         tensors.update({f"random/{device}": state for device, state in random_states().items()})
         tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
 
-        best_weights, position.best_weights = position.best_weights, None
-        words = json.dumps(asdict(position))
-        position.best_weights = best_weights
-        temporary = self.path.with_suffix(".tmp")
-        save_file(tensors, temporary, {"position": words})
-        os.replace(temporary, self.path)
+        words = {"position": position.words(), "arguments": self.arguments}
+        try:
+            if self.path.exists():
+                os.replace(self.path, self.earlier)
+            write_tensors(self.path, tensors, {**words, "checksum": checksum(tensors, words)})
+        except Unwritable as error:
+            print(f"warning: progress was not saved, {error}; the training goes on", flush=True)
 
     def load(self, model, optimizer):
-        """Put weights, moments, random state back. Returns the position; the first if there is no file."""
+        """Put weights, moments, random state back. Returns the position; the first if nothing was found."""
         self.began = self.saved = time.perf_counter()
-        if not self.path.exists():
+        if self.found is None:
             return Position()
-        position = self._position()
+        (position, tensors), self.found = self.found, None
         parts = {"model": {}, "best": {}, "optimizer": {}, "random": {}}
-        for key, value in load_file(self.path).items():
+        for key, value in tensors.items():
             part, _, name = key.partition("/")
             parts[part][name] = value
         model.load_state_dict(parts["model"])
@@ -111,9 +126,31 @@ class ProgressFile:
         position.best_weights = parts["best"] or None
         return position
 
-    def _position(self):
-        with safetensors.safe_open(self.path, "pt") as file:
-            return Position(**json.loads(file.metadata()["position"]))
+    def _read(self, path):
+        """(Position, tensors) of a file; None if it has other arguments, or is damaged, which is said."""
+        try:
+            with safetensors.safe_open(path, "pt") as file:
+                words = {name: text for name, text in file.metadata().items() if name != "format"}
+                names = file.keys()  # it is no dict
+                tensors = {name: file.get_tensor(name) for name in names}
+        except (OSError, AttributeError, safetensors.SafetensorError):  # without metadata there is None
+            words, tensors = {}, {}
+        if words.pop("checksum", None) != checksum(tensors, words):
+            print(f"note: {path} is damaged and not used")
+            return None
+        if words["arguments"] != self.arguments:
+            return None
+        return Position(**json.loads(words["position"])), tensors
+
+
+def checksum(tensors, words):
+    """A checksum of {name: tensor} and {name: text}, 32 hex digits."""
+    state = hashlib.blake2b(json.dumps(words, sort_keys=True).encode(), digest_size=16)
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        state.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        state.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return state.hexdigest()
 
 
 def random_states():

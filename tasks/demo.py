@@ -17,7 +17,7 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
 from cli import BadInput, run_script
-from files import write_whole
+from files import locked, write_whole, writing
 from tasks import TASKS
 
 # Random weights need larger steps than pre-trained ones. Every technique uses this rate.
@@ -60,10 +60,10 @@ def make_model(directory, texts, hidden=128, layers=4, vocabulary=600, seed=0):
         max_position_embeddings=256,
         pad_token_id=tokenizer.pad_token_id,
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), writing(directory):
         torch.manual_seed(seed)
         BertForSequenceClassification(config).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
+        tokenizer.save_pretrained(directory)
 
 
 def refuse_another(directory, task, complete):
@@ -87,11 +87,12 @@ def make(directory, task="symptoms", notes=4000, hidden=128, layers=4):
     if not cls.demo_files:
         raise BadInput(f"{task}: this task brings no demonstration; give --data and --model")
     data, model = directory / cls.demo_files[0], directory / "model"
-    complete = (model / "tokenizer.json").exists()  # written last
-    refuse_another(directory, task, complete)
-    if not complete:
-        directory.mkdir(parents=True, exist_ok=True)
-        make_model(model, cls.write_demonstration(directory, notes), hidden, layers)
+    with locked(directory, wait=True):  # another run of the same results directory may be making it
+        complete = (model / "tokenizer.json").exists()  # written last
+        refuse_another(directory, task, complete)
+        if not complete:
+            directory.mkdir(parents=True, exist_ok=True)
+            make_model(model, cls.write_demonstration(directory, notes), hidden, layers)
     return data, model
 
 

@@ -189,7 +189,7 @@ def test_token_ids_are_kept_for_their_owner_alone(small, tmp_path, capsys):
     )
     assert len({key, *(encoding_key(tokenizer, *each) for each in others)}) == 4
     places = [tmp_path / "tokens", *(tmp_path / "tokens").rglob("*")]
-    assert len(places) == 6 and all(path.stat().st_mode & 0o077 == 0 for path in places)
+    assert len(places) == 7 and all(path.stat().st_mode & 0o077 == 0 for path in places)
     assert b"fever" not in b"".join(path.read_bytes() for path in places if path.is_file())
     batch = collate(again, np.array([0, 1]), tokenizer.pad_token_id)
     assert batch["labels"].tolist() == [0, 1] and batch["input_ids"].shape[0] == 2

@@ -156,7 +156,7 @@ def test_predict_keeps_order_and_ids_and_writes_no_text(runs, small, tmp_path, c
                 f"{len(notes) - len(rows)} without text",
             )
         )
-        assert list(tmp_path.glob("*.partial")) == []
+        assert list(tmp_path.glob(".*.parts")) == []
     direct = {row["row_id"]: row for row in rows}
     stored = read_csv(runs / CHAIN / "predictions.csv")
     differ = [abs(float(direct[row["row_id"]]["p_pain"]) - float(row["p_pain"])) for row in stored]
@@ -236,12 +236,13 @@ def test_predict_resumes_where_it_was_cut_off(runs, small, tmp_path, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         predict.predict_file(run, small[0], tmp_path / "q.csv", chunk=64)
     assert not (tmp_path / "q.csv").exists()
-    (partial,) = tmp_path.glob("q.csv.*.partial")
-    with open(partial, "ab") as file:
+    parts = sorted(tmp_path.glob(".q.csv.*.parts/*"))
+    assert len(parts) == 3 and all(path.stat().st_mode & 0o077 == 0 for path in [*parts, parts[0].parent])
+    with open(parts[2], "ab") as file:
         file.write(b"99,half a li")
     predict.predict_file(run, small[0], tmp_path / "q.csv", chunk=64)
     assert (tmp_path / "q.csv").read_bytes() == whole
-    assert len(calls) == 4 + (whole.count(b"\n") - 1 - 3 * 64 + 63) // 64
+    assert len(calls) == 4 + (whole.count(b"\n") - 1 - 2 * 64 + 63) // 64
 
 
 def test_predict_reads_one_note_from_standard_input(runs, monkeypatch, capsys):
