@@ -21,7 +21,7 @@ import numpy as np
 
 from cli import BadInput, Parser, run_script
 from data import Table, open_text, text_lines
-from files import whole_file, writable_directory
+from files import whole_file, writable_directory, write_whole
 
 
 def source_rows(path, **dialect):
@@ -159,7 +159,7 @@ def maccrobat(source, out):
         for report in sorted(chosen):
             text, annotated = (Path(source) / f"{report}.{ending}" for ending in ("txt", "ann"))
             lines += [f"# doc {report}", *bio_lines(read_text(text), brat_entities(annotated))]
-        whole_file(out / f"{name}.tsv", "\n".join([*lines, ""]))
+        write_whole(out / f"{name}.tsv", "\n".join([*lines, ""]))
     return "140 case reports to train, 20 for validation, 40 to test"
 
 

@@ -59,7 +59,7 @@ class ProgressFile:
     def __init__(self, path, minutes):
         self.path, self.minutes = Path(path), minutes
         self.earlier = self.path.with_suffix(".earlier.safetensors")
-        self.arguments, self.found = None, None  # found: (Position, its tensors) to go on from
+        self.arguments, self.found = "", None  # found: (Position, its tensors) to go on from
         self.began = self.saved = time.perf_counter()
 
     def settle(self, arguments):
