@@ -2,12 +2,14 @@
 
 python predict.py RUN_DIR notes.csv --out predictions.csv
 python predict.py RUN_DIR - < note.txt
+torchrun --nproc_per_node=2 predict.py RUN_DIR notes.csv
 
 The file is read as a stream; the answers keep its order and row ids, and hold nothing of the text. The run
 is rebuilt as it was saved, int8 as int8 (on another CPU its activations may have other bits). Tasks whose
 answers are no row of numbers, such as spans, write JSON lines.
 """
 
+import contextlib
 import glob
 import hashlib
 import itertools
@@ -25,7 +27,7 @@ from cli import BadInput, Parser, number, run_script
 from data import Table, digest
 from fast import cpu
 from files import csv_bytes, locked, whole_file, writable_directory, writing
-from run import checkpoint
+from run import checkpoint, processes
 from run.inference import encode_examples, pick_device, predict_examples, reading
 
 
@@ -38,37 +40,40 @@ def ahead(items):
             yield item
 
 
-def predict_file(run, path, out, tokens=None, chunk=2048):
+def predict_file(run, path, out, tokens=None, chunk=2048, products=None):
     """Stream a CSV of notes into a file of predictions; rows without text are left out and counted.
 
     The next chunk is read and tokenised while the model reads this one. The answers to a chunk are a file of
     its own in a hidden directory beside `out`, named by what they answer: an interrupted call goes on from
-    there, and so does one after a faulty row was corrected. Returns the counts.
+    there, and so does one after a faulty row was corrected. products: by which library the model multiplies,
+    so that answers by one and by another are not mixed. Returns the counts.
     """
     table, counts = Table(path), Counter()
-    kept = Answers(out, f"{run.facts['finished']} {run.task.options} {tokens}")
+    kept = Answers(out, f"{run.facts['finished']} {run.task.options} {tokens} {products}")
 
     def chunks():
         examples = (run.task.example(row_id, text) for _, row_id, _, text, _ in run.task.rows(table, counts))
         while waiting := list(itertools.islice(examples, chunk)):
             counts["predicted"] += len(waiting)
-            if kept.begin(waiting):
+            if kept.wants(waiting):
                 yield kept.names[-1], waiting, encode_examples(run, waiting)
 
-    with locked(out):
-        kept.open()
+    with locked(out) if processes.is_first() else contextlib.nullcontext():
+        with processes.first_before_others():
+            kept.open()
         try:
             for name, examples, encoded in ahead(chunks()):
                 predictions = predict_examples(run, examples, tokens, encoded)
                 kept.write(name, answer_bytes(run.task, examples, predictions))
         except BadInput as error:
-            done = chunk * kept.finished
-            if not done:
-                kept.remove()
-                raise
-            raise BadInput(
-                f"{error}; the answers to {done} notes before it are kept for the next call"
-            ) from None
+            kept.look()
+            if done := chunk * kept.finished:
+                kept_for = f"the answers to {done} notes before it are kept for the next call"
+                raise BadInput(f"{error}; {kept_for}") from None
+            with contextlib.suppress(OSError):  # another process has begun
+                kept.directory.rmdir()
+            raise
+        processes.wait_for_all()
         kept.join(b"" if run.task.json_lines else csv_bytes([["row_id", *run.task.header()]]))
     return counts
 
@@ -96,34 +101,40 @@ class Answers:
                 shutil.rmtree(other, ignore_errors=True)
         with writing(self.directory):
             self.directory.mkdir(mode=0o700, exist_ok=True)
-        for path in self.directory.iterdir():
-            name, _, content = path.stem.rpartition("-")
-            if path.suffix == ".part" and content == bytes_digest(path.read_bytes()):
-                self.found[name] = path
-            else:  # cut short or damaged
-                path.unlink()
+        self.look()
 
-    def begin(self, examples):
-        """Take the next chunk. Whether its answers are still to be made."""
+    def look(self):
+        """Find the chunks that are there whole."""
+        for path in self.directory.glob("*.part"):
+            name, _, content = path.stem.rpartition("-")
+            if content == bytes_digest(path.read_bytes()):
+                self.found[name] = path
+            else:  # damaged
+                path.unlink(missing_ok=True)
+
+    def wants(self, examples):
+        """Take the next chunk. Whether its answers are still to be made, and by this process."""
+        rank, count = processes.world()
         self.names.append(f"{len(self.names):06}-{digest(*map(repr, examples)):016x}")
-        return self.names[-1] not in self.found
+        return self.names[-1] not in self.found and len(self.names) % count == rank
 
     def write(self, name, content):
         """Keep a chunk's answers."""
+        self.directory.mkdir(mode=0o700, exist_ok=True)  # a process that met a bad row may have removed it
         self.found[name] = self.directory / f"{name}-{bytes_digest(content)}.part"
         with whole_file(self.found[name], private=True) as file:
             file.write(content)
 
     def join(self, header):
         """Write all answers in order into the file of predictions, whole; remove the directory."""
+        if not processes.is_first():
+            return
+        if processes.world()[1] > 1:
+            self.look()
         with whole_file(self.out, private=True) as file:
             file.write(header)
             for name in self.names:
                 file.write(self.found[name].read_bytes())
-        self.remove()
-
-    def remove(self):
-        """Remove the directory."""
         shutil.rmtree(self.directory)
 
 
@@ -212,6 +223,12 @@ def main(argv=None):
     """Parse, predict, write."""
     args = build_prediction_parser().parse_args(argv)
     cpu.keep_memory()
+    with processes.joined(args.device):
+        predict(args)
+
+
+def predict(args):
+    """Load the run; answer one note or a file of them."""
     run = checkpoint.load(args.run)
     device = pick_device("cpu" if compress.cpu_only(run.compression) else args.device, args.compile)
     options = run.task.options
@@ -219,14 +236,15 @@ def main(argv=None):
     options.row_column = args.row_column or options.row_column
     options.subject_column = None  # only a split needs it
 
-    with reading(run.model.to(device), run.task, frozen=True):
+    onednn = processes.agreed(cpu.onednn_pays())
+    with reading(run.model.to(device), run.task, frozen=True, onednn=onednn):
         if args.compile:
             run = run._replace(model=torch.compile(run.model, dynamic=True))  # one graph for all lengths
         if args.notes == "-":
             print(json.dumps(predict_note(run, read_note(), args.show_text)))
             return
         out = output_path(args, run.task)
-        counts = predict_file(run, args.notes, out, args.batch_tokens)
+        counts = predict_file(run, args.notes, out, args.batch_tokens, products=f"oneDNN {onednn}")
         print(", ".join(f"{count} {what}" for what, count in counts.items()), f"-> {out}")
 
 

@@ -9,7 +9,7 @@ python train.py --technique distillation+pruning --data notes.csv --model emilya
 
 import math
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -21,16 +21,16 @@ from data import collate, fingerprint
 from fast import cpu, speedups
 from fast.optimizer import LazyAdamW, clip_gradients
 from fast.precision import autocast, reading_precision, training_precision
-from files import locked, remove_remains_of, writable_directory, write_csv
+from files import locked, remove_remains_of, writable_directory
 from layers import device_of, trainable
 from metrics import undefined_note
-from run import checkpoint
-from run.arguments import note_unused, options_of, parse_arguments, settings
+from run import checkpoint, processes
+from run.arguments import options_of, parse_arguments, settings
 from run.inference import Notes, evaluate, pick_device
 from run.machine import this_machine
 from run.origin import Planned, runs_to_make, starting_point
 from run.progress import LossMeter, ProgressFile, TrainingClock
-from run.results import spelled, write_score_files
+from run.results import print_data, spelled, write_predictions, write_score_files
 from run.schedule import Schedule
 from tasks import TASKS, demo
 
@@ -67,6 +67,7 @@ def train(model, technique, notes, schedule, device, progress_file):
                     bar.update(len(numbers))
 
                 # one optimizer step at the schedule's rate; after it, the share done counts this step
+                processes.average_gradients(weights)
                 clip_gradients(weights, schedule.clip)
                 for group in optimizer.param_groups:
                     group["lr"] = schedule.learning_rate(position)
@@ -108,11 +109,13 @@ def train(model, technique, notes, schedule, device, progress_file):
 
 @contextmanager
 def training_speedups(model, technique, notes, schedule, device, precision):
-    """Everything that makes a step faster, on the model and on what else reads the batches: a teacher."""
+    """What makes a step faster, on the model and on what else reads the batches: a teacher."""
     first, lengths = notes.task.reads_first, notes.rows["train"].lengths
     tokens = None if schedule.compile else schedule.batch_size * schedule.accumulate * int(lengths.mean())
     bf16 = device.type == "cpu" and precision == torch.bfloat16
     with ExitStack() as patches:
+        for reader in [model, *technique.readers()]:
+            patches.enter_context(processes.dealt_out(reader))
         for other in technique.readers():
             patches.enter_context(speedups(other, first))
         patches.enter_context(speedups(model, first, bf16_attention=bf16, tokens_per_step=tokens))
@@ -154,6 +157,7 @@ def validate(model, technique, notes, schedule, position, meter, precision):
         "TrainingLoss": meter.read(position),
         "Step": schedule.step_of(position),
     }
+    row = processes.agreed(row)
     meter.reset(position)
     position.history.append(row)
     if technique.settled(schedule.share(position)) and task.better(row, position.best):
@@ -169,23 +173,23 @@ def validate(model, technique, notes, schedule, position, meter, precision):
 def run_all(args):
     """Make the run directory args.out/args.name, and before it the runs that it needs. Returns its path."""
     writable_directory(args.out)
-    for planned in runs_to_make(args):
-        with locked(planned.directory):
+    planned_runs, wanted = runs_to_make(args), Planned(args)
+    processes.wait_for_all()
+    for planned in planned_runs:
+        with locked(planned.directory) if processes.is_first() else nullcontext():
             run(planned)
-    wanted = Planned(args)
-    with locked(wanted.directory):  # a process that was killed at its very end may have left something
-        remove_remains_of(wanted.directory)
-        ProgressFile(wanted.progress_path, args.save_minutes).remove()
+        processes.wait_for_all()
+    if processes.is_first():
+        with locked(wanted.directory):  # a process that was killed at its very end may have left something
+            remove_remains_of(wanted.directory)
+            ProgressFile(wanted.progress_path, args.save_minutes).remove()
     return wanted.directory
 
 
 def run(planned):
     """One run: notes -> model -> technique -> loop -> scores -> a run directory, written whole."""
     args, machine, began = planned.args, this_machine(), time.perf_counter()
-    if planned.demonstration:
-        print(demo.BANNER, flush=True)
-    if planned.asked_for:
-        note_unused(args)
+    planned.announce()
     data, source = planned.sources()
 
     # rows -> labelled notes, split by subject
@@ -207,7 +211,7 @@ def run(planned):
     technique.task = task
 
     # prepare -> loop -> finish
-    model = technique.prepare(start.model.to(device)).to(device)
+    model = processes.same_weights(technique.prepare(start.model.to(device)).to(device))
     rate = args.lr or (demo.LEARNING_RATE if planned.demo_model else technique.learning_rate)
     progress_file = ProgressFile(planned.progress_path, args.save_minutes)
     history, trained = [], {"best_epoch": 0, "train_seconds": 0.0}
@@ -232,6 +236,8 @@ def run(planned):
         "validation": validation._asdict(), "test": test._asdict(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }  # fmt: skip
+    if not processes.is_first():
+        return
     write_score_files(Path(args.out), task, record)
     compression = start.compression + technique.describe()
     checkpoint.save(
@@ -239,26 +245,6 @@ def run(planned):
         lambda path: write_predictions(path, task, examples["test"], predictions),
     )  # fmt: skip
     progress_file.remove()
-
-
-def print_data(task, facts):
-    """Where the rows went, and how many examples of each label every split has."""
-    whose = (
-        f"of {facts['subjects']} subjects, split by subject" if facts["subjects"] else "each its own subject"
-    )
-    rows = ", ".join(f"{count} {what}" for what, count in facts["rows"].items() if count)
-    print(f"data: {rows} -> {facts['notes']} {task.unit}, {whose}")
-    for split, size in facts["sizes"].items():
-        labels = list(facts["splits"][split].items())
-        if len(labels) > 12:
-            labels.sort(key=lambda item: -item[1])
-        more = [f"{len(labels) - 12} labels more"] if len(labels) > 12 else []
-        print(
-            f"  {split}: {size} {task.unit}",
-            *(f"{count} {name}" for name, count in labels[:12]),
-            *more,
-            sep=", ",
-        )
 
 
 def score_run(model, notes, precision, name):
@@ -281,19 +267,12 @@ def score_run(model, notes, precision, name):
     return validation, test, predictions
 
 
-def write_predictions(path, task, examples, predictions):
-    """predictions.csv of a run directory: row id, label, prediction, probabilities; no text."""
-    if header := task.header():
-        rows = (
-            [e.row_id, task.truth(e), *task.record(p)] for e, p in zip(examples, predictions, strict=True)
-        )
-        write_csv(path / "predictions.csv", ["row_id", "label", *header], rows, private=True)
-
-
 def main(argv=None):
     """Parse and run."""
     cpu.keep_memory()
-    run_all(parse_arguments(argv))
+    args = parse_arguments(argv)
+    with processes.joined(args.device):
+        run_all(args)
 
 
 if __name__ == "__main__":

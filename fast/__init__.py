@@ -12,12 +12,13 @@ from fast import attention, cpu, optimizer
 
 
 @contextlib.contextmanager
-def speedups(model, reads_first=False, bf16_attention=False, frozen=False, tokens_per_step=None):
+def speedups(model, reads_first=False, bf16_attention=False, frozen=False, onednn=None, tokens_per_step=None):
     """While open, the model does the same with less work; afterwards every module is as before. Yields it.
 
     reads_first: the head reads the first token alone, so the last layer answers for no other.
     bf16_attention: attention as bf16 products, if the CPU has them; otherwise the model's own attention.
     frozen: the weights do not change while it is open, so they may be laid out anew.
+    onednn: of frozen weights, whether fp32 products are oneDNN's; None = time it.
     tokens_per_step: in training, tokens per step; decides whether embeddings get sparse gradients.
     """
     with contextlib.ExitStack() as patches:
@@ -25,7 +26,7 @@ def speedups(model, reads_first=False, bf16_attention=False, frozen=False, token
         if reads_first or frozen:
             patches.enter_context(attention.less_work(model, reads_first, joined=frozen))
         if frozen:
-            patches.enter_context(cpu.faster_products(model))
+            patches.enter_context(cpu.faster_products(model, onednn))
         if tokens_per_step:
             patches.enter_context(optimizer.sparse_embeddings(model, tokens_per_step))
         yield model

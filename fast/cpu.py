@@ -62,9 +62,12 @@ def onednn_pays():
 
 
 @contextlib.contextmanager
-def faster_products(model):
-    """Every nn.Linear of a model on a CPU by the faster library, in place; off again at the end."""
-    pays = device_of(model).type == "cpu" and onednn_pays()
+def faster_products(model, onednn=None):
+    """Every nn.Linear of a model on a CPU by the faster library, in place; off again at the end.
+
+    onednn: whether that is oneDNN; None = time it.
+    """
+    pays = device_of(model).type == "cpu" and (onednn_pays() if onednn is None else onednn)
     linears = {name: module for name, module in model.named_modules() if pays and type(module) is nn.Linear}
     with exchanged(model, {name: OneDNNLinear(linear).eval() for name, linear in linears.items()}):
         yield model

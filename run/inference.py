@@ -11,6 +11,7 @@ from fast import speedups
 from fast.precision import autocast, reading_precision
 from layers import device_of, is_int8
 from run.cache import encoded
+from run.processes import dealt_out, first_before_others
 
 COMPILES = (
     "cuda",
@@ -28,7 +29,8 @@ class Notes(NamedTuple):
     @classmethod
     def read(cls, task, examples, tokenizer, max_length, cache):
         """Tokenise every split, or take what an earlier run on the same notes left in the cache."""
-        rows = {split: encoded(task, examples[split], tokenizer, max_length, cache) for split in SPLITS}
+        with first_before_others():
+            rows = {split: encoded(task, examples[split], tokenizer, max_length, cache) for split in SPLITS}
         return cls(task, examples, rows, tokenizer.pad_token_id)
 
     def calibration(self, device, batch_size, seed):
@@ -67,9 +69,10 @@ def batch_tokens(device):
     return 2048 if device.type == "cpu" else 65536
 
 
-def reading(model, task, frozen=False):
+def reading(model, task, frozen=False, onednn=None):
     """The context in which a model reads notes: `fast.speedups`, with int8 models' attention in bf16."""
-    return speedups(model, task.reads_first, bf16_attention=any(map(is_int8, model.modules())), frozen=frozen)
+    int8 = any(map(is_int8, model.modules()))
+    return speedups(model, task.reads_first, bf16_attention=int8, frozen=frozen, onednn=onednn)
 
 
 def answers(model, task, encoded, pad_id, tokens=None, precision=torch.float32):
@@ -104,7 +107,7 @@ def evaluate(model, notes, split, precision=torch.float32, intervals=False, toke
     """(Scores, predictions) of a model on a split; the scores hold the mean loss too, under "Loss"."""
     task, rows = notes.task, notes.rows[split]
     results, loss = [None] * len(rows.lengths), 0.0
-    with reading(model, task):
+    with dealt_out(model), reading(model, task):
         for numbers, batch, outputs in answers(model, task, rows, notes.pad_id, tokens, precision):
             loss += float(task.loss(model, batch, outputs)) * len(numbers)
             for row, result in zip(numbers, task.read_out(model, batch, outputs), strict=True):

@@ -12,7 +12,8 @@ from data import digest
 from files import read_json
 from layers import set_attention_dropout, trainable_copy
 from run import checkpoint
-from run.arguments import OPTIMISATION, refuse_no_epochs, settings
+from run.arguments import OPTIMISATION, note_unused, refuse_no_epochs, settings
+from run.processes import first_before_others
 from tasks import demo
 
 
@@ -49,11 +50,19 @@ class Planned:
         """Whether its notes or its model are the demonstration's."""
         return self.demo_model or self.args.data == "demo"
 
+    def announce(self):
+        """Say that it is a demonstration, and which of the user's flags it does not use."""
+        if self.demonstration:
+            print(demo.BANNER, flush=True)
+        if self.asked_for:
+            note_unused(self.args)
+
     def sources(self):
         """(path of the data, path or name of the model); the demonstration's are made if need be."""
         data, model = self.args.data, self.args.model
         if self.demonstration:
-            demo_data, demo_model = demo.make(Path(self.args.out) / "demo", self.args.task)
+            with first_before_others():
+                demo_data, demo_model = demo.make(Path(self.args.out) / "demo", self.args.task)
             data = str(demo_data) if data == "demo" else data
             model = str(demo_model) if model == "demo" else model
         return data, model

@@ -16,7 +16,9 @@ from pathlib import Path
 import safetensors
 import torch
 
+from cli import BadInput
 from files import Unwritable, remove_remains, write_tensors
+from run.processes import agreed, is_first
 
 
 @dataclass
@@ -68,10 +70,15 @@ class ProgressFile:
         for path in (self.path, self.earlier):
             if self.found is None and path.exists():
                 self.found = self._read(path)
+        words = self.found and self.found[0].words()
+        if agreed(words) != words:
+            raise BadInput(
+                f"{self.path}: not the same for all processes; give an --out that all machines share"
+            )
         if self.found:
             position = self.found[0]
             print(f"resuming at epoch {position.epoch + 1}, step {position.step + 1}")
-        else:
+        elif is_first():
             self.remove()
 
     def remove(self):
@@ -91,6 +98,8 @@ class ProgressFile:
         """
         self.saved = time.perf_counter()
         position.seconds, self.began = position.seconds + self.saved - self.began, self.saved
+        if not is_first():
+            return
         tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
         tensors.update({f"best/{name}": value for name, value in (position.best_weights or {}).items()})
         for index, moments in optimizer.state_dict()["state"].items():

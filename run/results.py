@@ -56,6 +56,38 @@ def pareto(rows, cost):
     return [row["run"] for row in rows if not any(beats(other, row) for other in rows)]
 
 
+# --- what a run prints and writes of its notes -----------------------------------------------------------
+
+
+def print_data(task, facts):
+    """Where the rows went, and how many examples of each label every split has."""
+    whose = (
+        f"of {facts['subjects']} subjects, split by subject" if facts["subjects"] else "each its own subject"
+    )
+    rows = ", ".join(f"{count} {what}" for what, count in facts["rows"].items() if count)
+    print(f"data: {rows} -> {facts['notes']} {task.unit}, {whose}")
+    for split, size in facts["sizes"].items():
+        labels = list(facts["splits"][split].items())
+        if len(labels) > 12:
+            labels.sort(key=lambda item: -item[1])
+        more = [f"{len(labels) - 12} labels more"] if len(labels) > 12 else []
+        print(
+            f"  {split}: {size} {task.unit}",
+            *(f"{count} {name}" for name, count in labels[:12]),
+            *more,
+            sep=", ",
+        )
+
+
+def write_predictions(path, task, examples, predictions):
+    """predictions.csv of a run directory: row id, label, prediction, probabilities; no text."""
+    if header := task.header():
+        rows = (
+            [e.row_id, task.truth(e), *task.record(p)] for e, p in zip(examples, predictions, strict=True)
+        )
+        write_csv(path / "predictions.csv", ["row_id", "label", *header], rows, private=True)
+
+
 # --- tables in files ------------------------------------------------------------------------------
 
 
