@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 import transformers
 
+from run.processes import world
+
 
 def this_machine():
     """What a figure depends on: CPU, cores, threads, GPU, versions, the project's commit."""
@@ -16,6 +18,7 @@ def this_machine():
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "processes": world()[1],
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         "torch": torch.__version__,
