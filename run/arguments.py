@@ -53,6 +53,7 @@ def add_run_flags(group):
         "--model", default="demo",
         help="checkpoint directory, hub name, or finished run of another task; demo = a tiny BERT (demo)",
     )  # fmt: skip
+    add("--revision", default=None, help="commit of a hub name as --model, 40 hex digits (the newest)")
     add(
         "--fresh-pooler",
         action="store_true",
@@ -168,6 +169,8 @@ def parse_arguments(argv=None):
     args.max_length = getattr(args, task.length_flag) or 256
     if Path(args.name).name != args.name or args.name.startswith("."):
         raise BadInput(f"--name {args.name}: give a plain name, without / and not beginning with a dot")
+    if args.revision and (args.model == "demo" or Path(args.model).is_dir()):
+        raise BadInput(f"--revision: --model {args.model} is no hub name, so it has no revisions")
     refuse_no_epochs(args)
     compress.check(args.parts, args)
     return args

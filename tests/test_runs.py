@@ -11,10 +11,12 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, BertForSequenceClassification
 
 import benchmark
@@ -506,6 +508,7 @@ def few(path, counts):
         ("--data small.csv", "class 'cough' has notes of 2 patients, too small"),
         ("--data nolabel.csv", "no class at all"),
         ("--model none", "--model none: is no directory and cannot be reached"),
+        ("--revision 0123", "--revision: --model"),
         ("--model someone/no-such-model", "someone/no-such-model: is no directory and cannot be reached"),
         ("--model notokens", "notokens: a tokenizer of "),
         ("--seed -1", "--seed: -1 is outside [0,"),
@@ -664,3 +667,22 @@ def test_gzipped_notes_train_the_same(small, arguments, runs, tmp_path):
     assert (tmp_path / "out/base/predictions.csv").read_bytes() == (
         runs / "base/predictions.csv"
     ).read_bytes()
+
+
+def test_the_revision_of_a_hub_model_is_read_and_recorded(small, arguments, tmp_path, monkeypatch):
+    folder = tmp_path / "models--clinic--bert"  # a hub cache, which is all that is read without a network
+    for commit in ("a" * 40, "b" * 40):
+        shutil.copytree(small[1], folder / "snapshots" / commit)
+    weights = folder / "snapshots" / commit / "model.safetensors"
+    save_file({name: tensor + 1 for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
+    (folder / "refs").mkdir()
+    (folder / "refs/main").write_text("a" * 40)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    out = tmp_path / "out"
+    for name, more in (("main", []), ("pinned", ["--revision", commit])):
+        train.main([*arguments, "--model", "clinic/bert", "--epochs", "1", "--lr", "1e-9", "--out", str(out),
+                    "--name", name, *more])  # fmt: skip
+    name = "bert.encoder.layer.0.attention.self.query.weight"
+    main, pinned = (load_file(out / run / "model.safetensors")[name] for run in ("main", "pinned"))
+    torch.testing.assert_close(pinned, main + 1)
+    assert files.read_json(out / "pinned/run.json")["arguments"]["revision"] == commit
