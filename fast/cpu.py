@@ -3,7 +3,7 @@
 keep_memory   glibc gives blocks of some MB back to the system as soon as they are freed, so every activation
               is new pages, zeroed by the kernel: 3 of 4 milliseconds of a GELU. With mallopt(3) they stay.
 OneDNNLinear  PyTorch multiplies fp32 by MKL, which on AMD leaves half of the CPU idle; oneDNN does not.
-              Chosen by timing.
+              Chosen by timing; with --deterministic never.
 
 What it does not save: bytes. It changes no weight; answers move by rounding, 1e-6.
 """
@@ -64,7 +64,8 @@ def onednn_pays():
 @contextlib.contextmanager
 def faster_products(model):
     """Every nn.Linear of a model on a CPU by the faster library, in place; off again at the end."""
-    pays = device_of(model).type == "cpu" and onednn_pays()
+    fixed = torch.are_deterministic_algorithms_enabled()  # then no clock chooses
+    pays = device_of(model).type == "cpu" and not fixed and onednn_pays()
     linears = {name: module for name, module in model.named_modules() if pays and type(module) is nn.Linear}
     with exchanged(model, {name: OneDNNLinear(linear).eval() for name, linear in linears.items()}):
         yield model

@@ -11,7 +11,10 @@ from run.cache import CACHE
 from tasks import TASKS, demo
 
 # Arguments that do not change what is learnt.
-PLACES = ("out", "name", "overwrite", "technique", "parts", "device", "compile", "save_minutes", "cache")
+PLACES = (
+    "out", "name", "overwrite", "technique", "parts", "device", "compile", "deterministic", "save_minutes",
+    "cache",
+)  # fmt: skip
 # Arguments in which a run may differ from the base run that it starts from or learns from.
 OPTIMISATION = (
     "start", "epochs", "batch_size", "accumulate", "lr", "warmup", "weight_decay", "clip", "precision",
@@ -151,6 +154,9 @@ def add_machine_flags(group):
         "--compile",
         action="store_true",
         help="train through torch.compile, on CUDA; the first steps are slow (off)",
+    )
+    add(
+        "--deterministic", action="store_true", help="equal bits from run to run on one machine; slower (off)"
     )
     minutes = number(float, 0, 10**6)
     add("--save-minutes", type=minutes, default=10.0, help="minutes between saves of an unfinished run (10)")

@@ -28,7 +28,7 @@ from conftest import ROOT, read_csv, write_notes
 from data import SPLITS, fingerprint
 from fast import cpu
 from metrics import OVERALL
-from run import arguments, checkpoint, inference, origin, schedule
+from run import arguments, checkpoint, inference, machine, origin, schedule
 from tasks import demo
 from tasks.symptoms import SYMPTOMS, Symptoms
 
@@ -686,3 +686,34 @@ def test_the_revision_of_a_hub_model_is_read_and_recorded(small, arguments, tmp_
     main, pinned = (load_file(out / run / "model.safetensors")[name] for run in ("main", "pinned"))
     torch.testing.assert_close(pinned, main + 1)
     assert files.read_json(out / "pinned/run.json")["arguments"]["revision"] == commit
+
+
+def test_two_processes_give_equal_bits_with_deterministic(arguments, tmp_path):
+    call = [*arguments, "--epochs", "1", "--technique", "distillation+quantization", "--deterministic"]
+    found = []
+    for out in (tmp_path / "one", tmp_path / "two"):
+        words = [sys.executable, ROOT / "train.py", *call, "--out", out, "--cache", "none"]
+        subprocess.run(list(map(str, words)), check=True, capture_output=True)
+        found.append({path.relative_to(out): path.read_bytes() for path in out.rglob("*.*")})
+    names = {path for path in found[0] if found[0][path] != found[1][path]}
+    assert {path.name for path in names} == {"run.json"}  # times
+    assert {"model.safetensors", "compressed.safetensors", "predictions.csv"} <= {p.name for p in found[0]}
+    one, two = (files.read_json(tmp_path / out / "base/run.json") for out in ("one", "two"))
+    assert all(one[part] == two[part] for part in ("history", "validation", "test", "arguments"))
+    assert one["machine"]["deterministic"] and "deterministic" not in one["arguments"]
+
+
+def test_with_deterministic_no_clock_chooses(runs, monkeypatch):
+    def asked():
+        raise AssertionError("timed")
+
+    monkeypatch.setattr(cpu, "onednn_pays", asked)
+    model = checkpoint.load(runs / "base").model
+    try:
+        machine.same_bits(True)
+        with cpu.faster_products(model):
+            assert not [layer for layer in model.modules() if isinstance(layer, cpu.OneDNNLinear)]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    with pytest.raises(AssertionError, match="timed"), cpu.faster_products(model):
+        pass
