@@ -51,7 +51,7 @@ def from_pretrained(source, task, flag="--model", fresh_pooler=False, revision=N
     the commit of a hub name. Only safetensors weights are read. Raises BadInput, naming the flag, for a
     source that cannot be used.
     """
-    version = {"revision": revision or "main"}
+    version = {"revision": revision or "main", "trust_remote_code": False}  # transformers would ask the user
     directory = Path(source)
     refuse_source(directory, source, task, flag)
     try:
@@ -234,8 +234,8 @@ def load(directory):
     facts, compression = read_json(directory / "run.json"), read_json(directory / "compression.json")
     task = TASKS[facts["task"]["task"]].from_facts(facts["task"])
     try:
-        config = AutoConfig.from_pretrained(directory)
-        tokenizer = load_tokenizer(directory, config)
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+        tokenizer = load_tokenizer(directory, config, trust_remote_code=False)
         with torch.random.fork_rng():  # the skeleton's random weights must not move the caller's seed
             skeleton = task.attach_head(task.auto_class.from_config(config, dtype=torch.float32))
             model = compress.rebuild(skeleton, compression)

@@ -688,6 +688,18 @@ def test_the_revision_of_a_hub_model_is_read_and_recorded(small, arguments, tmp_
     assert files.read_json(out / "pinned/run.json")["arguments"]["revision"] == commit
 
 
+def test_code_in_a_model_directory_is_not_run(small, runs, arguments, tmp_path, refuses, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # what transformers asks the user
+    for name, source in (("model", small[1]), ("run", runs / "base")):
+        shutil.copytree(source, tmp_path / name)
+        config = {"model_type": "strange", "auto_map": {"AutoConfig": "strange.Strange"}}
+        files.write_json(tmp_path / name / "config.json", config)
+        (tmp_path / name / "strange.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    refuses(train.main, [*arguments, "--model", tmp_path / "model", "--out", tmp_path / "out"])
+    refuses(predict.main, [tmp_path / "run", small[0], "--out", tmp_path / "p.csv"])
+    assert not (tmp_path / "ran").exists()
+
+
 def test_two_processes_give_equal_bits_with_deterministic(arguments, tmp_path):
     call = [*arguments, "--epochs", "1", "--technique", "distillation+quantization", "--deterministic"]
     found = []
