@@ -88,7 +88,7 @@ def possible_parts():
     parts = [part for part in PARTS if part != "gpu" or torch.cuda.is_available()]
     if not find_spec("accelerate"):
         parts.remove("training")
-        print("training is left out: the Hugging Face Trainer needs pip install -r requirements-peers.txt")
+        print("training is left out: the Hugging Face Trainer needs pip install -r requirements-peers.lock")
     return parts
 
 

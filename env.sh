@@ -3,7 +3,7 @@
 # names, with these extras. It takes the first of these that there is:
 #   python3, or else .venv, at the versions of requirements.txt
 #   python3 at other versions in the ranges of pyproject.toml (not for "pins"); one line says what differs
-#   .venv, made or updated from requirements.txt
+#   .venv, made or updated from requirements.lock
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 # fits INTERPRETER pins|ranges [EXTRA ...]: whether it has these versions; prints the line on what differs
@@ -65,6 +65,10 @@ else
     echo "making $here/.venv"
     python3 -m venv "$here/.venv"
   fi
-  echo "installing requirements.txt into $here/.venv (some minutes the first time)"
-  "$python" -m pip install --quiet --disable-pip-version-check -r "$here/requirements.txt"
+  echo "installing requirements.lock into $here/.venv (some minutes the first time)"
+  # torch last and without a hash: its build is the machine's, and a CUDA build brings nvidia packages
+  torch=$(grep ^torch== "$here/requirements.txt")
+  for words in "--no-deps --require-hashes -r requirements.lock" "$torch"; do
+    (cd "$here" && "$python" -m pip install --quiet --disable-pip-version-check $words) || exit 2
+  done
 fi

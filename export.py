@@ -5,7 +5,7 @@ is the logits of the run's head (with --head logistic, those of the first token)
 first token alone, the last layer answers for no other. The tokenizer stays in the run directory.
 
 --int8 quantizes with ONNX Runtime's own dynamic int8. A run of torch's int8 layers has no ONNX form: export
-the run that it came from. Needs pip install -r requirements-peers.txt.
+the run that it came from. Needs pip install -r requirements-peers.lock.
 """
 
 import itertools

@@ -29,6 +29,7 @@ from fast import cpu
 from files import csv_bytes, locked, whole_file, writable_directory, writing
 from run import checkpoint, processes
 from run.inference import encode_examples, pick_device, predict_examples, reading
+from run.machine import same_bits
 
 
 def ahead(items):
@@ -216,12 +217,16 @@ def build_prediction_parser():
         action="store_true",
         help="predict through torch.compile, on CUDA; slow first batches (off)",
     )
+    add(
+        "--deterministic", action="store_true", help="equal bits from run to run on one machine; slower (off)"
+    )
     return parser
 
 
 def main(argv=None):
     """Parse, predict, write."""
     args = build_prediction_parser().parse_args(argv)
+    same_bits(args.deterministic)
     cpu.keep_memory()
     with processes.joined(args.device):
         predict(args)

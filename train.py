@@ -27,7 +27,7 @@ from metrics import undefined_note
 from run import checkpoint, processes
 from run.arguments import options_of, parse_arguments, settings
 from run.inference import Notes, evaluate, pick_device
-from run.machine import this_machine
+from run.machine import same_bits, this_machine
 from run.origin import Planned, runs_to_make, starting_point
 from run.progress import LossMeter, ProgressFile, TrainingClock
 from run.results import print_data, spelled, write_predictions, write_score_files
@@ -172,6 +172,7 @@ def validate(model, technique, notes, schedule, position, meter, precision):
 
 def run_all(args):
     """Make the run directory args.out/args.name, and before it the runs that it needs. Returns its path."""
+    same_bits(args.deterministic)
     writable_directory(args.out)
     planned_runs, wanted = runs_to_make(args), Planned(args)
     processes.wait_for_all()

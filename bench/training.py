@@ -159,7 +159,7 @@ def require_accelerate():
     """Raises BadInput if accelerate is not installed; the Hugging Face Trainer needs it."""
     if not find_spec("accelerate"):
         need = "accelerate is not installed, and the Hugging Face Trainer needs it"
-        raise BadInput(f"{need}; pip install -r requirements-peers.txt")
+        raise BadInput(f"{need}; pip install -r requirements-peers.lock")
 
 
 def training_rows(words, tokens=40_000, padded=4, rounds=3):

@@ -3,7 +3,7 @@
 keep_memory   glibc gives blocks of some MB back to the system as soon as they are freed, so every activation
               is new pages, zeroed by the kernel: 3 of 4 milliseconds of a GELU. With mallopt(3) they stay.
 OneDNNLinear  PyTorch multiplies fp32 by MKL, which on AMD leaves half of the CPU idle; oneDNN does not.
-              Chosen by timing.
+              Chosen by timing; with --deterministic never.
 
 What it does not save: bytes. It changes no weight; answers move by rounding, 1e-6.
 """
@@ -41,9 +41,14 @@ class OneDNNLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
 
 
+def onednn_pays():
+    """Whether to multiply by oneDNN: where it is faster, but with --deterministic no clock chooses."""
+    return not torch.are_deterministic_algorithms_enabled() and onednn_is_faster()
+
+
 @functools.cache
 @torch.inference_mode()
-def onednn_pays():
+def onednn_is_faster():
     """Whether oneDNN multiplies fp32 a tenth faster than this build's own choice; timed once, some 20 ms."""
     if not torch.backends.mkldnn.is_available():
         return False

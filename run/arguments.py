@@ -11,7 +11,10 @@ from run.cache import CACHE
 from tasks import TASKS, demo
 
 # Arguments that do not change what is learnt.
-PLACES = ("out", "name", "overwrite", "technique", "parts", "device", "compile", "save_minutes", "cache")
+PLACES = (
+    "out", "name", "overwrite", "technique", "parts", "device", "compile", "deterministic", "save_minutes",
+    "cache",
+)  # fmt: skip
 # Arguments in which a run may differ from the base run that it starts from or learns from.
 OPTIMISATION = (
     "start", "epochs", "batch_size", "accumulate", "lr", "warmup", "weight_decay", "clip", "precision",
@@ -53,6 +56,7 @@ def add_run_flags(group):
         "--model", default="demo",
         help="checkpoint directory, hub name, or finished run of another task; demo = a tiny BERT (demo)",
     )  # fmt: skip
+    add("--revision", default=None, help="commit of a hub name as --model, 40 hex digits (the newest)")
     add(
         "--fresh-pooler",
         action="store_true",
@@ -151,6 +155,9 @@ def add_machine_flags(group):
         action="store_true",
         help="train through torch.compile, on CUDA; the first steps are slow (off)",
     )
+    add(
+        "--deterministic", action="store_true", help="equal bits from run to run on one machine; slower (off)"
+    )
     minutes = number(float, 0, 10**6)
     add("--save-minutes", type=minutes, default=10.0, help="minutes between saves of an unfinished run (10)")
 
@@ -168,6 +175,8 @@ def parse_arguments(argv=None):
     args.max_length = getattr(args, task.length_flag) or 256
     if Path(args.name).name != args.name or args.name.startswith("."):
         raise BadInput(f"--name {args.name}: give a plain name, without / and not beginning with a dot")
+    if args.revision and (args.model == "demo" or Path(args.model).is_dir()):
+        raise BadInput(f"--revision: --model {args.model} is no hub name, so it has no revisions")
     refuse_no_epochs(args)
     compress.check(args.parts, args)
     return args

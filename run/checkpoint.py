@@ -44,19 +44,22 @@ class Run(NamedTuple):
 # --- a model from outside ----------------------------------------------------------------------------
 
 
-def from_pretrained(source, task, flag="--model", fresh_pooler=False):
+def from_pretrained(source, task, flag="--model", fresh_pooler=False, revision=None):
     """(model with a fresh head, tokenizer, names of fresh tensors) from a directory or a hub name.
 
-    A finished run of another task gives its encoder. fresh_pooler: forget the checkpoint's pooler. Only
-    safetensors weights are read. Raises BadInput, naming the flag, for a source that cannot be used.
+    A finished run of another task gives its encoder. fresh_pooler: forget the checkpoint's pooler. revision:
+    the commit of a hub name. Only safetensors weights are read. Raises BadInput, naming the flag, for a
+    source that cannot be used.
     """
+    version = {"revision": revision or "main", "trust_remote_code": False}  # transformers would ask the user
     directory = Path(source)
     refuse_source(directory, source, task, flag)
     try:
-        tokenizer = load_tokenizer(source, AutoConfig.from_pretrained(source))
+        tokenizer = load_tokenizer(source, AutoConfig.from_pretrained(source, **version), **version)
         model, info = task.auto_class.from_pretrained(
             source,
             **head_names(task),
+            **version,
             dtype=torch.float32,
             use_safetensors=True,
             ignore_mismatched_sizes=True,
@@ -151,9 +154,9 @@ def with_head(model, task):
     return ours, fresh
 
 
-def load_tokenizer(source, config):
+def load_tokenizer(source, config, **version):
     """The tokenizer beside a model. Raises BadInput if it has far fewer words than the model."""
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer = AutoTokenizer.from_pretrained(source, **version)
     if len(tokenizer) < 0.9 * config.vocab_size:
         raise BadInput(
             f"{source}: a tokenizer of {len(tokenizer)} words for a model of {config.vocab_size}; "
@@ -231,8 +234,8 @@ def load(directory):
     facts, compression = read_json(directory / "run.json"), read_json(directory / "compression.json")
     task = TASKS[facts["task"]["task"]].from_facts(facts["task"])
     try:
-        config = AutoConfig.from_pretrained(directory)
-        tokenizer = load_tokenizer(directory, config)
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+        tokenizer = load_tokenizer(directory, config, trust_remote_code=False)
         with torch.random.fork_rng():  # the skeleton's random weights must not move the caller's seed
             skeleton = task.attach_head(task.auto_class.from_config(config, dtype=torch.float32))
             model = compress.rebuild(skeleton, compression)

@@ -24,7 +24,19 @@ def this_machine():
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "commit": git_commit(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
+
+
+def same_bits(wanted):
+    """If wanted, let PyTorch choose nothing by timing and no algorithm whose sums change order between runs.
+
+    Call it before anything is computed. An operation that has no such algorithm raises RuntimeError.
+    """
+    if wanted:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # which cuBLAS asks for to be deterministic
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
+        torch.use_deterministic_algorithms(True)
 
 
 def cpu_name():

@@ -1,4 +1,4 @@
-"""A model as an ONNX file, and ONNX Runtime to read it. Needs pip install -r requirements-peers.txt."""
+"""A model as an ONNX file, and ONNX Runtime to read it. Needs pip install -r requirements-peers.lock."""
 
 import contextlib
 import logging
@@ -34,7 +34,7 @@ def libraries():
         import onnxruntime
         import onnxscript  # noqa: F401  torch's exporter needs it
     except ImportError as error:
-        raise BadInput(f"{error.name} is not installed; pip install -r requirements-peers.txt") from None
+        raise BadInput(f"{error.name} is not installed; pip install -r requirements-peers.lock") from None
     onnxruntime.set_default_logger_severity(3)
     return onnx, onnxruntime
 

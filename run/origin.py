@@ -167,7 +167,9 @@ def starting_point(planned, source, task, facts, test):
         start = Start(trainable_copy(taught.model), taught.tokenizer, [])
     else:
         flag = "--student" if taught else "--model"
-        model, tokenizer, fresh = checkpoint.from_pretrained(own or source, task, flag, args.fresh_pooler)
+        model, tokenizer, fresh = checkpoint.from_pretrained(
+            own or source, task, flag, args.fresh_pooler, None if own else args.revision
+        )
         start = Start(model, tokenizer, [], source=None if taught else str(source), fresh=tuple(fresh))
         note_adapted_on(args)
     start.teacher = taught and taught.model

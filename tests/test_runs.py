@@ -11,10 +11,12 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, BertForSequenceClassification
 
 import benchmark
@@ -26,7 +28,7 @@ from conftest import ROOT, read_csv, write_notes
 from data import SPLITS, fingerprint
 from fast import cpu
 from metrics import OVERALL
-from run import arguments, checkpoint, inference, origin, schedule
+from run import arguments, checkpoint, inference, machine, origin, schedule
 from tasks import demo
 from tasks.symptoms import SYMPTOMS, Symptoms
 
@@ -506,6 +508,7 @@ def few(path, counts):
         ("--data small.csv", "class 'cough' has notes of 2 patients, too small"),
         ("--data nolabel.csv", "no class at all"),
         ("--model none", "--model none: is no directory and cannot be reached"),
+        ("--revision 0123", "--revision: --model"),
         ("--model someone/no-such-model", "someone/no-such-model: is no directory and cannot be reached"),
         ("--model notokens", "notokens: a tokenizer of "),
         ("--seed -1", "--seed: -1 is outside [0,"),
@@ -664,3 +667,65 @@ def test_gzipped_notes_train_the_same(small, arguments, runs, tmp_path):
     assert (tmp_path / "out/base/predictions.csv").read_bytes() == (
         runs / "base/predictions.csv"
     ).read_bytes()
+
+
+def test_the_revision_of_a_hub_model_is_read_and_recorded(small, arguments, tmp_path, monkeypatch):
+    folder = tmp_path / "models--clinic--bert"  # a hub cache, which is all that is read without a network
+    for commit in ("a" * 40, "b" * 40):
+        shutil.copytree(small[1], folder / "snapshots" / commit)
+    weights = folder / "snapshots" / commit / "model.safetensors"
+    save_file({name: tensor + 1 for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
+    (folder / "refs").mkdir()
+    (folder / "refs/main").write_text("a" * 40)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    out = tmp_path / "out"
+    for name, more in (("main", []), ("pinned", ["--revision", commit])):
+        train.main([*arguments, "--model", "clinic/bert", "--epochs", "1", "--lr", "1e-9", "--out", str(out),
+                    "--name", name, *more])  # fmt: skip
+    name = "bert.encoder.layer.0.attention.self.query.weight"
+    main, pinned = (load_file(out / run / "model.safetensors")[name] for run in ("main", "pinned"))
+    torch.testing.assert_close(pinned, main + 1)
+    assert files.read_json(out / "pinned/run.json")["arguments"]["revision"] == commit
+
+
+def test_code_in_a_model_directory_is_not_run(small, runs, arguments, tmp_path, refuses, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # what transformers asks the user
+    for name, source in (("model", small[1]), ("run", runs / "base")):
+        shutil.copytree(source, tmp_path / name)
+        config = {"model_type": "strange", "auto_map": {"AutoConfig": "strange.Strange"}}
+        files.write_json(tmp_path / name / "config.json", config)
+        (tmp_path / name / "strange.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    refuses(train.main, [*arguments, "--model", tmp_path / "model", "--out", tmp_path / "out"])
+    refuses(predict.main, [tmp_path / "run", small[0], "--out", tmp_path / "p.csv"])
+    assert not (tmp_path / "ran").exists()
+
+
+def test_two_processes_give_equal_bits_with_deterministic(arguments, tmp_path):
+    call = [*arguments, "--epochs", "1", "--technique", "distillation+quantization", "--deterministic"]
+    found = []
+    for out in (tmp_path / "one", tmp_path / "two"):
+        words = [sys.executable, ROOT / "train.py", *call, "--out", out, "--cache", "none"]
+        subprocess.run(list(map(str, words)), check=True, capture_output=True)
+        found.append({path.relative_to(out): path.read_bytes() for path in out.rglob("*.*")})
+    names = {path for path in found[0] if found[0][path] != found[1][path]}
+    assert {path.name for path in names} == {"run.json"}  # times
+    assert {"model.safetensors", "compressed.safetensors", "predictions.csv"} <= {p.name for p in found[0]}
+    one, two = (files.read_json(tmp_path / out / "base/run.json") for out in ("one", "two"))
+    assert all(one[part] == two[part] for part in ("history", "validation", "test", "arguments"))
+    assert one["machine"]["deterministic"] and "deterministic" not in one["arguments"]
+
+
+def test_with_deterministic_no_clock_chooses(runs, monkeypatch):
+    def asked():
+        raise AssertionError("timed")
+
+    monkeypatch.setattr(cpu, "onednn_pays", asked)
+    model = checkpoint.load(runs / "base").model
+    try:
+        machine.same_bits(True)
+        with cpu.faster_products(model):
+            assert not [layer for layer in model.modules() if isinstance(layer, cpu.OneDNNLinear)]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    with pytest.raises(AssertionError, match="timed"), cpu.faster_products(model):
+        pass

@@ -1,14 +1,17 @@
 """Set-up: which Python the shell scripts take, and that they work from any folder."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import files
 from conftest import ROOT
@@ -18,9 +21,9 @@ from tasks import TASKS, demo
 SCRIPTS = ("run_all.sh", "run_trials.sh", "run_tests.sh")
 
 
-def pins():
+def pins(name="requirements.txt"):
     """{package: version} of requirements.txt."""
-    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    lines = (ROOT / name).read_text().splitlines()
     return dict(line.split("==") for line in lines if line and not line.startswith("#"))
 
 
@@ -48,11 +51,7 @@ def test_every_requirement_is_pinned_and_the_pins_lie_in_the_ranges():
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     assert all("==" in line for line in lines if line and not line.startswith("#"))
     extras = project()["optional-dependencies"]
-    peers = dict(
-        line.split("==")
-        for line in (ROOT / "requirements-peers.txt").read_text().splitlines()
-        if not line.startswith("#")
-    )
+    peers = pins("requirements-peers.txt")
     ours = [
         *project()["dependencies"],
         *(line for name in extras if name != "peers" for line in extras[name]),
@@ -61,6 +60,53 @@ def test_every_requirement_is_pinned_and_the_pins_lie_in_the_ranges():
         ranges = [Requirement(line) for line in ranges]
         assert {package.name for package in ranges} == pinned.keys()
         assert all(package.specifier.contains(pinned[package.name]) for package in ranges)
+
+
+# --- the locks
+
+
+def locked_packages(name):
+    """{package: (version, number of hashes)} of a lock."""
+    text = re.sub(r"#.*\n", "", (ROOT / name).read_text()).replace("\\\n", "")
+    lines = [line.split() for line in text.splitlines()]
+    assert all(
+        "==" in first and all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", word) for word in hashes)
+        for first, *hashes in lines
+    )
+    return {first.split("==")[0]: (first.split("==")[1], len(hashes)) for first, *hashes in lines}
+
+
+def needed(names):
+    """These packages and all that they need here; not the nvidia packages of a CUDA build of torch."""
+    found, waiting = set(), [(name, "") for name in names]
+    while waiting:
+        name, extra = waiting.pop()
+        if (name, extra) in found or name.startswith(("nvidia-", "cuda-", "triton")):
+            continue
+        found.add((name, extra))
+        for requirement in map(Requirement, metadata.requires(name) or []):
+            if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+                waiting += [(canonicalize_name(requirement.name), e) for e in ("", *requirement.extras)]
+    return {name for name, _ in found}
+
+
+@pytest.mark.parametrize("name", ("requirements", "requirements-peers"))
+def test_the_lock_has_every_package_with_hashes_and_no_other(name):
+    ours, locked = pins(f"{name}.txt"), locked_packages(f"{name}.lock")
+    assert all(hashes for _, hashes in locked.values())
+    ours.pop("torch", None)  # its hashes depend on the machine's build
+    assert ours == {package: locked[package][0] for package in ours}
+    try:
+        there = needed([*ours, "torch"])
+    except metadata.PackageNotFoundError as error:
+        pytest.skip(f"{error} is not installed")
+    assert there - {"torch"} | {"colorama"} == locked.keys()  # on Windows tqdm needs colorama
+
+
+def test_the_two_locks_agree():
+    ours, peers = locked_packages("requirements.lock"), locked_packages("requirements-peers.lock")
+    shared = ours.keys() & peers.keys()
+    assert "numpy" in shared and {n: ours[n] for n in shared} == {n: peers[n] for n in shared}
 
 
 # --- which Python
@@ -86,7 +132,10 @@ def checkout(tmp_path):
 
 
 def make_venv(checkout, **versions):
-    """A .venv/bin/python that has these versions until its pip installs something, then the pins."""
+    """A .venv/bin/python that has these versions until its pip installs torch, then the pins.
+
+    What pip was told stands in .venv/pip.txt; if there is .venv/refuse, it fails.
+    """
     interpreter = checkout / ".venv/bin/python"
     site = installed(checkout / ".venv/site", versions)
     installed(checkout / ".venv/site-pinned", {})
@@ -94,7 +143,11 @@ def make_venv(checkout, **versions):
     interpreter.write_text(f"""#!/bin/sh
 case "$3" in # python -m pip --version, python -m pip install ...
   --version) exit ;;
-  install) rm -r "{site}" && mv "{site}-pinned" "{site}" && exit ;;
+  install)
+    echo "$@" >> "{checkout}/.venv/pip.txt"
+    [ ! -e "{checkout}/.venv/refuse" ] || exit 1
+    case "$*" in *torch==*) rm -r "{site}" && mv "{site}-pinned" "{site}" ;; esac
+    exit ;;
 esac
 PYTHONPATH="{site}" exec "{sys.executable}" "$@"
 """)
@@ -154,8 +207,21 @@ def test_a_venv_with_the_pins_is_taken_before_a_python_in_the_ranges(choose, che
 def test_otherwise_the_venv_is_brought_to_the_pins(choose, checkout, words, versions):
     make_venv(checkout, torch="2.0.0")
     lines, python = choose(*words, **versions)
-    assert python == ".venv/bin/python" and len(lines) == 1 and "installing requirements.txt" in lines[0]
+    assert python == ".venv/bin/python" and len(lines) == 1 and "installing requirements.lock" in lines[0]
+    first, second = (checkout / ".venv/pip.txt").read_text().splitlines()
+    assert first.endswith("--no-deps --require-hashes -r requirements.lock")
+    assert second.endswith(f" torch=={pins()['torch']}")
     assert choose(*words, **versions) == ([], ".venv/bin/python")
+
+
+def test_a_file_with_another_hash_ends_the_set_up(checkout, tmp_path):
+    make_venv(checkout, torch="2.0.0")
+    (checkout / ".venv/refuse").touch()
+    site = installed(tmp_path / "site", {"torch": "2.0.0"})
+    command = 'source "$0" pins; echo went on'  # without set -e, too
+    done = bash("-c", command, checkout / "env.sh", cwd=tmp_path, PYTHONPATH=str(site))
+    assert done.returncode == 2 and "went on" not in done.stdout
+    assert len((checkout / ".venv/pip.txt").read_text().splitlines()) == 1  # torch was not asked for
 
 
 # --- the scripts, from another folder
