@@ -25,7 +25,7 @@ except ImportError:  # Windows has no flock; there nothing is locked
     fcntl = None
 
 # the largest tokenizers have 35 MB, and parsed JSON takes 20 to 30 times its bytes
-MOST_JSON = 40 * 10**6
+MOST_JSON = 36 * 10**6
 
 
 class Unwritable(BadInput):

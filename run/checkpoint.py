@@ -187,7 +187,8 @@ def load_tokenizer(source, config):
     untrusted.refuse_code(
         f"{source}/tokenizer_config.json", get_tokenizer_config(source, **only_data(source))
     )
-    tokenizer = AutoTokenizer.from_pretrained(source, **only_data(source))
+    with untrusted.without_panic():
+        tokenizer = AutoTokenizer.from_pretrained(source, **only_data(source))
     if len(tokenizer) < 0.9 * config.vocab_size:
         raise BadInput(
             f"{source}: a tokenizer of {len(tokenizer)} words for a model of {config.vocab_size}; "

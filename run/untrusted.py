@@ -1,6 +1,6 @@
 """What is checked of a model or run directory from a stranger, before anything is built of it.
 
-files         regular ones, no link out of the directory; JSON and the tokenizer's files have at most 40 MB
+files         regular ones, no link out of the directory; JSON and the tokenizer's files have at most 36 MB
 config.json   names no code, no kernels of a hub, no quantized weights: transformers would fetch or run them
 sizes         whole numbers have a bound; the model that config.json and compression.json describe is built
               without memory, on the meta device, and may not be larger than the weights file allows
@@ -343,6 +343,23 @@ def check_weights(path, facts):
 
 
 # --- the last defence --------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def without_panic():
+    """Within, a panic of tokenizers, which is Rust, is a RuntimeError, and standard error stays empty."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ == "PanicException":  # it is no Exception, and cannot be imported
+            raise RuntimeError("the tokenizer's files are damaged") from None
+        raise
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 @contextlib.contextmanager

@@ -200,6 +200,15 @@ def test_damaged_tokenizers_are_one_line(run, refuses, name, content, monkeypatc
     assert str(run) in refuses(predict.main, [run, "-"])
 
 
+def test_a_panic_in_the_tokenizer_is_one_line(run):
+    edit(run / "tokenizer.json", {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}})
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "predict.py"), str(run), "-"], input="fever\n", capture_output=True,
+        text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and str(run) in done.stderr
+
+
 @pytest.mark.parametrize("names", ({"a": "../../other.safetensors"}, {"a": 3}, [], None))
 def test_shards_stand_beside_their_index(model, call, refuses, names):
     (model / "model.safetensors").unlink()
