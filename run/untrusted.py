@@ -59,6 +59,8 @@ def check_files(directory):
     directory = Path(directory)
     for path in [*directory.iterdir(), *directory.glob("additional_chat_templates/*")]:
         check_file(path)
+        if path.name == "adapter_config.json":  # transformers would load the model that it names, from a hub
+            raise BadInput(f"{directory}: is an adapter to another model; merge it into that one")
 
 
 # --- what transformers would run or fetch ------------------------------------------------------------

@@ -106,6 +106,11 @@ def test_code_and_kernels_are_refused(which, what, run, model, call, refuses, tm
     assert name in line and not marker.exists() and sys.stdin.tell() == 0
 
 
+def test_an_adapter_does_not_lead_to_another_model(model, call, refuses):
+    write_json(model / "adapter_config.json", {"peft_type": "LORA", "base_model_name_or_path": "/no/where"})
+    assert "is an adapter to another model" in refuses(train.main, call)
+
+
 # --- sizes
 
 
