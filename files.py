@@ -7,6 +7,7 @@ removed by the next one that writes the same file.
 import contextlib
 import csv
 import glob
+import hashlib
 import io
 import json
 import os
@@ -22,6 +23,9 @@ try:
     import fcntl
 except ImportError:  # Windows has no flock; there nothing is locked
     fcntl = None
+
+# the largest tokenizers have 35 MB, and parsed JSON takes 20 to 30 times its bytes
+MOST_JSON = 36 * 10**6
 
 
 class Unwritable(BadInput):
@@ -218,10 +222,23 @@ def writable_directory(path):
 
 
 def read_json(path):
-    """Parse a JSON file. Raises BadInput if it is missing or damaged."""
+    """Parse a JSON file. Raises BadInput if it is missing or damaged, no regular file, or far too large."""
+    path = Path(path)
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        if path.exists() and not path.is_file():
+            raise BadInput(f"{path}: is no regular file")
+        with open(path, "rb") as file:
+            content = file.read(MOST_JSON + 1)
+        if len(content) > MOST_JSON:
+            raise BadInput(f"{path}: has more than {MOST_JSON / 1e6:.0f} MB")
+        return json.loads(content.decode("utf-8"))
     except FileNotFoundError:
-        raise BadInput(f"{path}: no such file; is {Path(path).parent} a finished run directory?") from None
-    except (ValueError, OSError) as error:
+        raise BadInput(f"{path}: no such file; is {path.parent} a finished run directory?") from None
+    except (ValueError, RecursionError, OSError) as error:
         raise BadInput(f"{path}: cannot be read as JSON ({type(error).__name__})") from None
+
+
+def checksum_of(path):
+    """The checksum of a file's bytes, hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()

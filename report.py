@@ -14,7 +14,7 @@ from metrics import OVERALL, mcnemar
 from run import checkpoint, plots
 from run.results import find_runs, pareto, read_rows, read_table, shown, techniques_of, write_rows
 from run.tables import report_page
-from tasks import TASKS
+from run.untrusted import REPORTED, fitting, read_run, read_task
 
 # the paper's tables as data; SOURCE.md there says where they come from
 REFERENCE = Path(__file__).parent / "reference"
@@ -28,7 +28,7 @@ def runs_in(out):
     Base first, then plain techniques in the order of compress.TECHNIQUES, then the others as they were
     finished.
     """
-    facts = {path.name: read_json(path / "run.json") for path in find_runs([out])}
+    facts = {path.name: read_run(path, *REPORTED) for path in find_runs([out])}
     usual = ["base", *compress.TECHNIQUES]
 
     def place(name):
@@ -39,7 +39,7 @@ def runs_in(out):
 
 def common_task(out, runs):
     """The task of all runs. Raises BadInput if they differ in task or labels."""
-    tasks = [TASKS[run["task"]["task"]].from_facts(run["task"]) for run in runs.values()]
+    tasks = [read_task(out / name, run) for name, run in runs.items()]
     if len({(task.name, *task.labels, *task.overall) for task in tasks}) > 1:
         raise BadInput(
             f"{out}: its runs have different tasks or labels; report them from separate results directories"
@@ -65,10 +65,11 @@ def report_rows(out, task, runs, timings):
     paper = {row["technique"]: row for row in read_rows(REFERENCE / "table1.csv") if task.name == "symptoms"}
     rows = []
     for name, run in runs.items():
-        row = {"technique": name, "techniques": techniques_of(out / name), **score_cells(task, run["test"])}
-        row |= against_base_cells(out, name, runs)
+        row = {"technique": name, "techniques": techniques_of(out / name)}
+        with fitting(out / name):
+            row |= score_cells(task, run["test"]) | against_base_cells(out, name, runs)
+            row |= {"validation": run["validation"]["overall"][next(iter(task.headline))], **run["sizes"]}
         row |= {f"paper_{score.lower()}": paper[name][score.lower()] for score in OVERALL if name in paper}
-        row |= {"validation": run["validation"]["overall"][next(iter(task.headline))], **run["sizes"]}
         row |= {"train_seconds": run["train_seconds"], "test_notes": run["data"]["sizes"]["test"]}
         row |= {column: timings[name][column] for column in TIMED if name in timings}
         rows.append(row)
@@ -79,6 +80,15 @@ def report_rows(out, task, runs, timings):
     for row in rows:
         row["front_p50_ms"] = row["technique"] in pareto(timed, "p50_ms")
     return rows
+
+
+def report_data(out):
+    """(task, {name: run.json}, rows, facts) of a results directory. Raises BadInput if a run is damaged."""
+    runs = runs_in(out)
+    task, timings = common_task(out, runs), timings_of(out, runs)
+    rows = report_rows(out, task, runs, timings)
+    with fitting(out):
+        return task, runs, rows, report_facts(task, runs, timings)
 
 
 def score_cells(task, test):
@@ -206,10 +216,9 @@ def main(argv=None):
         raise BadInput(f"{out}: is a single run; name the results directory it stands in")
     plots.pyplot()  # said before anything is written, if matplotlib is missing
 
-    runs = runs_in(out)
-    task, timings = common_task(out, runs), timings_of(out, runs)
-    write_rows(out / "results.csv", report_rows(out, task, runs, timings))
-    write_json(out / "results.json", report_facts(task, runs, timings))
+    task, runs, rows, facts = report_data(out)
+    write_rows(out / "results.csv", rows)
+    write_json(out / "results.json", facts)
 
     rows, facts = (
         read_rows(out / "results.csv"),

@@ -33,6 +33,7 @@ from run import arguments, checkpoint, inference, plots
 from run.machine import this_machine
 from run.results import pareto, read_rows, shown, techniques_of, write_rows
 from run.tables import FRONTS, sweep_page
+from run.untrusted import COMPARED, fitting, read_run
 from tasks import demo
 
 GRID = Path(__file__).parent / "experiments" / "grid.json"
@@ -216,7 +217,7 @@ def sweep_rows(made, times, headline):
     report; the first of them decides the front.
     """
     rows, first = [], next(iter(headline))
-    facts = {name: [read_json(path / "run.json") for path in paths] for name, paths in made.items()}
+    facts = {name: [read_run(path, *COMPARED) for path in paths] for name, paths in made.items()}
     for name, seeds in facts.items():
         row = {"run": name, "techniques": techniques_of(made[name][0]), "seeds": len(seeds)}
         for score in headline:
@@ -276,7 +277,7 @@ def sweep_facts(sweep, made, base, encoded):
         },
         "machine": this_machine(),
         "trained_at": {
-            name: [read_json(path / "run.json")["machine"]["commit"] for path in paths]
+            name: [read_run(path, "machine.commit")["machine"]["commit"] for path in paths]
             for name, paths in made.items()
         },
     }
@@ -298,8 +299,10 @@ def main(argv=None):
             opened.enter_context(inference.reading(run.model, run.task, frozen=True))
         times = time_all(runs, base.task, encoded, sweep.rounds)
 
-    write_rows(out / "sweep.csv", sweep_rows(made, times, base.task.headline))
-    write_json(out / "sweep.json", sweep_facts(sweep, made, base, encoded))
+    with fitting(out):
+        rows, facts = sweep_rows(made, times, base.task.headline), sweep_facts(sweep, made, base, encoded)
+    write_rows(out / "sweep.csv", rows)
+    write_json(out / "sweep.json", facts)
     rows, facts = (
         read_rows(out / "sweep.csv"),
         read_json(out / "sweep.json"),

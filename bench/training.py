@@ -77,7 +77,7 @@ def load_workload(words, tokens):
 def fresh_model(task, config, state, attention_dropout):
     """A model of a task with the given weights, set to a dropout of attention probabilities."""
     torch.manual_seed(0)
-    model = task.attach_head(task.auto_class.from_config(config, dtype=torch.float32))
+    model = task.attach_head(checkpoint.untrained(task, config))
     model.load_state_dict(state)
     set_attention_dropout(model, attention_dropout)
     return model

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from data import Encoded
-from files import Unwritable, is_running, whole_file, write_whole
+from files import Unwritable, checksum_of, is_running, whole_file, write_whole
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "compressed-clinical-bert"
 SUMS = "checksums.json"
@@ -83,12 +83,6 @@ def _keep(place, encoded):
         print(f"note: token ids are not kept: {getattr(error, 'strerror', None) or error}")
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def checksum_of(path):
-    """The checksum of a file's bytes, hex digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "blake2b").hexdigest()
 
 
 def encoded(task, examples, tokenizer, max_length, directory):

@@ -10,21 +10,23 @@ predictions.csv                test rows: row id, label, predicted, probabilitie
 adapter/                       of a LoRA run, in the PEFT layout
 """
 
+import math
+import os
 from pathlib import Path
 from typing import NamedTuple
 
 import huggingface_hub
-import safetensors
 import torch
 import transformers
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 import compress
 from cli import BadInput
 from compress.quantization import load_plain_state, plain_state
-from files import read_json, whole_directory, write_json, write_tensors
-from tasks import TASKS
+from files import checksum_of, read_json, whole_directory, write_json, write_tensors
+from run import untrusted
 
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -51,21 +53,23 @@ def from_pretrained(source, task, flag="--model", fresh_pooler=False, revision=N
     the commit of a hub name. Only safetensors weights are read. Raises BadInput, naming the flag, for a
     source that cannot be used.
     """
-    version = {"revision": revision or "main", "trust_remote_code": False}  # transformers would ask the user
     directory = Path(source)
     refuse_source(directory, source, task, flag)
     try:
-        tokenizer = load_tokenizer(source, AutoConfig.from_pretrained(source, **version), **version)
+        config = checked_config(source, task, revision)
+        tokenizer = load_tokenizer(source, config, revision)
         model, info = task.auto_class.from_pretrained(
             source,
             **head_names(task),
-            **version,
+            **only_data(source, revision),
             dtype=torch.float32,
             use_safetensors=True,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
+    except BadInput:
+        raise
+    except Exception as error:  # transformers raises whatever comes
         raise BadInput(f"{flag} {source}: {unreadable(directory, error)}") from None
     fresh = [*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])]
     pooler = pooler_names(model) if fresh_pooler else []
@@ -82,6 +86,37 @@ def from_pretrained(source, task, flag="--model", fresh_pooler=False, revision=N
     return task.attach_head(model), tokenizer, fresh
 
 
+def only_data(source, revision=None):
+    """What from_pretrained is always told: run no code of a checkpoint's; of a directory, ask no hub."""
+    return {
+        "trust_remote_code": False,
+        "local_files_only": Path(source).is_dir(),
+        "revision": revision or "main",
+    }
+
+
+def checked_config(source, task, revision):
+    """A checkpoint's config, for this task. Raises BadInput if it names code or does not fit its weights.
+
+    run/untrusted.py says what is checked. The weights of a hub name are not here yet, so only its config is.
+    """
+    directory, weights = Path(source), untrusted.Weights({})
+    if directory.is_dir():
+        untrusted.check_files(directory)
+        weights = untrusted.read_headers(directory)
+    words, _ = PreTrainedConfig.get_config_dict(source, **only_data(source, revision))
+    untrusted.check_config(source, words, weights)
+    config = AutoConfig.from_pretrained(source, **head_names(task), **only_data(source, revision))
+    if weights.shapes:
+        untrusted.measured(source, weights, lambda: untrained(task, config), untrusted.PLAIN_ROOM)
+    return config
+
+
+def untrained(task, config):
+    """A model of a task with random weights."""
+    return task.auto_class.from_config(config, dtype=torch.float32, trust_remote_code=False)
+
+
 def pooler_names(model):
     """Names of the pooler's tensors, within the encoder."""
     return [name for name in model.base_model.state_dict() if name.startswith("pooler.")]
@@ -91,17 +126,18 @@ def unreadable(directory, error):
     """Why a checkpoint cannot be loaded, in a line: the first of what transformers says."""
     known = directory.is_dir()
     what = "is no checkpoint that transformers can load" if known else "is no directory and cannot be reached"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    printable = "".join(c if c.isprintable() else "\n" for c in str(error))
+    lines = [line.strip() for line in printable.splitlines() if line.strip()]
     return f"{what} ({(lines or [type(error).__name__])[0][:200]})"
 
 
 def refuse_source(directory, source, task, flag):
     """Raises BadInput for a finished run of the same task, one of changed layers, or no such directory."""
     if is_finished(directory):
-        if read_json(directory / "run.json")["task"]["task"] == task.name:
+        if untrusted.read_run(directory, "task.task")["task"]["task"] == task.name:
             # it may have seen notes that are test notes now: --start checks that
             raise BadInput(f"{flag} {source}: is a finished run; continue it with --start {source}")
-        if changed := compress.changed(read_json(directory / "compression.json")):
+        if changed := compress.changed(untrusted.read_compression(directory)):
             raise BadInput(
                 f"{flag} {source}: its layers are those of {changed[0]}, not plain; "
                 "give a base, distillation or merged lora run"
@@ -124,10 +160,7 @@ def head_names(task):
 
 def with_fresh_head(model, task, fresh, pooler):
     """(the same encoder under a fresh head, names of fresh tensors); those of `pooler` are fresh, too."""
-    again, inside = (
-        task.auto_class.from_config(model.config, dtype=torch.float32),
-        f"{model.base_model_prefix}.",
-    )
+    again, inside = untrained(task, model.config), f"{model.base_model_prefix}."
     fresh = fresh + [name for name in again.state_dict() if not name.startswith(inside) and name not in fresh]
     fresh += [inside + name for name in pooler if inside + name not in fresh]
     kept = {name: tensor for name, tensor in model.base_model.state_dict().items() if name not in pooler}
@@ -140,7 +173,7 @@ def with_head(model, task):
 
     The head is taken over where both are of the same class and shape.
     """
-    ours = task.attach_head(task.auto_class.from_config(model.config, dtype=torch.float32))
+    ours = task.attach_head(untrained(task, model.config))
     names, inside = ours.state_dict(), f"{ours.base_model_prefix}."
     same_class = type(model) is type(ours)
     taken = {
@@ -154,14 +187,20 @@ def with_head(model, task):
     return ours, fresh
 
 
-def load_tokenizer(source, config, **version):
-    """The tokenizer beside a model. Raises BadInput if it has far fewer words than the model."""
-    tokenizer = AutoTokenizer.from_pretrained(source, **version)
+def load_tokenizer(source, config, revision=None):
+    """The tokenizer beside a model. Raises BadInput if its words are not those of the model."""
+    untrusted.refuse_code(
+        f"{source}/tokenizer_config.json", get_tokenizer_config(source, **only_data(source, revision))
+    )
+    with untrusted.without_panic():
+        tokenizer = AutoTokenizer.from_pretrained(source, **only_data(source, revision))
     if len(tokenizer) < 0.9 * config.vocab_size:
         raise BadInput(
             f"{source}: a tokenizer of {len(tokenizer)} words for a model of {config.vocab_size}; "
             "are its files missing?"
         )
+    if tokenizer.pad_token_id is None or max(tokenizer.get_vocab().values()) >= config.vocab_size:
+        raise BadInput(f"{source}: its tokenizer has no padding token, or words that its model does not know")
     return tokenizer
 
 
@@ -172,7 +211,7 @@ PLAIN, COMPRESSED = "model.safetensors", "compressed.safetensors"
 
 def is_finished(directory):
     """Whether a directory holds a finished run."""
-    return (Path(directory) / "run.json").exists()
+    return os.path.exists(Path(directory) / "run.json")  # False for what can be no path, too
 
 
 def weights_path(directory):
@@ -204,7 +243,8 @@ def save(directory, model, tokenizer, task, compression, facts, files, write_mor
             else:
                 write_json(path / name, content)
         write_more(path)
-        write_json(path / "run.json", {**facts, "sizes": sizes(path)})
+        own = {"sizes": sizes(path), "checksum": checksum_of(weights_path(path))}
+        write_json(path / "run.json", {**facts, **own})
 
 
 def save_tokenizer(tokenizer, path):
@@ -225,26 +265,55 @@ def not_plain(task, compression):
 
 
 def load(directory):
-    """Rebuild the structure, then load the weights. Returns Run. Raises BadInput for no run directory."""
+    """Rebuild the structure, then load the weights. Returns Run.
+
+    Raises BadInput for no run directory, or one that is damaged or made to do harm (run/untrusted.py).
+    """
     directory = Path(directory)
     if not directory.is_dir():
         raise BadInput(
             f"{directory}: no such run directory; train one, e.g. python train.py --technique base"
         )
-    facts, compression = read_json(directory / "run.json"), read_json(directory / "compression.json")
-    task = TASKS[facts["task"]["task"]].from_facts(facts["task"])
-    try:
-        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
-        tokenizer = load_tokenizer(directory, config, trust_remote_code=False)
-        with torch.random.fork_rng():  # the skeleton's random weights must not move the caller's seed
-            skeleton = task.attach_head(task.auto_class.from_config(config, dtype=torch.float32))
-            model = compress.rebuild(skeleton, compression)
-        load_plain_state(model, load_file(weights_path(directory)))
-    except (RuntimeError, ValueError, OSError, safetensors.SafetensorError) as error:
-        raise BadInput(
-            f"{directory}: its files do not fit together ({type(error).__name__}); train it again"
-        ) from None
+    untrusted.check_files(directory)
+    facts, path = untrusted.read_run(directory, *untrusted.LOADED), weights_path(directory)
+    with untrusted.fitting(directory):
+        task = untrusted.read_task(directory, facts)
+        weights = untrusted.read_header(path)
+        compression = untrusted.read_compression(directory, weights.largest)
+        untrusted.check_config(directory, read_json(directory / "config.json"), weights)
+        untrusted.check_weights(path, facts)
+        config = AutoConfig.from_pretrained(directory, **only_data(directory))
+        tokenizer = load_tokenizer(directory, config)
+        check_reading(directory, task, config, tokenizer, facts)
+        model = rebuilt(directory, task, config, compression, weights)
+        load_plain_state(model, load_file(path))
     return Run(model.eval(), tokenizer, task, facts, compression)
+
+
+def rebuilt(directory, task, config, compression, weights):
+    """A run's model with random weights; first on the meta device, to see that it fits the weights file."""
+    fp32 = [facts for facts in compression if not compress.final([facts])]  # int8 is not made on meta
+    room = untrusted.LAYERS_ROOM if compress.changed(fp32) else untrusted.PLAIN_ROOM
+
+    def build(techniques):
+        return compress.rebuild(task.attach_head(untrained(task, config)), techniques)
+
+    untrusted.check_shapes(
+        directory, weights, untrusted.measured(directory, weights, lambda: build(fp32), room)
+    )
+    with torch.random.fork_rng():  # random weights must not move the caller's seed
+        return build(compression)
+
+
+def check_reading(directory, task, config, tokenizer, facts):
+    """Raises BadInput if a run's model has another number of labels, or reads fewer tokens, than run.json."""
+    if task.labels and config.num_labels != len(task.labels):
+        raise BadInput(
+            f"{directory}: a model of {config.num_labels} labels for {len(task.labels)} in run.json"
+        )
+    positions = getattr(config, "max_position_embeddings", None) or math.inf
+    if facts["arguments"]["max_length"] > min(positions, tokenizer.model_max_length):
+        raise BadInput(f"{directory}: run.json has a max_length that the model does not read")
 
 
 def sizes(directory):

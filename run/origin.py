@@ -9,11 +9,11 @@ from pathlib import Path
 import compress
 from cli import BadInput
 from data import digest
-from files import read_json
 from layers import set_attention_dropout, trainable_copy
 from run import checkpoint
 from run.arguments import OPTIMISATION, note_unused, refuse_no_epochs, settings
 from run.processes import first_before_others
+from run.untrusted import SPLIT, check_types, read_run
 from tasks import demo
 
 
@@ -43,7 +43,7 @@ class Planned:
         model = own or self.args.model
         origin = self.start or (self.teacher if self.teacher and not own else None)
         origin = origin or (model if checkpoint.is_finished(model) else None)
-        return read_json(Path(origin) / "run.json")["demo_model"] if origin else model == "demo"
+        return read_run(origin, "demo_model")["demo_model"] if origin else model == "demo"
 
     @property
     def demonstration(self):
@@ -122,7 +122,7 @@ def base_arguments(args):
 
 def refuse_other_settings(directory, technique, wanted):
     """Raises BadInput if a finished run was made by another technique or with other settings than wanted."""
-    record = read_json(directory / "run.json")
+    record = read_run(directory, "arguments", "technique")
     changed = [name for name, value in wanted.items() if record["arguments"].get(name) != value]
     if record["technique"] != technique:
         changed = ["technique", *changed]
@@ -210,6 +210,7 @@ def from_finished(planned, task, facts, test):
 def finished_run(directory, flag, planned, task, facts, test):
     """Load a run to start or learn from. Raises BadInput if it answers other labels or saw our test notes."""
     origin = checkpoint.load(directory)
+    check_types(f"{directory}/run.json", origin.facts, {}, ("data.split", "data.rows", *SPLIT))
     if (origin.task.name, origin.task.labels) != (task.name, task.labels):
         theirs, ours = ", ".join(origin.task.labels), ", ".join(task.labels)
         raise BadInput(f"{flag} {directory}: answers {theirs}; this run has {ours}")
@@ -271,7 +272,7 @@ def note_adapted_on(args):
     """Say so if --model is a run that read the texts of the same file."""
     if not checkpoint.is_finished(args.model):
         return
-    adapted = read_json(Path(args.model) / "run.json")["arguments"]["data"]
+    adapted = read_run(args.model, "arguments.data")["arguments"]["data"]
     if adapted == args.data != "demo":
         print(
             f"note: --model {args.model} learnt from the texts of the same file, perhaps the test texts too"

@@ -4,8 +4,9 @@ import csv
 from pathlib import Path
 
 from cli import BadInput
-from files import read_json, write_csv
+from files import write_csv
 from run import checkpoint
+from run.untrusted import check_file, read_run
 
 
 def find_runs(paths):
@@ -26,19 +27,20 @@ def find_runs(paths):
     return sorted(found, key=lambda run: run.name != "base")
 
 
-def techniques_of(directory):
+def techniques_of(directory, later=()):
     """What made a finished run, such as 'pruning+quantization': first what made the run that it starts
     from.
 
     'base' if there is nothing else. A run that it starts from is also found beside it, if both were moved.
+    later: the runs from which it was reached, so that runs that name each other come to an end.
     """
     directory = Path(directory)
-    record = read_json(directory / "run.json")
+    record = read_run(directory, "technique", "start")
     start = record["start"]
     places = [Path(start), directory.parent / Path(start).name] if start else []
-    origin = next((place for place in places if place != directory and checkpoint.is_finished(place)), None)
+    origin = next((p for p in places if p not in (directory, *later) and checkpoint.is_finished(p)), None)
 
-    earlier = techniques_of(origin).split("+") if origin else []
+    earlier = techniques_of(origin, (directory, *later)).split("+") if origin else []
     parts = [part for part in [*earlier, *record["technique"].split("+")] if part != "base"]
     return "+".join(dict.fromkeys(parts)) or "base"
 
@@ -92,11 +94,18 @@ def write_predictions(path, task, examples, predictions):
 
 
 def read_table(path):
-    """A CSV as a list of dicts; empty if there is no such file."""
+    """A CSV as a list of dicts; empty if there is no such file. Raises BadInput if it is damaged."""
     if not path.exists():
         return []
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    check_file(path)
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file, strict=True))
+    except (ValueError, csv.Error, OSError) as error:
+        raise BadInput(f"{path}: cannot be read as CSV ({type(error).__name__})") from None
+    if any(None in row or None in row.values() for row in rows):
+        raise BadInput(f"{path}: is damaged: a row has another number of cells than the header")
+    return rows
 
 
 def write_rows(path, rows):

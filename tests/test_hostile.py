@@ -1,0 +1,291 @@
+"""Directories from strangers: no code runs, nothing hangs or fills the memory, every fault is one line."""
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+import fuzz_runs
+import predict
+import report
+import train
+from conftest import ROOT
+from files import checksum_of, read_json, write_json
+from run import checkpoint
+
+EVIL = """
+import pathlib
+pathlib.Path({marker!r}).write_text("ran")
+from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+class EvilConfig(BertConfig):
+    model_type = "evil"
+class EvilModel(BertForSequenceClassification):
+    config_class = EvilConfig
+class EvilTokenizer(BertTokenizerFast):
+    pass
+"""
+OWN_CODE = {"AutoConfig": "evil.EvilConfig", "AutoModelForSequenceClassification": "evil.EvilModel"}
+CODE = {
+    "a model of its own": ("config.json", {"model_type": "evil", "auto_map": OWN_CODE}),
+    "code for a known model": ("config.json", {"auto_map": OWN_CODE}),
+    "a tokenizer of its own": (
+        "tokenizer_config.json",
+        {"auto_map": {"AutoTokenizer": ["evil.EvilTokenizer"] * 2}, "tokenizer_class": "EvilTokenizer"},
+    ),
+}
+FETCHED = {
+    "a kernel": ("config.json", {"attn_implementation": "someone/kernel"}),
+    "a kernel by its inner name": ("config.json", {"_attn_implementation_internal": "someone/kernel@v1:f"}),
+    "a kernel of experts": ("config.json", {"_experts_implementation": "someone/kernel"}),
+    "a kernel of a part": ("config.json", {"text_config": {"attn_implementation": {"": "someone/kernel"}}}),
+    "a kernel that stands in": ("config.json", {"_attn_implementation": "flash_attention_2"}),
+    "quantized weights": ("config.json", {"quantization_config": {"quant_method": "gptq", "bits": 4}}),
+}
+
+
+def edit(path, changes):
+    """Change entries of a JSON file; a dotted name goes inward."""
+    whole = read_json(path)
+    for name, value in changes.items():
+        *parents, last = name.split(".")
+        inner = whole
+        for parent in parents:
+            inner = inner[parent]
+        inner[last] = value
+    write_json(path, whole)
+
+
+@pytest.fixture
+def run(runs, tmp_path):
+    """A copy of the base run."""
+    return shutil.copytree(runs / "base", tmp_path / "runs" / "run")
+
+
+@pytest.fixture
+def model(small, tmp_path):
+    """A copy of a model directory."""
+    return shutil.copytree(small[1], tmp_path / "model")
+
+
+@pytest.fixture
+def call(arguments, model, tmp_path):
+    """train.py's arguments for that model."""
+    words = [*arguments, "--out", str(tmp_path / "out"), "--cache", "none"]
+    words[words.index("--model") + 1] = str(model)
+    return words
+
+
+# --- code
+
+
+def test_a_piped_note_does_not_answer_whether_code_may_run(run, tmp_path):
+    marker = tmp_path / "marker"
+    (run / "evil.py").write_text(EVIL.format(marker=str(marker)))
+    edit(run / "config.json", CODE["a model of its own"][1])
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "predict.py"), str(run), "-"], input="y\nfever\n", capture_output=True,
+        text=True, env={**os.environ, "HF_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert not marker.exists()
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "is never run" in done.stderr
+
+
+@pytest.mark.parametrize("what", CODE | FETCHED)
+@pytest.mark.parametrize("which", ("a run", "a model"))
+def test_code_and_kernels_are_refused(which, what, run, model, call, refuses, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 9))
+    directory, marker = (run if which == "a run" else model), tmp_path / "marker"
+    (directory / "evil.py").write_text(EVIL.format(marker=str(marker)))
+    name, changes = (CODE | FETCHED)[what]
+    edit(directory / name, changes)
+    line = refuses(predict.main, [run, "-"]) if which == "a run" else refuses(train.main, call)
+    assert name in line and not marker.exists() and sys.stdin.tell() == 0
+
+
+def test_an_adapter_does_not_lead_to_another_model(model, call, refuses):
+    write_json(model / "adapter_config.json", {"peft_type": "LORA", "base_model_name_or_path": "/no/where"})
+    assert "is an adapter to another model" in refuses(train.main, call)
+
+
+# --- sizes
+
+
+BIG = {
+    "layers": ("config.json", {"num_hidden_layers": 10**9}),
+    "a million layers": ("config.json", {"num_hidden_layers": 10**6}),
+    "width": ("config.json", {"hidden_size": 10**6, "num_attention_heads": 1}),
+    "words": ("config.json", {"vocab_size": 10**6}),
+    "positions": ("config.json", {"max_position_embeddings": 900_000}),
+}
+
+
+@pytest.mark.parametrize("what", BIG)
+@pytest.mark.parametrize("which", ("a run", "a model"))
+def test_a_config_that_describes_a_giant_is_refused(which, what, run, model, call, refuses, monkeypatch):
+    def never(*_, **__):
+        raise AssertionError("the weights were loaded")
+
+    monkeypatch.setattr(checkpoint, "load_plain_state", never)
+    edit((run if which == "a run" else model) / BIG[what][0], BIG[what][1])
+    line = refuses(predict.main, [run, "-"]) if which == "a run" else refuses(train.main, call)
+    assert "weights" in line or "tokenizer" in line
+
+
+@pytest.mark.parametrize(
+    "facts",
+    (
+        [{"technique": "pruning", "heads": [10**8, 1], "neurons": [10**8, 1]}],
+        [{"technique": "lowrank", "ranks": {"bert.pooler.dense": 10**12}}],
+        [{"technique": "lowrank", "ranks": {"bert.pooler.dense": 300}}],
+        [{"technique": "lora", "names": ["bert.pooler.dense"], "rank": 10**9, "alpha": 1}],
+        [{"technique": "quantization"}] * 10_000,
+        [{"technique": "evil"}],
+        [{}], [3], {}, 3, None,
+    ),
+)  # fmt: skip
+def test_compression_that_cannot_be_is_refused(run, refuses, facts):
+    write_json(run / "compression.json", facts)
+    line = refuses(predict.main, [run, "-"])
+    assert str(run) in line or "quantization" in line
+
+
+# --- files
+
+
+@pytest.mark.parametrize("name", ("model.safetensors", "run.json", "config.json", "tokenizer.json", "other"))
+@pytest.mark.parametrize("kind", ("pipe", "device", "outside"))
+def test_only_regular_files_within_the_directory_are_read(run, refuses, tmp_path, name, kind):
+    path = run / name
+    if path.exists():
+        path.rename(tmp_path / name)
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        (tmp_path / name).touch()
+        path.symlink_to("/dev/zero" if kind == "device" else tmp_path / name)
+    line = refuses(predict.main, [run, "-"])
+    assert f"{path}: is " in line and ("regular" in line or "link out of its directory" in line)
+    if name == "run.json":
+        assert f"{path}: is " in refuses(report.main, [run.parent])
+
+
+def test_a_model_in_the_hubs_cache_is_read_through_its_links(model, call, tmp_path):
+    snapshot, blobs = tmp_path / "hub" / "snapshots" / "1234", tmp_path / "hub" / "blobs"
+    snapshot.mkdir(parents=True)
+    shutil.copytree(model, blobs)
+    for path in blobs.iterdir():
+        (snapshot / path.name).symlink_to(f"../../blobs/{path.name}")
+    checkpoint.from_pretrained(str(snapshot), train.TASKS["symptoms"]())
+
+
+def test_huge_files_are_not_read(run, refuses, tmp_path):
+    for name in ("tokenizer.json", "vocab.txt", "run.json"):
+        other = shutil.copytree(run, tmp_path / name)
+        with open(other / name, "ab") as file:
+            file.truncate(10**11)
+        assert name in refuses(predict.main, [other, "-"])
+    with open(run / "model.safetensors", "ab") as file:
+        file.truncate(10**11)
+    assert "no whole safetensors file" in refuses(predict.main, [run, "-"])
+
+
+@pytest.mark.parametrize(
+    "content", (b"", b"{}", b"[]", b"null", b"[" * 10**6, b"\xff\xfe", b'{"model": {"type": "WordPiece"}}')
+)
+@pytest.mark.parametrize("name", ("tokenizer.json", "tokenizer_config.json"))
+def test_damaged_tokenizers_are_one_line(run, refuses, name, content, monkeypatch):
+    (run / name).write_bytes(content)
+    if name == "tokenizer_config.json" and content == b"{}":  # nothing is wrong with that
+        checkpoint.load(run)
+        return
+    assert str(run) in refuses(predict.main, [run, "-"])
+
+
+def test_a_panic_in_the_tokenizer_is_one_line(run):
+    edit(run / "tokenizer.json", {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}})
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "predict.py"), str(run), "-"], input="fever\n", capture_output=True,
+        text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and str(run) in done.stderr
+
+
+@pytest.mark.parametrize("names", ({"a": "../../other.safetensors"}, {"a": 3}, [], None))
+def test_shards_stand_beside_their_index(model, call, refuses, names):
+    (model / "model.safetensors").unlink()
+    write_json(model / "model.safetensors.index.json", {"metadata": {}, "weight_map": names})
+    assert "must name files beside it" in refuses(train.main, call)
+
+
+# --- weights
+
+
+def test_changed_weights_are_told_by_their_checksum(run, refuses):
+    path = run / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert "its checksum differs" in refuses(predict.main, [run, "-"])
+    facts = read_json(run / "run.json")
+    assert facts.pop("checksum") != checksum_of(path)
+    write_json(run / "run.json", facts)  # as runs were written before
+    assert checkpoint.load(run).facts == facts
+
+
+# --- run.json and predictions.csv
+
+
+@pytest.mark.parametrize(
+    "changes",
+    (
+        {"task": None}, {"task.task": "evil"}, {"task.options": {"evil": 1}}, {"task.labels": [1, 2]},
+        {"task.options.top_k": "3"}, {"task.labels": ["a", "b"]}, {"arguments": 3},
+        {"arguments.max_length": "64"}, {"arguments.max_length": 10**9}, {"technique": []},
+        {"precision": 16}, {"head": []},
+    ),
+)  # fmt: skip
+def test_a_damaged_run_json_is_one_line(run, refuses, changes):
+    edit(run / "run.json", changes)
+    assert str(run) in refuses(predict.main, [run, "-"])
+
+
+@pytest.mark.parametrize("content", ("{", "[]", "3", '{"task": {"task": "symptoms"}}', "[" * 10**5))
+def test_whoever_reads_a_damaged_run_json_says_so_in_one_line(run, call, refuses, content):
+    (run / "run.json").write_text(content)
+    out, technique = ["--out", str(run.parent), "--name", "run"], ["--technique", "distillation"]
+    for words in (["--start", run], [*technique, "--teacher", run], ["--model", run], out):
+        line = refuses(train.main, [*call, *words])
+        assert "run.json" in line or ("is a finished run" in line and "symptoms" in content)
+    assert "run.json" in refuses(report.main, [run.parent])
+
+
+@pytest.mark.parametrize(
+    "content", (b"", b"row_id\n1\n", b"row_id,label,predicted\n1,2\n", b"\xff\xfe\0", b'a,b\n"1,2\n', b"\0")
+)
+def test_damaged_predictions_are_one_line(run, runs, refuses, content):
+    shutil.copytree(runs / "base", run.parent / "base")
+    (run / "predictions.csv").write_bytes(content)
+    assert str(run) in refuses(report.main, [run.parent])
+    assert not (run.parent / "results.json").exists()
+
+
+def test_runs_that_start_from_each_other_come_to_an_end(run, runs):
+    edit(run / "run.json", {"start": "other"})
+    other = shutil.copytree(run, run.with_name("other"))
+    edit(other / "run.json", {"start": str(run)})
+    rows = report.report_data(run.parent)[2]
+    assert [row["techniques"] for row in rows] == ["base", "base"]
+
+
+# --- any edit
+
+
+def test_no_mutant_of_a_run_ends_in_a_traceback(runs):
+    sources = sorted(path for path in runs.iterdir() if checkpoint.is_finished(path))
+    counts, failures, _, _ = fuzz_runs.fuzz(sources, 300, seed=0)
+    assert not failures, "\n".join(failures)
+    assert counts["accepted"] > 20 and counts["refused"] > 150, json.dumps(counts)
