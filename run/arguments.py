@@ -11,7 +11,8 @@ from run.cache import CACHE
 from tasks import TASKS, demo
 
 # Arguments that do not change what is learnt.
-PLACES = ("out", "name", "overwrite", "technique", "parts", "device", "compile", "save_minutes", "cache")
+PLACES = ("out", "name", "overwrite", "technique", "parts", "device", "compile", "save_minutes", "cache",
+          "max_row_mb")  # fmt: skip
 # Arguments in which a run may differ from the base run that it starts from or learns from.
 OPTIMISATION = (
     "start", "epochs", "batch_size", "accumulate", "lr", "warmup", "weight_decay", "clip", "precision",

@@ -10,7 +10,7 @@ import re
 from collections import Counter
 
 from cli import BadInput, number
-from data import Note, Table, balance
+from data import Note, balance
 from tasks.demo_symptoms import write_symptom_notes
 from tasks.task import CLASS_WEIGHTS, COLUMNS, Task
 
@@ -86,7 +86,7 @@ class Symptoms(Task):
         """Notes that name a symptom, labelled by the index of the first in list order."""
         symptoms, notes = LEXICON if self.options.top_k else self.labels, []
         counts.update({"without text": 0, "without label": 0})
-        for _, row_id, subject, text, _ in self.rows(Table(path), counts, keep):
+        for _, row_id, subject, text, _ in self.rows(self.open_table(path), counts, keep):
             text = self.prepare_text(text)
             if (label := first_match(text, symptoms)) is None:
                 counts["without label"] += 1

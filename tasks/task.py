@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from transformers import AutoModelForSequenceClassification
 
 import metrics
-from cli import BadInput, keyword
-from data import SPLITS, Note, digest, encode, fold_duplicates, sampled, split_by_subject
+from cli import BadInput, keyword, number
+from data import MAX_ROW_MB, SPLITS, Note, Table, digest, encode, fold_duplicates, sampled, split_by_subject
 
 COLUMNS = {
     "--text-columns": {
@@ -30,6 +30,11 @@ COLUMNS = {
     "--row-column": {
         "default": None,
         "help": "column of the row id (ROW_ID if there is one; else rows are numbered from 1)",
+    },
+    "--max-row-mb": {
+        "type": number(int, 1, 2000),
+        "default": MAX_ROW_MB,
+        "help": f"millions of characters that a row may have; a longer one is refused ({MAX_ROW_MB})",
     },
 }
 LABEL_COLUMN = {
@@ -192,6 +197,10 @@ class Task:
     def read(self, path, keep, counts):
         """The labelled examples of a file whose row id keep() takes; what is left out is counted."""
         raise NotImplementedError
+
+    def open_table(self, path):
+        """A Table of a file, with the row length that was asked for."""
+        return Table(path, max_row_mb=self.options.max_row_mb)
 
     def rows(self, table, counts, keep=lambda row_id: True):
         """Yield (line, row id, subject or '', text, cells) of the rows that are kept and have text.

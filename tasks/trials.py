@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 import metrics
 from cli import BadInput, number
-from data import Note, Table, fold_duplicates
+from data import Note, fold_duplicates
 from tasks.demo_trials import write_both
 from tasks.task import CLASS_WEIGHTS, COLUMNS, LABEL_COLUMN, Task
 
@@ -110,7 +110,7 @@ class Trials(Task):
 
     def read(self, path, keep, counts):
         """Texts with their labels, as names for now."""
-        table, notes = Table(path), []
+        table, notes = self.open_table(path), []
         label_at = [table.column(name, "--label-column") for name in self.label_columns]
         if set(label_at) & set(self.columns(table)[0]):
             what = "--label-column names a column of the text; a label must stand in a column of its own"

@@ -3,16 +3,19 @@
 import csv
 import gzip
 import io
+import random
+import re
 import shlex
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
 from cli import BadInput
-from conftest import ROOT
+from conftest import ROOT, write_notes
 from data import (
     SPLITS,
     Note,
@@ -23,8 +26,10 @@ from data import (
     fingerprint,
     fold_duplicates,
     make_batches,
+    open_text,
     sampled,
     split_by_subject,
+    text_lines,
 )
 from files import write_csv
 from run.cache import cached, encoding_key
@@ -88,6 +93,100 @@ def test_reader_refuses_what_is_no_file_or_no_gzip(tmp_path):
             rows_of(tmp_path / name)
 
 
+@pytest.mark.parametrize("form", ("plain", "gzip", "quoted lines", "lines"))
+def test_a_row_without_end_is_refused_before_it_fills_the_memory(tmp_path, form):
+    path = tmp_path / "notes.csv"
+    endless = b"2," + (b'"' + b"x\n" * 3 * 10**7 if form == "quoted lines" else b"x" * 6 * 10**7)
+    content = b"id,text\n1,ok\n" + endless
+    path.write_bytes(gzip.compress(content, 1) if form == "gzip" else content)
+    rows, begun = [], tracemalloc.start()
+    with pytest.raises(BadInput, match="line 3: more than 1 MB in one row; .* --max-row-mb"):
+        if form == "lines":
+            rows.extend(text_lines(path, open_text(path)[1], 1))
+        else:
+            rows.extend(Table(path, progress=False, max_row_mb=1))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(rows) == (2 if form == "lines" else 1) and begun is None and peak < 20 * 10**6
+
+
+def test_a_long_row_is_read_if_it_is_allowed(tmp_path):
+    path = write_notes(tmp_path / "notes.csv", [("1", "1", "a\n" * 10**6), ("2", "2", "b")])
+    with pytest.raises(BadInput, match="line 2: more than 1 MB"):
+        list(Table(path, progress=False, max_row_mb=1))
+    assert [len(row[2]) for _, row in Table(path, progress=False, max_row_mb=3)] == [2 * 10**6, 1]
+
+
+PIECES = [
+    "a",
+    "b ",
+    '"',
+    '""',
+    ",",
+    "\n",
+    "\r",
+    "\r\n",
+    "\u2028",
+    "\x1c",
+    "\x85",
+    "é☃",
+    "",
+    ' "',
+    '"x"',
+    "\ufeff",
+]
+
+
+def awkward_csv(rng, columns):
+    """A CSV of cells quoted and plain, some of them wrongly, with all line ends, blank lines and a mark."""
+
+    def cell():
+        text = "".join(rng.choices(PIECES, k=rng.randint(0, 5)))
+        quoted, plain = '"' + text.replace('"', '""') + '"', re.sub(r"^\"+|[,\r\n]", "", text)
+        return rng.choices((quoted, plain, text), (50, 50, 3))[0]
+
+    rows = [",".join(cell() for _ in range(columns)) for _ in range(rng.randint(1, 12))]
+    text = "".join(
+        row + rng.choice(("\n", "\r\n", "\r", "\n\n")) for row in ["h" + "," * (columns - 1), *rows]
+    )
+    return rng.choice(("", "\ufeff")) + (text.rstrip("\r\n") if rng.random() < 0.3 else text)
+
+
+def read_by_csv(path):
+    """((line, cells) of all rows, beginning of the fault's message or None) as Python's csv reads a file."""
+    rows, line = [], 1
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        reader = csv.reader(file, strict=True)
+        try:
+            for row in reader:
+                if rows and row and len(row) != len(rows[0][1]):
+                    return rows, f"line {line}: {len(row)} fields"
+                rows += [(line, row)] if row else []
+                line = reader.line_num + 1
+        except csv.Error:
+            return rows, f"line {line}: a quote"
+    return rows, None
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_reader_and_csv_module_agree_on_awkward_files(tmp_path, monkeypatch, seed):
+    rng, path, faults = random.Random(seed), tmp_path / "a.csv", 0
+    for _ in range(500):
+        monkeypatch.setattr("data.BLOCK", rng.choice((1, 2, 3, 7, 20, 64, 10**6)))
+        path.write_bytes(awkward_csv(rng, rng.randint(1, 4)).encode())
+        expected, fault = read_by_csv(path)
+        found, said = [], None
+        try:
+            table = Table(path, progress=False)
+            found.append((1, table.columns))
+            found.extend(table)
+        except BadInput as error:
+            said = str(error)
+        assert found == expected and (said is None) == (fault is None) and (not fault or fault in said)
+        faults += fault is not None
+    assert 20 < faults < 480
+
+
 def test_missing_column_names_those_found_but_no_text_of_a_file_without_header(tmp_path):
     path = tmp_path / "notes.csv"
     path.write_text('ROW_ID,"Patient denies fever\nand chills"\n')
@@ -95,6 +194,10 @@ def test_missing_column_names_those_found_but_no_text_of_a_file_without_header(t
         BadInput, match=r"found ROW_ID, \(not a column name\); name the column with --text-column"
     ):
         Symptoms().columns(Table(path, progress=False))
+    path.write_text("17,Melanoma,chills\n18,Fever,none\n")
+    with pytest.raises(BadInput, match="none of its 3 columns has a usual name") as error:
+        Symptoms().columns(Table(path, progress=False))
+    assert not re.search("17|melanoma|chills", str(error.value), re.I)
 
 
 @pytest.mark.parametrize("seed", range(5))
