@@ -9,13 +9,14 @@ import csv
 import gzip
 import hashlib
 import io
+import itertools
 import math
 import os
 import re
 import zlib
 from collections import Counter
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -95,8 +96,10 @@ def text_lines(path, stream, max_mb=MAX_ROW_MB):
 
 def line_breaks(text, start=0, stop=None):
     """How many lines end in text[start:stop]; a line ends in LF, CR or both."""
-    breaks, returns = text.count("\n", start, stop), text.count("\r", start, stop)
-    return breaks + returns - text.count("\r\n", start, stop) if returns else breaks
+    breaks = text.count("\n", start, stop)
+    if text.find("\r", start, stop) < 0:  # to find is much faster than to count
+        return breaks
+    return breaks + text.count("\r", start, stop) - text.count("\r\n", start, stop)
 
 
 def row_pattern(columns):
@@ -107,6 +110,27 @@ def row_pattern(columns):
     """
     field = f"({QUOTED}|{PLAIN})" if columns == 1 else f"({QUOTED}|(?:{PLAIN})?+)"  # no field: a blank line
     return re.compile(",".join([field] * columns) + r"(?:\n|\r\n|\r(?!\Z))")
+
+
+class Cells:
+    """The cells of a row, by number from 0; each is taken out of the text when it is asked for."""
+
+    __slots__ = ("found",)
+
+    def __init__(self, found):
+        self.found = found  # a match of row_pattern
+
+    def __len__(self):
+        return self.found.re.groups
+
+    def __getitem__(self, at):
+        if at < 0:
+            raise IndexError("cells are numbered from 0")
+        cell = self.found[at + 1]
+        if cell[:1] != '"':
+            return cell
+        cell = cell[1:-1]
+        return cell.replace('""', '"') if '"' in cell else cell  # one character is found much faster than two
 
 
 class Table:
@@ -144,7 +168,7 @@ class Table:
         return f"found {', '.join(shown)}"
 
     def __iter__(self):
-        """Yield (line number where it begins, list of cells) for every row; blank lines are left out."""
+        """Yield (line number, cells) for every row; blank lines are left out."""
         size, hide = os.fstat(self._file.fileno()).st_size, None if self.progress else True
         with tqdm(total=size, unit="B", unit_scale=True, desc="reading", disable=hide, leave=False) as bar:
             for count, row in enumerate(self._records()):
@@ -162,12 +186,12 @@ class Table:
         match = row_pattern(columns).match
         while True:
             text, line, at = self._text, self._line, 0
+            suspect = "\0" in text or len(text) > self.max_mb * 10**6  # else no row of it can be at fault
             while found := match(text, at):
                 start, at = at, found.end()
-                if fault := fault_in(text, start, at, self.max_mb):
+                if suspect and (fault := fault_in(text, start, at, self.max_mb)):
                     raise BadInput(f"{self.path}, line {line}: {fault}")
-                cells = found.groups()
-                yield line, [c[1:-1].replace('""', '"') if c[:1] == '"' else c for c in cells]
+                yield line, Cells(found)
                 line += line_breaks(text, start, at)
 
             self._text, self._line = text[at:], line
@@ -224,17 +248,32 @@ class Note:
     """One note: the row it came from, the patient, what the model sees of the text, the label.
 
     The label is a class index, or a tuple of them where a note may have several, or None where it is unknown.
+    Where there are too many notes to hold their texts, the text is None: its key says whether two are equal,
+    and path and line where to read it again.
     """
 
     row_id: str
     subject: str
-    text: str
+    text: str | None
     label: int | tuple | None = None
+    key: bytes | None = None
+    path: str | None = field(default=None, repr=False)
+    line: int = field(default=0, repr=False)
 
 
 def digest(*parts):
     """A 64-bit hash of strings, the same in every process and on every machine (Python's hash() is not)."""
     return int.from_bytes(hashlib.blake2b("\x1f".join(parts).encode(), digest_size=8).digest(), "big")
+
+
+def key_of(text):
+    """A 128-bit hash of a text, 16 bytes."""
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def text_key(example):
+    """The key of an example's text: equal for equal texts."""
+    return example.key if example.text is None else key_of(example.text)
 
 
 def sampled(row_id, fraction, seed):
@@ -249,7 +288,7 @@ def fold_duplicates(notes, merge=None):
     """
     first = {}
     for note in notes:
-        kept = first.setdefault(hashlib.blake2b(note.text.encode(), digest_size=16).digest(), note)
+        kept = first.setdefault(text_key(note), note)
         if merge and kept is not note:
             merge(kept, note)
     return list(first.values()), len(notes) - len(first)
@@ -316,7 +355,7 @@ class Encoded:
     rows or to tokens (IGNORE = none), whichever the task learns from.
     """
 
-    ids: np.ndarray  # (sum of lengths,) int32
+    ids: np.ndarray  # (sum of lengths,) int32, or uint16 where the vocabulary allows it
     starts: np.ndarray  # (rows + 1,) int64
     owner: np.ndarray  # (rows,) int64, ascending
     labels: np.ndarray | None = None  # (rows,) int64, or (rows, labels) float32
@@ -341,19 +380,33 @@ def pack(rows, owner=None, token_labels=None):
     return Encoded(_end_to_end(rows), starts, owner, token_labels=labels)
 
 
-def tokenise(texts, tokenizer, progress=True, **keywords):
-    """Yield the tokenizer's output for 1,000 texts at a time, under a progress bar."""
-    hide = None if progress else True
-    with tqdm(total=len(texts), unit="text", desc="tokenising", disable=hide, leave=False) as bar:
-        for start in range(0, len(texts), 1000):
-            yield tokenizer(texts[start : start + 1000], **keywords)
-            bar.update(min(1000, len(texts) - start))
+def tokenise(texts, tokenizer, progress=True, total=None, **keywords):
+    """Yield the tokenizer's output for 1,000 texts at a time, under a progress bar; it uses all cores.
+
+    total: how many texts there are, if they come from an iterator.
+    """
+    hide, total, texts = None if progress else True, total or len(texts), iter(texts)
+    with tqdm(total=total, unit="text", desc="tokenising", disable=hide, leave=False) as bar:
+        while batch := list(itertools.islice(texts, 1000)):
+            yield tokenizer(batch, **keywords)
+            bar.update(len(batch))
 
 
-def encode(texts, tokenizer, max_length, progress=True):
-    """Tokenise every text once, cut to max_length tokens, special tokens included."""
-    batches = tokenise(texts, tokenizer, progress, truncation=True, max_length=max_length)
-    return pack([np.asarray(ids, np.int32) for batch in batches for ids in batch["input_ids"]])
+def encode(texts, count, tokenizer, max_length, progress=True):
+    """Tokenise `count` texts, each once, cut to max_length tokens, special tokens included.
+
+    Only 1,000 of them are held at a time, and the ids take the two bytes that most vocabularies need.
+    """
+    kind = np.uint16 if len(tokenizer) <= 2**16 else np.int32
+    ids, lengths, used = np.empty(count * max_length, kind), [], 0  # pages that stay unused take no memory
+    how = {"truncation": True, "max_length": max_length}
+    how |= {"return_attention_mask": False, "return_token_type_ids": False}
+    for batch in tokenise(texts, tokenizer, progress, count, **how):
+        for row in batch["input_ids"]:
+            ids[used : used + len(row)] = row
+            used += len(row)
+            lengths.append(len(row))
+    return Encoded(ids[:used], np.cumsum([0, *lengths], dtype=np.int64), np.arange(count))
 
 
 def frame(tokenizer):

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 import metrics
 from cli import BadInput, number
-from data import Note, fold_duplicates
+from data import fold_duplicates
 from tasks.demo_trials import write_both
 from tasks.task import CLASS_WEIGHTS, COLUMNS, LABEL_COLUMN, Task
 
@@ -122,7 +122,7 @@ class Trials(Task):
             label = self._label_names([row[at] for at in label_at], f"{path}, line {line}")
             counts["with an empty set of labels" if empty_is_a_set else "without label"] += not label
             if label or empty_is_a_set:
-                notes.append(Note(row_id, subject or f"row {row_id}", text, label))
+                notes.append(self.note(table, line, row_id, subject, text, label))
         return notes
 
     def _label_names(self, cells, where):

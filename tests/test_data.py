@@ -39,7 +39,7 @@ SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}
 
 
 def rows_of(path):
-    return [row for _, row in Table(path, progress=False)]
+    return [list(row) for _, row in Table(path, progress=False)]
 
 
 def test_reader_takes_what_the_csv_module_writes(tmp_path):
@@ -179,7 +179,7 @@ def test_reader_and_csv_module_agree_on_awkward_files(tmp_path, monkeypatch, see
         try:
             table = Table(path, progress=False)
             found.append((1, table.columns))
-            found.extend(table)
+            found.extend((line, list(row)) for line, row in table)
         except BadInput as error:
             said = str(error)
         assert found == expected and (said is None) == (fault is None) and (not fault or fault in said)
@@ -238,7 +238,7 @@ def test_sample_is_the_share_asked_for_and_the_same_every_time():
 def test_encoding_and_batches(small):
     tokenizer = AutoTokenizer.from_pretrained(small[1])
     texts = ["fever", "no pain at all", "", "edema " * 400] * 300
-    encoded = encode(texts, tokenizer, 16, progress=False)
+    encoded = encode(texts, len(texts), tokenizer, 16, progress=False)
     for i, text in enumerate(texts[:4]):
         ids = tokenizer(text, truncation=True, max_length=16)["input_ids"]
         assert encoded.ids[encoded.starts[i] : encoded.starts[i + 1]].tolist() == ids
@@ -259,6 +259,18 @@ def test_encoding_and_batches(small):
     )
 
 
+def test_large_vocabularies_keep_their_ids():
+    class Large(dict):
+        def __len__(self):
+            return 2**16 + 1
+
+        def __call__(self, texts, **_):
+            return {"input_ids": [[2**16, 7]] * len(texts)}
+
+    encoded = encode(["a", "b"], 2, Large(), 4, progress=False)
+    assert encoded.ids.tolist() == [2**16, 7] * 2 and encoded.starts.tolist() == [0, 2, 4]
+
+
 def test_csv_leaves_undefined_scores_empty(tmp_path):
     write_csv(tmp_path / "a.csv", ["a", "b"], [[None, 0.5], ["x", 3]])
     assert (tmp_path / "a.csv").read_text() == "a,b\n,0.500000\nx,3\n"
@@ -271,13 +283,14 @@ def test_token_ids_are_kept_for_their_owner_alone(small, tmp_path, capsys):
 
     def make():
         calls.append(1)
-        encoded = encode([note.text for note in notes], tokenizer, 16, progress=False)
+        encoded = encode([note.text for note in notes], 2, tokenizer, 16, progress=False)
         encoded.labels = np.array([0, 1])
         return encoded
 
     key = encoding_key(tokenizer, {"max_length": 16}, notes)
     first, again = (cached(tmp_path / "tokens", key, make) for _ in range(2))
-    assert len(calls) == 1 and isinstance(again.ids, np.memmap) and again.token_labels is None
+    assert len(calls) == 1 and again.token_labels is None
+    assert isinstance(first.ids, np.memmap) and isinstance(again.ids, np.memmap)
     assert all(
         np.array_equal(getattr(first, name), getattr(again, name))
         for name in ("ids", "starts", "owner", "labels")
