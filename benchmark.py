@@ -4,6 +4,7 @@ Without a directory it measures these parts (bench/ has a file for each):
     shape     BERT-base, random weights: every technique, chains, ONNX Runtime; bytes, milliseconds, notes/s
     training  notes/s beside the Hugging Face Trainer, on the notes of --training
     volume    predict.py over 20,000 and 200,000 notes: notes/s end to end, peak memory
+    reading   notes as in MIMIC, from CSV to labels (beside pandas) and to the first batch: notes/s, memory
     gpu       BERT-base in bf16, where there is a GPU
 Each part writes a CSV into --out. benchmark.md has all tables, benchmark.json the machine, the conditions
 and the arguments. What techniques cost in accuracy: see sweep.py.
@@ -68,10 +69,26 @@ def training_part(args, words, out):
 
 def volume_part(args, words, out):
     """predict.py over many notes, by the run of --run, or one of the demonstration made for it."""
+    rows = volume.volume_rows(run_to_use(args, out))
+    return Measured(rows, volume.volume_table(rows), f"One call per size, on the CPU; {shown_run(args)}.")
+
+
+def reading_part(args, words, out):
+    """Notes as many as MIMIC's from CSV to labels and to token ids, by the tokenizer of --run."""
+    rows = volume.reading_rows(run_to_use(args, out), args.notes, args.rounds)
+    conditions = f"Best of {args.rounds} by turns for labels; one call to the first batch; {shown_run(args)}."
+    return Measured(rows, volume.reading_table(rows), conditions)
+
+
+def run_to_use(args, out):
+    """The run of --run, or one of the demonstration, made for it."""
     flags = ["--out", str(out / "demo-run"), "--epochs", "1", "--max-length", "64"]
-    rows = volume.volume_rows(args.run or train.run_all(arguments.parse_arguments(flags)))
-    run = shown(args.run) if args.run else "a run of the demonstration's tiny model"
-    return Measured(rows, volume.volume_table(rows), f"One call per size, on the CPU; {run}.")
+    return args.run or train.run_all(arguments.parse_arguments(flags))
+
+
+def shown_run(args):
+    """The run in words, as a published file may show it."""
+    return shown(args.run) if args.run else "a run of the demonstration's tiny model"
 
 
 def gpu_part(args, words, out):
@@ -80,7 +97,10 @@ def gpu_part(args, words, out):
     return Measured(rows, gpu.gpu_table(rows), "Medians of 20 steps.")
 
 
-PARTS = {"shape": shape_part, "training": training_part, "volume": volume_part, "gpu": gpu_part}
+PARTS = {
+    "shape": shape_part, "training": training_part, "volume": volume_part, "reading": reading_part,
+    "gpu": gpu_part,
+}  # fmt: skip
 
 
 def possible_parts():
@@ -128,6 +148,7 @@ def shown_arguments(args, parts):
     flags = {"--parts": ",".join(parts), "--length": args.length or 256, "--batch-size": args.batch_size,
              "--rounds": args.rounds, "--train-tokens": args.train_tokens}  # fmt: skip
     flags |= {"--run": shown(args.run)} if args.run else {}
+    flags |= {"--notes": ",".join(map(str, args.notes))} if "reading" in parts else {}
     told = [f"{flag}={value}" for flag, value in flags.items()]
     return told + [f"--training={' '.join(map(shown, words))}" for words in args.training or []]
 
@@ -260,7 +281,13 @@ def benchmark_arguments(argv):
         default=40_000,
         help="tokens per epoch in the part training (40000)",
     )
-    add("--run", help="run directory for the part volume (a run of the demonstration)")
+    add("--run", help="run directory for the parts volume and reading (a run of the demonstration)")
+    add(
+        "--notes",
+        type=lambda text: [number(int, 1, 10**8)(each) for each in text.split(",")],
+        default=[50_000, 200_000],
+        help="how many notes the part reading reads, comma-separated; 2,000 bytes each (50000,200000)",
+    )
     add(
         "--length",
         type=number(int, 4, 10**6),

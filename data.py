@@ -4,16 +4,19 @@ A file is read as a stream, whatever its size, and only what the model will see 
 here knows what a label means (tasks/ does) or what a model is, and no message from here holds a note's text.
 """
 
+import codecs
 import csv
 import gzip
 import hashlib
 import io
+import itertools
 import math
 import os
 import re
 import zlib
 from collections import Counter
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -26,9 +29,18 @@ IGNORE = -100  # the label of a token that no loss and no score looks at
 
 # --- files -----------------------------------------------------------------------------------------
 
+MAX_ROW_MB = 16  # millions of characters in a row at most: one quote too many does not fill the memory
+BLOCK = 2**18  # bytes read at once, or as many as a longer row has so far
+QUOTED, PLAIN = r'"[^"]*+(?:""[^"]*+)*+"', r'[^",\r\n][^,\r\n]*+'  # the two kinds of CSV fields
+# names of columns in clinical tables: a first row with one of them is a header
+USUAL_NAMES = {
+    *("id", "row_id", "note_id", "subject_id", "patient", "patient_id", "hadm_id", "admittime", "dischtime"),
+    *("text", "note", "notes", "context", "brief_title", "brief_summary", "label", "labels", "category"),
+}
 
-def open_text(path):
-    """(binary file, text stream) of a plain or gzip file in UTF-8. Raises BadInput if it cannot be opened."""
+
+def open_binary(path):
+    """(file, binary stream) of a plain or gzip file. Raises BadInput if it cannot be opened."""
     path = str(path)
     try:
         file = open(path, "rb")  # noqa: SIM115 - the caller closes it
@@ -44,35 +56,96 @@ def open_text(path):
     zipped = start == b"\x1f\x8b"
     if path.endswith(".gz") and not zipped:
         raise BadInput(f"{path}: is named .gz but is not gzip; rename it or compress it again")
-    return file, io.TextIOWrapper(gzip.open(file) if zipped else file, encoding="utf-8-sig", newline="")
+    return file, gzip.open(file) if zipped else file
 
 
-def text_lines(path, stream):
-    """The lines of a stream. Raises BadInput naming the line: not UTF-8, a NUL byte, or damaged gzip data."""
-    count = 0
+def open_text(path):
+    """(binary file, text stream) of a plain or gzip file in UTF-8. Raises BadInput if it cannot be opened."""
+    file, stream = open_binary(path)
+    return file, io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+
+
+@contextmanager
+def readable(path, line):
+    """Within, bytes that are not UTF-8 or gzip are BadInput. line(text): the line after so much more text."""
     try:
-        for count, line in enumerate(stream, 1):
-            if "\0" in line:
-                raise BadInput(f"{path}, line {count}: a NUL byte; correct or drop that row")
-            yield line
-    except UnicodeDecodeError:
-        raise BadInput(f"{path}, near line {count + 1}: not UTF-8; convert the file to UTF-8") from None
+        yield
+    except UnicodeDecodeError as error:
+        near = line(error.object[: error.start].decode())
+        raise BadInput(f"{path}, near line {near}: not UTF-8; convert the file to UTF-8") from None
     except (EOFError, zlib.error, gzip.BadGzipFile):
-        raise BadInput(f"{path}, near line {count + 1}: the gzip data are damaged or cut short") from None
+        raise BadInput(f"{path}, near line {line('')}: the gzip data are damaged or cut short") from None
+
+
+def fault_in(text, start, stop, max_mb):
+    """What is wrong with a row or line text[start:stop] before it is looked into, in words, or None."""
+    if stop - start > max_mb * 10**6:
+        return f"more than {max_mb:g} MB in one row; is a quote not closed? --max-row-mb allows longer rows"
+    return "a NUL byte; correct or drop that row" if text.find("\0", start, stop) >= 0 else None
+
+
+def text_lines(path, stream, max_mb=MAX_ROW_MB):
+    """The lines of a stream. Raises BadInput naming the line: not UTF-8, damaged gzip, too long, a NUL."""
+    count, most = 0, int(max_mb * 10**6) + 1
+    with readable(path, lambda _: count + 1):
+        for count, line in enumerate(iter(lambda: stream.readline(most), ""), 1):
+            if fault := fault_in(line, 0, len(line), max_mb):
+                raise BadInput(f"{path}, line {count}: {fault}")
+            yield line
+
+
+def line_breaks(text, start=0, stop=None):
+    """How many lines end in text[start:stop]; a line ends in LF, CR or both."""
+    breaks = text.count("\n", start, stop)
+    if text.find("\r", start, stop) < 0:  # to find is much faster than to count
+        return breaks
+    return breaks + text.count("\r", start, stop) - text.count("\r\n", start, stop)
+
+
+def row_pattern(columns):
+    """A regular expression for a CSV row of so many fields, a group each, its quotes included.
+
+    Its quantifiers are possessive, so nothing is tried twice. A carriage return where the text ends is no
+    end of a row: a newline may follow.
+    """
+    field = f"({QUOTED}|{PLAIN})" if columns == 1 else f"({QUOTED}|(?:{PLAIN})?+)"  # no field: a blank line
+    return re.compile(",".join([field] * columns) + r"(?:\n|\r\n|\r(?!\Z))")
+
+
+class Cells:
+    """The cells of a row, by number from 0; each is taken out of the text when it is asked for."""
+
+    __slots__ = ("found",)
+
+    def __init__(self, found):
+        self.found = found  # a match of row_pattern
+
+    def __len__(self):
+        return self.found.re.groups
+
+    def __getitem__(self, at):
+        if at < 0:
+            raise IndexError("cells are numbered from 0")
+        cell = self.found[at + 1]
+        if cell[:1] != '"':
+            return cell
+        cell = cell[1:-1]
+        return cell.replace('""', '"') if '"' in cell else cell  # one character is found much faster than two
 
 
 class Table:
-    """A CSV or CSV.gz file, read as a stream.
+    """A CSV or CSV.gz file, read as a stream: of the text a block is in memory, or the row that it begins.
 
-    Quoted newlines, a byte order mark and fields of any size are read. Every fault is a BadInput that names
-    the line and never the cell.
+    Quoted newlines, a byte order mark and rows of up to max_row_mb are read. Every fault is a BadInput that
+    names the line and never the cell.
     """
 
-    def __init__(self, path, progress=True):
-        self.path, self.progress = str(path), progress
-        self._file, self._stream = open_text(self.path)
-        self._rows = self._records()
-        _, self.columns = next(self._rows, (0, None))
+    def __init__(self, path, progress=True, max_row_mb=MAX_ROW_MB):
+        self.path, self.progress, self.max_mb = str(path), progress, max_row_mb
+        self._file, self._stream = open_binary(self.path)
+        self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
+        self._text, self._line, self._ended = "", 1, False  # read and not used yet, the line it begins in
+        _, self.columns = self._next_by_csv() or (0, None)
         if self.columns is None:
             raise BadInput(f"{self.path}: the file is empty")
 
@@ -83,45 +156,88 @@ class Table:
             return names.index(name.casefold())
         if not required:
             return None
-
-        # a file without a header has a note where a name should be: print only what looks like a name
-        looks_like_a_name = re.compile(r"[A-Za-z_][\w.-]{0,39}").fullmatch
-        found = [
-            column if looks_like_a_name(column) else "(not a column name)" for column in self.columns[:30]
-        ]
         remedy = f"name the column with {flag}" if flag else "the header must have it"
-        raise BadInput(f"{self.path}: no column {name!r}; found {', '.join(found)}; {remedy}")
+        raise BadInput(f"{self.path}: no column {name!r}; {self._columns_in_words()}; {remedy}")
+
+    def _columns_in_words(self):
+        """The columns' names; only their number, if none is usual: a file without header has notes there."""
+        if not USUAL_NAMES.intersection(column.strip().casefold() for column in self.columns):
+            return f"none of its {len(self.columns)} columns has a usual name; is the first row a header?"
+        looks_like_a_name = re.compile(r"[A-Za-z_][\w.-]{0,39}").fullmatch
+        shown = [name if looks_like_a_name(name) else "(not a column name)" for name in self.columns[:30]]
+        return f"found {', '.join(shown)}"
 
     def __iter__(self):
-        """Yield (line number, list of cells) for every row; blank lines are left out."""
+        """Yield (line number, cells) for every row; blank lines are left out."""
         size, hide = os.fstat(self._file.fileno()).st_size, None if self.progress else True
         with tqdm(total=size, unit="B", unit_scale=True, desc="reading", disable=hide, leave=False) as bar:
-            for count, (line, row) in enumerate(self._rows):
+            for count, row in enumerate(self._records()):
                 if count % 1000 == 0:
                     bar.update(self._file.tell() - bar.n)
-                if len(row) != len(self.columns):
-                    raise BadInput(
-                        f"{self.path}, line {line}: {len(row)} fields where the header has "
-                        f"{len(self.columns)}; check the quotes there and just above"
-                    )
-                yield line, row
+                yield row
         self._file.close()
 
     def _records(self):
-        """Yield (line number where it begins, list of cells) for the header and every row."""
+        """Yield (line number, cells) of every row.
+
+        One regular expression takes whole rows, three times as fast as csv; csv reads what does not match.
+        """
+        columns = len(self.columns)
+        match = row_pattern(columns).match
+        while True:
+            text, line, at = self._text, self._line, 0
+            suspect = "\0" in text or len(text) > self.max_mb * 10**6  # else no row of it can be at fault
+            while found := match(text, at):
+                start, at = at, found.end()
+                if suspect and (fault := fault_in(text, start, at, self.max_mb)):
+                    raise BadInput(f"{self.path}, line {line}: {fault}")
+                yield line, Cells(found)
+                line += line_breaks(text, start, at)
+
+            self._text, self._line = text[at:], line
+            if at:  # what is left begins a row
+                self._read_on()
+            elif (row := self._next_by_csv()) is None:
+                return
+            elif len(row[1]) == columns:
+                yield row
+            else:
+                raise BadInput(
+                    f"{self.path}, line {row[0]}: {len(row[1])} fields where the header has {columns}; "
+                    "check the quotes there and just above"
+                )
+
+    def _next_by_csv(self):
+        """(line number, cells) of the next row, read by Python's csv; None if there is no more."""
         csv.field_size_limit(2**31 - 1)
-        reader = csv.reader(text_lines(self.path, self._stream), strict=True)
-        line = 1
-        try:
-            for row in reader:
-                if row:
-                    yield line, row
-                line = reader.line_num + 1
-        except csv.Error:
-            where = f"{self.path}, line {line}"
-            raise BadInput(
-                f"{where}: a quote in the row that starts here is not closed; correct that row"
-            ) from None
+        while True:
+            lines, line, row = io.StringIO(self._text, newline=""), self._line, None
+            reader = csv.reader(lines, strict=True)
+            try:
+                while (row := next(reader, None)) == []:  # a blank line
+                    line = self._line + reader.line_num
+            except csv.Error as error:
+                if self._ended or "unexpected end" not in str(error):
+                    what = "a quote in the row that starts here is not closed; correct that row"
+                    raise BadInput(f"{self.path}, line {line}: {what}") from None
+            used = lines.tell()
+            if used < len(self._text) or self._ended:
+                break
+            self._read_on()  # a row that ends where the text ends may go on
+
+        if fault := fault_in(self._text, 0, used, self.max_mb):
+            raise BadInput(f"{self.path}, line {line}: {fault}")
+        self._text, self._line = self._text[used:], self._line + reader.line_num
+        return row and (line, row)
+
+    def _read_on(self):
+        """Add a block to the text. Raises BadInput if it is too long for a row, not UTF-8 or damaged gzip."""
+        if fault := fault_in("", 0, len(self._text), self.max_mb):
+            raise BadInput(f"{self.path}, line {self._line}: {fault}")
+        with readable(self.path, lambda text: self._line + line_breaks(self._text + text)):
+            block = self._stream.read(max(BLOCK, len(self._text)))
+            self._text += self._decoder.decode(block, final=not block)
+        self._ended = not block
 
 
 # --- notes -----------------------------------------------------------------------------------------
@@ -132,17 +248,32 @@ class Note:
     """One note: the row it came from, the patient, what the model sees of the text, the label.
 
     The label is a class index, or a tuple of them where a note may have several, or None where it is unknown.
+    Where there are too many notes to hold their texts, the text is None: its key says whether two are equal,
+    and path and line where to read it again.
     """
 
     row_id: str
     subject: str
-    text: str
+    text: str | None
     label: int | tuple | None = None
+    key: bytes | None = None
+    path: str | None = field(default=None, repr=False)
+    line: int = field(default=0, repr=False)
 
 
 def digest(*parts):
     """A 64-bit hash of strings, the same in every process and on every machine (Python's hash() is not)."""
     return int.from_bytes(hashlib.blake2b("\x1f".join(parts).encode(), digest_size=8).digest(), "big")
+
+
+def key_of(text):
+    """A 128-bit hash of a text, 16 bytes."""
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def text_key(example):
+    """The key of an example's text: equal for equal texts."""
+    return example.key if example.text is None else key_of(example.text)
 
 
 def sampled(row_id, fraction, seed):
@@ -157,7 +288,7 @@ def fold_duplicates(notes, merge=None):
     """
     first = {}
     for note in notes:
-        kept = first.setdefault(hashlib.blake2b(note.text.encode(), digest_size=16).digest(), note)
+        kept = first.setdefault(text_key(note), note)
         if merge and kept is not note:
             merge(kept, note)
     return list(first.values()), len(notes) - len(first)
@@ -224,7 +355,7 @@ class Encoded:
     rows or to tokens (IGNORE = none), whichever the task learns from.
     """
 
-    ids: np.ndarray  # (sum of lengths,) int32
+    ids: np.ndarray  # (sum of lengths,) int32, or uint16 where the vocabulary allows it
     starts: np.ndarray  # (rows + 1,) int64
     owner: np.ndarray  # (rows,) int64, ascending
     labels: np.ndarray | None = None  # (rows,) int64, or (rows, labels) float32
@@ -249,19 +380,33 @@ def pack(rows, owner=None, token_labels=None):
     return Encoded(_end_to_end(rows), starts, owner, token_labels=labels)
 
 
-def tokenise(texts, tokenizer, progress=True, **keywords):
-    """Yield the tokenizer's output for 1,000 texts at a time, under a progress bar."""
-    hide = None if progress else True
-    with tqdm(total=len(texts), unit="text", desc="tokenising", disable=hide, leave=False) as bar:
-        for start in range(0, len(texts), 1000):
-            yield tokenizer(texts[start : start + 1000], **keywords)
-            bar.update(min(1000, len(texts) - start))
+def tokenise(texts, tokenizer, progress=True, total=None, **keywords):
+    """Yield the tokenizer's output for 1,000 texts at a time, under a progress bar; it uses all cores.
+
+    total: how many texts there are, if they come from an iterator.
+    """
+    hide, total, texts = None if progress else True, total or len(texts), iter(texts)
+    with tqdm(total=total, unit="text", desc="tokenising", disable=hide, leave=False) as bar:
+        while batch := list(itertools.islice(texts, 1000)):
+            yield tokenizer(batch, **keywords)
+            bar.update(len(batch))
 
 
-def encode(texts, tokenizer, max_length, progress=True):
-    """Tokenise every text once, cut to max_length tokens, special tokens included."""
-    batches = tokenise(texts, tokenizer, progress, truncation=True, max_length=max_length)
-    return pack([np.asarray(ids, np.int32) for batch in batches for ids in batch["input_ids"]])
+def encode(texts, count, tokenizer, max_length, progress=True):
+    """Tokenise `count` texts, each once, cut to max_length tokens, special tokens included.
+
+    Only 1,000 of them are held at a time, and the ids take the two bytes that most vocabularies need.
+    """
+    kind = np.uint16 if len(tokenizer) <= 2**16 else np.int32
+    ids, lengths, used = np.empty(count * max_length, kind), [], 0  # pages that stay unused take no memory
+    how = {"truncation": True, "max_length": max_length}
+    how |= {"return_attention_mask": False, "return_token_type_ids": False}
+    for batch in tokenise(texts, tokenizer, progress, count, **how):
+        for row in batch["input_ids"]:
+            ids[used : used + len(row)] = row
+            used += len(row)
+            lengths.append(len(row))
+    return Encoded(ids[:used], np.cumsum([0, *lengths], dtype=np.int64), np.arange(count))
 
 
 def frame(tokenizer):

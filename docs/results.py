@@ -109,6 +109,12 @@ PARTS = {
          "notes_per_s": ("notes/s", "{:,.0f}"), "peak_bytes": ("peak memory, MB", "{:.0f}")},
         None, (),
     ),
+    "reading": (
+        {"row": ("from CSV to", "{}"), "notes": ("notes", "{:,}"), "labelled": ("labelled", "{:,}"),
+         "seconds": ("seconds", "{:,.1f}"), "cpu_seconds": ("CPU seconds", "{:,.1f}"),
+         "notes_per_s": ("notes/s", "{:,.0f}"), "peak_bytes": ("peak memory, MB", "{:,.0f}")},
+        None, (),
+    ),
 }  # fmt: skip
 MILLION = ("bytes", "macs", "peak_bytes")  # columns shown in millions
 LESS_IS_BETTER = ("bytes", "p50_ms")

@@ -13,7 +13,7 @@ from tasks import TASKS, demo
 # Arguments that do not change what is learnt.
 PLACES = (
     "out", "name", "overwrite", "technique", "parts", "device", "compile", "deterministic", "save_minutes",
-    "cache",
+    "cache", "max_row_mb",
 )  # fmt: skip
 # Arguments in which a run may differ from the base run that it starts from or learns from.
 OPTIMISATION = (

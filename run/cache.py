@@ -31,14 +31,22 @@ def encoding_key(tokenizer, settings, examples):
 def cached(directory, key, make):
     """make() -> Encoded, or what it gave for the same key before, from owner-only files under `directory`.
 
-    Token ids are the text: nobody else may read them, and a directory that others can read is not used.
+    Its arrays are read from there as they are used, the first time too: they need not fit into memory. Token
+    ids are the text: nobody else may read them, and a directory that others can read is not used.
     """
     place = Path(directory) / key
     encoded = _kept(place)
     if encoded is None:
         encoded = make()
-        _keep(place, encoded)
+        if names := _keep(place, encoded):
+            encoded = _opened(place, names)
     return encoded
+
+
+def _opened(place, names):
+    """The Encoded whose arrays are files of these names in a directory."""
+    arrays = {name: np.load(place / name, mmap_mode="r", allow_pickle=False) for name in names}
+    return Encoded(**{name.removesuffix(".npy"): array for name, array in arrays.items()})
 
 
 def _kept(place):
@@ -51,8 +59,7 @@ def _kept(place):
     try:
         sums = json.loads((place / SUMS).read_text())
         if sums == {name: checksum_of(place / name) for name in sums}:
-            arrays = {name: np.load(place / name, mmap_mode="r", allow_pickle=False) for name in sums}
-            return Encoded(**{name.removesuffix(".npy"): array for name, array in arrays.items()})
+            return _opened(place, sums)
     except (OSError, ValueError, TypeError, AttributeError):  # of a damaged list of checksums
         pass
     print(f"note: the token ids kept in {place} are damaged; they are made again")
@@ -61,7 +68,10 @@ def _kept(place):
 
 
 def _keep(place, encoded):
-    """Write an Encoded into a directory of the owner's, whole; say so if that cannot be done."""
+    """Write an Encoded into a directory of the owner's, whole; say so if that cannot be done.
+
+    Returns the names of its files, or None if they are not there.
+    """
     temporary = place.with_name(f".{place.name}.{os.getpid()}")
     try:
         place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -79,6 +89,7 @@ def _keep(place, encoded):
         write_whole(temporary / SUMS, json.dumps(sums), private=True)
         if not place.exists():  # another process may have been faster
             temporary.rename(place)
+            return list(sums)
     except (OSError, Unwritable) as error:
         print(f"note: token ids are not kept: {getattr(error, 'strerror', None) or error}")
     finally:

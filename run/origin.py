@@ -8,7 +8,7 @@ from pathlib import Path
 
 import compress
 from cli import BadInput
-from data import digest
+from data import text_key
 from layers import set_attention_dropout, trainable_copy
 from run import checkpoint
 from run.arguments import OPTIMISATION, note_unused, refuse_no_epochs, settings
@@ -240,8 +240,8 @@ def refuse_seen(directory, flag, origin, planned, test):
     where = (origin.facts["arguments"][key] for key in ("fraction", "validation", "test", "split_seed"))
     again = type(origin.task).from_facts(origin.facts["task"])
     examples, _ = again.load(data, *where)
-    seen = {digest(note.text) for split in ("train", "validation") for note in examples[split]}
-    shared = sum(digest(note.text) in seen for note in test)
+    seen = {text_key(note) for split in ("train", "validation") for note in examples[split]}
+    shared = sum(text_key(note) in seen for note in test)
     if shared:
         raise BadInput(
             f"{flag} {directory}: was trained on another split of these notes, "

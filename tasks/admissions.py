@@ -6,23 +6,16 @@ are skipped, and so are stays that begin before the discharge. Newborns and stay
 out.
 """
 
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from datetime import datetime, timedelta
+from itertools import accumulate
 
 from cli import BadInput
-from data import Table
 
 NOTHING = ("", "0", "0.0", "na", "nat", "nan", "null", "none")  # how tables write that nobody died
 NEEDED = ("SUBJECT_ID", "HADM_ID", "ADMITTIME", "DISCHTIME", "ADMISSION_TYPE")  # columns
 DEATH = ("DEATHTIME", "HOSPITAL_EXPIRE_FLAG")  # columns that the table may have
-
-
-def returns(stay, later, days):
-    """How many later stays overlap this one, and how many planned and unplanned ones begin soon after it."""
-    after = [other for other in later if other["begin"] >= stay["end"]]
-    soon = [other for other in after if other["begin"] <= stay["end"] + timedelta(days=days)]
-    planned = sum(other["kind"] == "ELECTIVE" for other in soon)
-    return len(later) - len(after), planned, len(soon) - planned
 
 
 def readmitted(stays, days):
@@ -31,15 +24,20 @@ def readmitted(stays, days):
     stays: dicts with id, begin, end, kind (upper case) and died, sorted by the time of admission.
     """
     labels, counts = {}, Counter()
-    for i, stay in enumerate(stays):
-        if stay["kind"] == "NEWBORN" or stay["died"]:
-            counts["newborn" if stay["kind"] == "NEWBORN" else "died in hospital"] += 1
+    others = [stay for stay in stays if stay["kind"] != "NEWBORN"]
+    if newborns := len(stays) - len(others):
+        counts["newborn"] = newborns
+    begins = [stay["begin"] for stay in others]
+    planned = [0, *accumulate(stay["kind"] == "ELECTIVE" for stay in others)]  # among the first i stays
+    for i, stay in enumerate(others, 1):  # the later stays are others[i:]
+        if stay["died"]:
+            counts["died in hospital"] += 1
             continue
-        later = [other for other in stays[i + 1 :] if other["kind"] != "NEWBORN"]
-        overlapping, planned, unplanned = returns(stay, later, days)
-        counts["overlapping next stays looked past"] += overlapping
-        counts["planned readmissions looked past"] += planned
-        labels[stay["id"]] = int(unplanned > 0)
+        until = stay["end"] + min(timedelta(days=days), datetime.max - stay["end"])
+        first, last = (max(i, at) for at in (bisect_left(begins, stay["end"]), bisect_right(begins, until)))
+        counts["overlapping next stays looked past"] += first - i
+        counts["planned readmissions looked past"] += planned[last] - planned[first]
+        labels[stay["id"]] = int(last - first > planned[last] - planned[first])
     return labels, counts
 
 
@@ -68,9 +66,9 @@ def read_stay(row, at, where):
     }
 
 
-def read_stays(path):
+def read_stays(table):
     """({subject: stays}, number of stays, counts) of an ADMISSIONS table. Raises BadInput naming the line."""
-    table = Table(path)
+    path = table.path
     at = {name: table.column(name, None, required=name in NEEDED) for name in (*NEEDED, *DEATH)}
     by_subject, lines, counts = {}, {}, Counter()
     for line, row in table:
@@ -89,9 +87,9 @@ def read_stays(path):
     return by_subject, len(lines), counts
 
 
-def read_admissions(path, days):
+def read_admissions(table, days):
     """({admission id: 0 or 1}, {admission id: subject}, counts) from an ADMISSIONS table."""
-    by_subject, stays_read, counts = read_stays(path)
+    by_subject, stays_read, counts = read_stays(table)
     labels, subjects = {}, {}
     for subject, stays in by_subject.items():
         found, skipped = readmitted(sorted(stays, key=lambda stay: stay["begin"]), days)

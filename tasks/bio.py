@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from cli import BadInput
-from data import open_text, text_lines
+from data import MAX_ROW_MB, open_text, text_lines
 
 TAG = re.compile(r"O|[BI]-\S+")
 DOCUMENT = re.compile(r"-DOCSTART-|#\s*(?:new)?doc\b(?:\W*id\b)?\W*(.*)", re.I)
@@ -21,7 +21,7 @@ CRF_SCALE = 100  # Adam moves a weight by about lr per step: scaled, transitions
 # --- files -----------------------------------------------------------------------------------------
 
 
-def read_bio(path):
+def read_bio(path, max_mb=MAX_ROW_MB):
     """Yield (line number, document or None, [words], [tags]) for each sentence of a CoNLL/BIO file.
 
     The first column is the word, the last its tag; tabs, or else white space, separate them, and blank lines
@@ -31,7 +31,7 @@ def read_bio(path):
     file, stream = open_text(path)
     document, documents, columns = None, 0, None
     begin, words, tags = 0, [], []
-    for number, line in enumerate(itertools.chain(text_lines(path, stream), [""]), 1):
+    for number, line in enumerate(itertools.chain(text_lines(path, stream, max_mb), [""]), 1):
         line = line.rstrip("\r\n")
         fields = line.split("\t") if "\t" in line else line.split()
 

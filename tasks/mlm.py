@@ -16,7 +16,7 @@ from transformers import AutoModelForMaskedLM
 
 import metrics
 from cli import BadInput, number
-from data import IGNORE, Encoded, Note, Table, frame, pack, tokenise
+from data import IGNORE, Encoded, Note, frame, pack, tokenise
 from tasks.demo_trials import write_both
 from tasks.task import COLUMNS, Task
 
@@ -82,7 +82,7 @@ class Mlm(Task):
         """Every row with text is a document."""
         return [
             Note(row_id, subject or f"row {row_id}", self.prepare_text(text), 0)
-            for _, row_id, subject, text, _ in self.rows(Table(path), counts, keep)
+            for _, row_id, subject, text, _ in self.rows(self.open_table(path), counts, keep)
         ]
 
     def tally(self, examples):

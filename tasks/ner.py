@@ -84,7 +84,7 @@ class Ner(Task):
     def read(self, path, keep, counts):
         """Sentences with BIO tags. Sentences outside any document are grouped by their words."""
         sentences, repairs, begins, last, opening = [], 0, 0, None, None
-        for line, document, words, tags in read_bio(path):
+        for line, document, words, tags in read_bio(path, self.options.max_row_mb):
             counts["rows"] += 1
             if not keep(document or str(line)):
                 counts["not sampled"] += 1

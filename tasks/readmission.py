@@ -19,7 +19,7 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 
 import metrics
 from cli import BadInput, number
-from data import Note, Table, budget_batches, collate, digest, frame, pack, tokenise, windows
+from data import Note, budget_batches, collate, digest, frame, pack, tokenise, windows
 from tasks.admissions import clean_id, read_admissions
 from tasks.demo_readmission import write_admissions
 from tasks.task import CLASS_WEIGHTS, COLUMNS, LABEL_COLUMN, Task
@@ -154,7 +154,7 @@ class Readmission(Task):
 
     def read(self, path, keep, counts):
         """Admissions with a note and a label."""
-        table = Table(path)
+        table = self.open_table(path)
         label_at = table.column(self.options.label_column, "--label-column", required=False)
         admissions = self.options.admissions
         if label_at is not None and not admissions:
@@ -171,10 +171,10 @@ class Readmission(Task):
         """Admissions of a file with a label column of 0 and 1."""
         notes = []
         for line, row_id, subject, text, row in self.rows(table, counts, keep):
-            if row[label_at].strip() not in ("0", "1"):
+            if (label := row[label_at].strip()) not in ("0", "1"):
                 raise BadInput(f"{path}, line {line}: column {table.columns[label_at]!r} is neither 0 nor 1")
             text = self.prepare_text(text)
-            notes.append(Note(row_id, subject or f"text {digest(text):016x}", text, int(row[label_at])))
+            notes.append(Note(row_id, subject or f"text {digest(text):016x}", text, int(label)))
         if not self.by_subject:
             print(
                 f"warning: {path} has no SUBJECT_ID, so the split is by text, not by patient; "
@@ -184,7 +184,7 @@ class Readmission(Task):
 
     def _joined(self, table, admissions, keep, counts):
         """Admissions of an ADMISSIONS table that have notes of the right category, addenda joined."""
-        labels, subjects, passed = read_admissions(admissions, self.options.days)
+        labels, subjects, passed = read_admissions(self.open_table(admissions), self.options.days)
         counts.update(passed)
         texts = self._texts(table, labels, subjects, counts)
         counts["admissions without a note"] += len(labels) - len(texts)

@@ -8,9 +8,10 @@ same notes.
 
 import re
 from collections import Counter
+from functools import cache
 
 from cli import BadInput, number
-from data import Note, Table, balance
+from data import balance
 from tasks.demo_symptoms import write_symptom_notes
 from tasks.task import CLASS_WEIGHTS, COLUMNS, Task
 
@@ -26,10 +27,16 @@ LEXICON = (
 )  # fmt: skip
 
 
+@cache
+def whole_word(phrase):
+    """A function (text) -> a match, or None, of a phrase that is no part of a longer word."""
+    return re.compile(rf"\b{re.escape(phrase)}\b").search
+
+
 def first_match(text, symptoms):
     """Index of the first symptom in list order that occurs in the text as a whole word, or None."""
     for index, symptom in enumerate(symptoms):
-        if symptom in text and re.search(rf"\b{re.escape(symptom)}\b", text):
+        if symptom in text and whole_word(symptom)(text):
             return index
     return None
 
@@ -80,18 +87,21 @@ class Symptoms(Task):
 
     def prepare_text(self, text):
         """In lower case and cut: the label is searched in what the model sees."""
+        if text.isascii():  # elsewhere what follows may change a letter's lower case
+            text = text[: self.options.max_chars]
         return text.lower()[: self.options.max_chars]
 
     def read(self, path, keep, counts):
         """Notes that name a symptom, labelled by the index of the first in list order."""
         symptoms, notes = LEXICON if self.options.top_k else self.labels, []
         counts.update({"without text": 0, "without label": 0})
-        for _, row_id, subject, text, _ in self.rows(Table(path), counts, keep):
+        table = self.open_table(path)
+        for line, row_id, subject, text, _ in self.rows(table, counts, keep):
             text = self.prepare_text(text)
             if (label := first_match(text, symptoms)) is None:
                 counts["without label"] += 1
             else:
-                notes.append(Note(row_id, subject or f"row {row_id}", text, label))
+                notes.append(self.note(table, line, row_id, subject, text, label))
         return notes
 
     def settle_labels(self, examples, counts, path, seed):

@@ -7,6 +7,7 @@ logits over a vocabulary.
 
 from argparse import Namespace
 from collections import Counter
+from itertools import groupby, pairwise
 
 import numpy as np
 import torch
@@ -14,8 +15,21 @@ import torch.nn.functional as F
 from transformers import AutoModelForSequenceClassification
 
 import metrics
-from cli import BadInput, keyword
-from data import SPLITS, Note, digest, encode, fold_duplicates, sampled, split_by_subject
+from cli import BadInput, keyword, number
+from data import (
+    MAX_ROW_MB,
+    SPLITS,
+    Note,
+    Table,
+    encode,
+    fold_duplicates,
+    key_of,
+    sampled,
+    split_by_subject,
+    text_key,
+)
+
+MAX_TEXT = 2 * 10**8  # characters of notes in memory; the texts of further ones are read again for their ids
 
 COLUMNS = {
     "--text-columns": {
@@ -30,6 +44,11 @@ COLUMNS = {
     "--row-column": {
         "default": None,
         "help": "column of the row id (ROW_ID if there is one; else rows are numbered from 1)",
+    },
+    "--max-row-mb": {
+        "type": number(int, 1, 2000),
+        "default": MAX_ROW_MB,
+        "help": f"millions of characters that a row may have; a longer one is refused ({MAX_ROW_MB})",
     },
 }
 LABEL_COLUMN = {
@@ -117,6 +136,7 @@ class Task:
             raise TypeError(f"{self.name} has no option {', '.join(unknown)}")
         self.options = Namespace(**{**defaults, **options})
         self.labels, self.weights, self.by_subject = [], None, False
+        self.held = 0  # characters of the notes so far
 
     # --- a note's way: rows of a file -> examples with a label -> splits
 
@@ -146,7 +166,7 @@ class Task:
         tallies = {split: self.tally(members) for split, members in splits.items()}
         self.check_splits(files, tallies, own)
         subjects = values_in(splits, lambda example: example.subject) if self.by_subject else {}
-        texts = values_in(splits, lambda example: digest(example.text)) if own else {}
+        texts = values_in(splits, text_key) if own else {}
         warn_of_leaks(subjects=subjects, texts=texts)
 
         self.weights = self.class_weights(tallies["train"])
@@ -193,6 +213,10 @@ class Task:
         """The labelled examples of a file whose row id keep() takes; what is left out is counted."""
         raise NotImplementedError
 
+    def open_table(self, path):
+        """A Table of a file, with the row length that was asked for."""
+        return Table(path, max_row_mb=self.options.max_row_mb)
+
     def rows(self, table, counts, keep=lambda row_id: True):
         """Yield (line, row id, subject or '', text, cells) of the rows that are kept and have text.
 
@@ -204,14 +228,15 @@ class Task:
         for line, row in table:
             counts["rows"] += 1
             row_id = row[row_at] if row_at is not None else str(counts["rows"] - before)
-            text = "\n".join(row[at] for at in text_at if row[at].strip())
-            subject = row[subject_at].strip() if subject_at is not None else ""
             if not keep(row_id):
                 counts["not sampled"] += 1
-            elif not text:
+                continue
+            texts = [text for at in text_at if (text := row[at]) and not text.isspace()]
+            if not texts:
                 counts["without text"] += 1
-            else:
-                yield line, row_id, subject, text, row
+                continue
+            subject = row[subject_at].strip() if subject_at is not None else ""
+            yield line, row_id, subject, "\n".join(texts) if len(texts) > 1 else texts[0], row
         if counts["rows"] == before:
             raise BadInput(f"{table.path}: a header and no rows")
 
@@ -231,6 +256,14 @@ class Task:
         text_at = [table.column(name.strip(), "--text-columns") for name in group]
         row_at = one(chosen.row_column, "--row-column", self.usual_row)
         return text_at, row_at, one(chosen.subject_column, "--subject-column", self.usual_subject)
+
+    def note(self, table, line, row_id, subject, text, label):
+        """A labelled note of a row; it keeps its text while all that are kept fit into MAX_TEXT."""
+        note = Note(row_id, subject or f"row {row_id}", text, label)
+        self.held += len(text)
+        if self.held > MAX_TEXT:
+            note.text, note.key, note.path, note.line = None, key_of(text), table.path, line
+        return note
 
     def prepare_text(self, text):
         """What the model sees of a text; the same in training and in predict.py."""
@@ -309,9 +342,33 @@ class Task:
 
     def encode(self, examples, tokenizer, max_length, progress=True):
         """Encoded rows of the examples, with labels if they have them."""
-        encoded = encode([example.text for example in examples], tokenizer, max_length, progress)
+        encoded = encode(self.texts(examples), len(examples), tokenizer, max_length, progress)
         encoded.labels = self.targets(examples)
         return encoded
+
+    def texts(self, examples):
+        """Yield the examples' texts. Those that were not kept are read from their file again."""
+        gone = [example for example in examples if example.text is None]
+        in_order = all(a.line < b.line and a.path == b.path for a, b in pairwise(gone))
+        again = self._read_again(gone if in_order else sorted(gone, key=lambda e: (e.path, e.line)))
+        if not in_order:
+            found = {(example.path, example.line): text for example, text in again}
+        for example in examples:
+            if example.text is not None:
+                yield example.text
+            else:
+                yield next(again)[1] if in_order else found[example.path, example.line]
+
+    def _read_again(self, examples):
+        """Yield (example, its text) of examples in the order of their rows."""
+        for path, members in groupby(examples, lambda example: example.path):
+            rows = self.rows(Table(path, False, self.options.max_row_mb), Counter())
+            for example in members:
+                row = next((row for row in rows if row[0] == example.line), None)
+                text = row and self.prepare_text(row[3])
+                if row is None or key_of(text) != example.key:
+                    raise BadInput(f"{path}: was changed while it was read; run the same command again")
+                yield example, text
 
     def targets(self, examples):
         """Labels of examples as an array (N,), or None if they have none."""

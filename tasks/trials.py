@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 import metrics
 from cli import BadInput, number
-from data import Note, Table, fold_duplicates
+from data import fold_duplicates
 from tasks.demo_trials import write_both
 from tasks.task import CLASS_WEIGHTS, COLUMNS, LABEL_COLUMN, Task
 
@@ -110,7 +110,7 @@ class Trials(Task):
 
     def read(self, path, keep, counts):
         """Texts with their labels, as names for now."""
-        table, notes = Table(path), []
+        table, notes = self.open_table(path), []
         label_at = [table.column(name, "--label-column") for name in self.label_columns]
         if set(label_at) & set(self.columns(table)[0]):
             what = "--label-column names a column of the text; a label must stand in a column of its own"
@@ -122,7 +122,7 @@ class Trials(Task):
             label = self._label_names([row[at] for at in label_at], f"{path}, line {line}")
             counts["with an empty set of labels" if empty_is_a_set else "without label"] += not label
             if label or empty_is_a_set:
-                notes.append(Note(row_id, subject or f"row {row_id}", text, label))
+                notes.append(self.note(table, line, row_id, subject, text, label))
         return notes
 
     def _label_names(self, cells, where):

@@ -91,6 +91,20 @@ def test_the_parts_write_their_tables(tmp_path, refuses, runs, monkeypatch):
         assert "no GPU" in refuses(benchmark.main, ["--parts", "gpu"])
 
 
+def test_reading_is_measured_as_it_is_done(tmp_path, runs, monkeypatch):
+    monkeypatch.setattr(volume, "find_spec", lambda name: None)
+    call = ["--parts", "reading", "--notes", "400,800", "--rounds", "2", "--run", str(runs / "base")]
+    benchmark.main([*call, "--out", str(tmp_path)])
+    table = read_csv(tmp_path / "reading.csv")
+    assert [(row["row"], row["notes"]) for row in table] == [
+        (what, count) for count in ("400", "800") for what in ("labels", "first batch")
+    ]
+    for row in table:
+        assert 0.7 < int(row["labelled"]) / int(row["notes"]) < 0.95 and int(row["peak_bytes"]) > 10**8
+        assert (row["tokens"] == "") == (row["row"] == "labels")
+    assert "--notes=400,800" in files.read_json(tmp_path / "benchmark.json")["arguments"]
+
+
 def test_the_gpu_part_counts_on_any_device():
     table = gpu.gpu_rows("cpu", 16, 2, 4, steps=2, config=CONFIG, backend="eager")
     steps = ("training", "prediction")

@@ -3,16 +3,19 @@
 import csv
 import gzip
 import io
+import random
+import re
 import shlex
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
 from cli import BadInput
-from conftest import ROOT
+from conftest import ROOT, write_notes
 from data import (
     SPLITS,
     Note,
@@ -23,8 +26,10 @@ from data import (
     fingerprint,
     fold_duplicates,
     make_batches,
+    open_text,
     sampled,
     split_by_subject,
+    text_lines,
 )
 from files import write_csv
 from run.cache import cached, encoding_key
@@ -34,7 +39,7 @@ SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}
 
 
 def rows_of(path):
-    return [row for _, row in Table(path, progress=False)]
+    return [list(row) for _, row in Table(path, progress=False)]
 
 
 def test_reader_takes_what_the_csv_module_writes(tmp_path):
@@ -88,6 +93,100 @@ def test_reader_refuses_what_is_no_file_or_no_gzip(tmp_path):
             rows_of(tmp_path / name)
 
 
+@pytest.mark.parametrize("form", ("plain", "gzip", "quoted lines", "lines"))
+def test_a_row_without_end_is_refused_before_it_fills_the_memory(tmp_path, form):
+    path = tmp_path / "notes.csv"
+    endless = b"2," + (b'"' + b"x\n" * 3 * 10**7 if form == "quoted lines" else b"x" * 6 * 10**7)
+    content = b"id,text\n1,ok\n" + endless
+    path.write_bytes(gzip.compress(content, 1) if form == "gzip" else content)
+    rows, begun = [], tracemalloc.start()
+    with pytest.raises(BadInput, match="line 3: more than 1 MB in one row; .* --max-row-mb"):
+        if form == "lines":
+            rows.extend(text_lines(path, open_text(path)[1], 1))
+        else:
+            rows.extend(Table(path, progress=False, max_row_mb=1))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(rows) == (2 if form == "lines" else 1) and begun is None and peak < 20 * 10**6
+
+
+def test_a_long_row_is_read_if_it_is_allowed(tmp_path):
+    path = write_notes(tmp_path / "notes.csv", [("1", "1", "a\n" * 10**6), ("2", "2", "b")])
+    with pytest.raises(BadInput, match="line 2: more than 1 MB"):
+        list(Table(path, progress=False, max_row_mb=1))
+    assert [len(row[2]) for _, row in Table(path, progress=False, max_row_mb=3)] == [2 * 10**6, 1]
+
+
+PIECES = [
+    "a",
+    "b ",
+    '"',
+    '""',
+    ",",
+    "\n",
+    "\r",
+    "\r\n",
+    "\u2028",
+    "\x1c",
+    "\x85",
+    "é☃",
+    "",
+    ' "',
+    '"x"',
+    "\ufeff",
+]
+
+
+def awkward_csv(rng, columns):
+    """A CSV of cells quoted and plain, some of them wrongly, with all line ends, blank lines and a mark."""
+
+    def cell():
+        text = "".join(rng.choices(PIECES, k=rng.randint(0, 5)))
+        quoted, plain = '"' + text.replace('"', '""') + '"', re.sub(r"^\"+|[,\r\n]", "", text)
+        return rng.choices((quoted, plain, text), (50, 50, 3))[0]
+
+    rows = [",".join(cell() for _ in range(columns)) for _ in range(rng.randint(1, 12))]
+    text = "".join(
+        row + rng.choice(("\n", "\r\n", "\r", "\n\n")) for row in ["h" + "," * (columns - 1), *rows]
+    )
+    return rng.choice(("", "\ufeff")) + (text.rstrip("\r\n") if rng.random() < 0.3 else text)
+
+
+def read_by_csv(path):
+    """((line, cells) of all rows, beginning of the fault's message or None) as Python's csv reads a file."""
+    rows, line = [], 1
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        reader = csv.reader(file, strict=True)
+        try:
+            for row in reader:
+                if rows and row and len(row) != len(rows[0][1]):
+                    return rows, f"line {line}: {len(row)} fields"
+                rows += [(line, row)] if row else []
+                line = reader.line_num + 1
+        except csv.Error:
+            return rows, f"line {line}: a quote"
+    return rows, None
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_reader_and_csv_module_agree_on_awkward_files(tmp_path, monkeypatch, seed):
+    rng, path, faults = random.Random(seed), tmp_path / "a.csv", 0
+    for _ in range(500):
+        monkeypatch.setattr("data.BLOCK", rng.choice((1, 2, 3, 7, 20, 64, 10**6)))
+        path.write_bytes(awkward_csv(rng, rng.randint(1, 4)).encode())
+        expected, fault = read_by_csv(path)
+        found, said = [], None
+        try:
+            table = Table(path, progress=False)
+            found.append((1, table.columns))
+            found.extend((line, list(row)) for line, row in table)
+        except BadInput as error:
+            said = str(error)
+        assert found == expected and (said is None) == (fault is None) and (not fault or fault in said)
+        faults += fault is not None
+    assert 20 < faults < 480
+
+
 def test_missing_column_names_those_found_but_no_text_of_a_file_without_header(tmp_path):
     path = tmp_path / "notes.csv"
     path.write_text('ROW_ID,"Patient denies fever\nand chills"\n')
@@ -95,6 +194,10 @@ def test_missing_column_names_those_found_but_no_text_of_a_file_without_header(t
         BadInput, match=r"found ROW_ID, \(not a column name\); name the column with --text-column"
     ):
         Symptoms().columns(Table(path, progress=False))
+    path.write_text("17,Melanoma,chills\n18,Fever,none\n")
+    with pytest.raises(BadInput, match="none of its 3 columns has a usual name") as error:
+        Symptoms().columns(Table(path, progress=False))
+    assert not re.search("17|melanoma|chills", str(error.value), re.I)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -135,7 +238,7 @@ def test_sample_is_the_share_asked_for_and_the_same_every_time():
 def test_encoding_and_batches(small):
     tokenizer = AutoTokenizer.from_pretrained(small[1])
     texts = ["fever", "no pain at all", "", "edema " * 400] * 300
-    encoded = encode(texts, tokenizer, 16, progress=False)
+    encoded = encode(texts, len(texts), tokenizer, 16, progress=False)
     for i, text in enumerate(texts[:4]):
         ids = tokenizer(text, truncation=True, max_length=16)["input_ids"]
         assert encoded.ids[encoded.starts[i] : encoded.starts[i + 1]].tolist() == ids
@@ -156,6 +259,18 @@ def test_encoding_and_batches(small):
     )
 
 
+def test_large_vocabularies_keep_their_ids():
+    class Large(dict):
+        def __len__(self):
+            return 2**16 + 1
+
+        def __call__(self, texts, **_):
+            return {"input_ids": [[2**16, 7]] * len(texts)}
+
+    encoded = encode(["a", "b"], 2, Large(), 4, progress=False)
+    assert encoded.ids.tolist() == [2**16, 7] * 2 and encoded.starts.tolist() == [0, 2, 4]
+
+
 def test_csv_leaves_undefined_scores_empty(tmp_path):
     write_csv(tmp_path / "a.csv", ["a", "b"], [[None, 0.5], ["x", 3]])
     assert (tmp_path / "a.csv").read_text() == "a,b\n,0.500000\nx,3\n"
@@ -168,13 +283,14 @@ def test_token_ids_are_kept_for_their_owner_alone(small, tmp_path, capsys):
 
     def make():
         calls.append(1)
-        encoded = encode([note.text for note in notes], tokenizer, 16, progress=False)
+        encoded = encode([note.text for note in notes], 2, tokenizer, 16, progress=False)
         encoded.labels = np.array([0, 1])
         return encoded
 
     key = encoding_key(tokenizer, {"max_length": 16}, notes)
     first, again = (cached(tmp_path / "tokens", key, make) for _ in range(2))
-    assert len(calls) == 1 and isinstance(again.ids, np.memmap) and again.token_labels is None
+    assert len(calls) == 1 and again.token_labels is None
+    assert isinstance(first.ids, np.memmap) and isinstance(again.ids, np.memmap)
     assert all(
         np.array_equal(getattr(first, name), getattr(again, name))
         for name in ("ids", "starts", "owner", "labels")

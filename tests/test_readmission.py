@@ -1,5 +1,7 @@
 """Early readmission: the label's rule, the tables, chunks, the logistic head."""
 
+import random
+import time
 from collections import Counter
 from datetime import datetime, timedelta
 
@@ -10,9 +12,9 @@ from transformers import AutoModelForSequenceClassification
 
 import train
 from conftest import run_words, splits_of, write_notes
-from data import SPLITS, collate
+from data import SPLITS, Table, collate
 from run import checkpoint, inference
-from tasks.admissions import readmitted
+from tasks.admissions import read_admissions, readmitted
 from tasks.readmission import Readmission, combine_chunks
 
 
@@ -48,6 +50,54 @@ def test_readmission_labels_follow_the_literature():
     )
     assert readmitted([stay(1, 0, 1), stay(2, 4, 1)], 3)[0]["1"] == 1  # exactly three days count
     assert readmitted([stay(1, 0, 1), stay(2, 4.01, 1)], 3)[0]["1"] == 0
+
+
+def readmitted_slowly(stays, days):
+    """The rule of `readmitted`, written out stay by stay."""
+    labels, counts = {}, Counter()
+    for i, this in enumerate(stays):
+        if this["kind"] == "NEWBORN" or this["died"]:
+            counts["newborn" if this["kind"] == "NEWBORN" else "died in hospital"] += 1
+            continue
+        later = [other for other in stays[i + 1 :] if other["kind"] != "NEWBORN"]
+        after = [other for other in later if other["begin"] >= this["end"]]
+        soon = [other for other in after if other["begin"] - this["end"] <= timedelta(days=days)]
+        planned = sum(other["kind"] == "ELECTIVE" for other in soon)
+        counts["overlapping next stays looked past"] += len(later) - len(after)
+        counts["planned readmissions looked past"] += planned
+        labels[this["id"]] = int(len(soon) > planned)
+    return labels, counts
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_readmission_labels_are_those_of_the_rule_written_out(seed):
+    rng = random.Random(seed)
+    for _ in range(100):
+        begins = sorted(
+            rng.choice((rng.randint(0, 40), 30 * rng.random())) for _ in range(rng.randint(0, 20))
+        )
+        kinds = ("EMERGENCY", "ELECTIVE", "NEWBORN", "URGENT")
+        stays = [
+            stay(i, begin, rng.choice((0, 1, 2.5, 30)), rng.choice(kinds), rng.random() < 0.1)
+            for i, begin in enumerate(begins)
+        ]
+        days = rng.choice((0.5, 3, 30, 36500))
+        assert readmitted(stays, days) == readmitted_slowly(stays, days)
+
+
+def test_a_subject_with_very_many_stays_takes_no_time():
+    began = time.process_time()
+    assert sum(readmitted([stay(i, i, 0.5) for i in range(20_000)], 3)[0].values()) == 19_999
+    assert time.process_time() - began < 5  # comparing each with each took minutes
+
+
+def test_odd_cells_of_the_tables_are_read(tmp_path):
+    ready = write_notes(tmp_path / "r.csv", [("a", "\x1c1"), ("b", "0\u2028")], ("TEXT", "Label"))
+    assert [note.label for note in Readmission().read(str(ready), lambda row: True, Counter())] == [1, 0]
+    rows = [(7, 1, "9999-12-30", "9999-12-31", "URGENT"), (7, 2, "9999-12-31", "9999-12-31", "URGENT")]
+    header = ("SUBJECT_ID", "HADM_ID", "ADMITTIME", "DISCHTIME", "ADMISSION_TYPE")
+    table = Table(write_notes(tmp_path / "ADMISSIONS.csv", rows, header), progress=False)
+    assert read_admissions(table, 3)[0] == {"1": 1, "2": 0}
 
 
 def test_mimic_tables_are_joined_and_every_row_is_accounted_for(tmp_path):

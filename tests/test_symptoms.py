@@ -3,9 +3,12 @@
 import re
 
 import numpy as np
+import pytest
+from transformers import AutoTokenizer
 
+from cli import BadInput
 from conftest import write_notes
-from data import SPLITS, Note, balance
+from data import SPLITS, Note, balance, fingerprint
 from tasks.symptoms import LEXICON, SYMPTOMS, Symptoms, first_match
 
 WORDS = [
@@ -68,6 +71,47 @@ def test_top_k_finds_the_most_frequent_labels_in_order(tmp_path):
     splits, facts = task.load(str(write_notes(tmp_path / "notes.csv", rows)), 1.0, 0.2, 0.2, 42)
     assert task.labels == ["syncope", "cough", "rash"] and facts["rows"]["of a rarer label"] == 3
     assert all(note.text.startswith(task.labels[note.label]) for notes in splits.values() for note in notes)
+
+
+def labels_and_ids(path, tokenizer, reverse=False, **options):
+    """(facts, fingerprint, {split: token ids of its notes}, examples) as a run reads them."""
+    task = Symptoms(**options)
+    splits, facts = task.load(str(path), 1.0, 0.2, 0.2, 42)
+    ids = {}
+    for split, notes in splits.items():
+        encoded = task.encode(notes[::-1] if reverse else notes, tokenizer, 32, progress=False)
+        rows = np.split(encoded.ids, encoded.starts[1:-1])
+        ids[split] = [row.tolist() for row in (rows[::-1] if reverse else rows)]
+    return facts, fingerprint(splits), ids, splits
+
+
+@pytest.mark.parametrize("reverse", (False, True))
+@pytest.mark.parametrize("held", (0, 9000))
+def test_notes_read_again_are_the_same_notes(small, monkeypatch, held, reverse):
+    tokenizer = AutoTokenizer.from_pretrained(small[1])
+    before = labels_and_ids(small[0], tokenizer)
+    monkeypatch.setattr("tasks.task.MAX_TEXT", held)
+    after = labels_and_ids(small[0], tokenizer, reverse)
+    assert before[:3] == after[:3]
+    kept = [note.text is not None for split in SPLITS for note in after[3][split]]
+    assert any(kept) == (held > 0) and not all(kept)
+
+
+def test_a_file_that_changes_between_label_and_text_is_refused(small, tmp_path, monkeypatch):
+    monkeypatch.setattr("tasks.task.MAX_TEXT", 0)
+    path, task = tmp_path / "notes.csv", Symptoms()
+    content = small[0].read_bytes()
+    for changed in (content.replace(b"e", b"a"), content[: len(content) // 2]):
+        path.write_bytes(content)
+        splits, _ = task.load(str(path), 1.0, 0.2, 0.2, 42)
+        path.write_bytes(changed[: changed.rindex(b"\n1") + 1])
+        with pytest.raises(BadInput, match="changed while it was read"):
+            list(task.texts(splits["train"]))
+
+
+def test_lower_case_of_the_first_characters_is_that_of_the_whole_text():
+    for text in ("PAIN " * 300, "İ" * 2000, "Σ" * 1500, "a" * 999 + "ΣΣ", "a" * 999 + "É no"):
+        assert Symptoms().prepare_text(text) == text.lower()[:1000]
 
 
 def test_balance_keeps_as_many_of_each_class(small):
