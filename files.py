@@ -53,16 +53,20 @@ def writing(path):
 
 @contextlib.contextmanager
 def whole_path(path):
-    """A temporary path to write to; at the end of the block the file there takes the place of `path`."""
+    """A temporary path to write to; at the end of the block the file there takes the place of `path`.
+
+    It is in a directory of its own: safetensors writes under yet another name beside it.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     remove_remains(path)
     try:
         with writing(path):
-            yield temporary
-            os.replace(temporary, path)
+            temporary.mkdir()
+            yield temporary / path.name
+            os.replace(temporary / path.name, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -78,11 +82,11 @@ def whole_file(path, private=False):
 
 
 def remove_remains(path):
-    """Remove the temporary files of `path` whose process is gone."""
+    """Remove the temporary directories of `path` whose process is gone."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         number = left.name.split(".")[-2]
         if number.isdigit() and not is_running(int(number)):
-            left.unlink(missing_ok=True)
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def is_running(number):

@@ -62,9 +62,24 @@ def test_remains_of_killed_processes_are_removed_and_of_living_ones_kept(tmp_pat
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     for number in (ended.pid, os.getpid(), os.getppid()):
-        (tmp_path / f".a.txt.{number}.tmp").write_text("half")
+        (tmp_path / f".a.txt.{number}.tmp").mkdir()
+        (tmp_path / f".a.txt.{number}.tmp/a.txt").write_text("half")
     write_whole(tmp_path / "a.txt", "whole")
-    assert tree(tmp_path) == {"a.txt": b"whole", f".a.txt.{os.getppid()}.tmp": b"half"}
+    assert tree(tmp_path) == {"a.txt": b"whole", f".a.txt.{os.getppid()}.tmp/a.txt": b"half"}
+
+
+def test_tensors_are_written_in_a_directory_that_the_next_call_removes(tmp_path, monkeypatch):
+    beside = []
+
+    def killed(_, temporary, *__):  # as safetensors, which writes beside the path that it is given
+        temporary.with_name(".tmpXYZ").write_text("half")
+        beside.extend(tree(tmp_path))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(files, "save_file", killed)
+        files.write_tensors(tmp_path / "a.safetensors", {})
+    assert beside == [f".a.safetensors.{os.getpid()}.tmp/.tmpXYZ"] and not tree(tmp_path)
 
 
 def test_a_directory_is_replaced_whole_or_not_at_all(tmp_path):
@@ -107,7 +122,7 @@ def test_a_cell_with_a_carriage_return_comes_back(tmp_path):
 
 def test_training_on_a_full_disk_ends_in_one_line_and_leaves_nothing(arguments, tmp_path):
     call = [*arguments, "--epochs", "1", "--cache", tmp_path / "cache"]
-    run = script("train.py", *call, "--out", tmp_path / "out", preexec_fn=small_files(0.05))
+    run = script("train.py", *call, "--out", tmp_path / "out", preexec_fn=small_files(0.01))
     out, err = run.communicate()
     lines = [line for line in err.splitlines() if "warning" not in line]
     assert run.returncode == 2 and len(lines) == 1, err
