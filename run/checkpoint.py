@@ -282,7 +282,8 @@ def load(directory):
         check_reading(directory, task, config, tokenizer, facts)
         model = rebuilt(directory, task, config, compression, weights)
         load_plain_state(model, load_file(path))
-    return Run(model.eval(), tokenizer, task, facts, compression)
+        try_out(model.eval(), task)
+    return Run(model, tokenizer, task, facts, compression)
 
 
 def rebuilt(directory, task, config, compression, weights):
@@ -298,6 +299,13 @@ def rebuilt(directory, task, config, compression, weights):
     )
     with torch.random.fork_rng():  # random weights must not move the caller's seed
         return build(compression)
+
+
+@torch.inference_mode()
+def try_out(model, task):
+    """Let a model read four tokens: what its config says may fit its weights and still not compute."""
+    ids = torch.zeros(1, 4, dtype=torch.long)
+    task.forward(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
 
 
 def check_reading(directory, task, config, tokenizer, facts):

@@ -224,6 +224,11 @@ def test_shards_stand_beside_their_index(model, call, refuses, names):
 # --- weights
 
 
+def test_a_model_that_fits_its_weights_and_computes_nothing_is_refused(run, refuses):
+    edit(run / "config.json", {"chunk_size_feed_forward": 3})
+    assert "its files do not fit together (ValueError)" in refuses(predict.main, [run, "-"])
+
+
 def test_changed_weights_are_told_by_their_checksum(run, refuses):
     path = run / "model.safetensors"
     content = bytearray(path.read_bytes())
