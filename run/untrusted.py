@@ -349,9 +349,11 @@ def check_weights(path, facts):
 
 @contextlib.contextmanager
 def without_panic():
-    """Within, a panic of tokenizers, which is Rust, is a RuntimeError, and standard error stays empty."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
+    """Within, a panic of tokenizers, which is Rust, is a RuntimeError; what Rust prints is dropped."""
+    kept = {stream: os.dup(stream) for stream in (1, 2)}
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in kept:
+        os.dup2(nowhere, stream)
     try:
         yield
     except BaseException as error:
@@ -359,8 +361,9 @@ def without_panic():
             raise RuntimeError("the tokenizer's files are damaged") from None
         raise
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        for stream, copy in kept.items():
+            os.dup2(copy, stream)
+            os.close(copy)
         os.close(nowhere)
 
 
