@@ -101,6 +101,10 @@ def checked_config(source, task):
         weights = untrusted.read_headers(directory)
     words, _ = PreTrainedConfig.get_config_dict(source, **only_data(source))
     untrusted.check_config(source, words, weights)
+    if words.get("transformers_weights", untrusted.ONE_FILE) != untrusted.ONE_FILE:
+        raise BadInput(
+            f"{source}/config.json: names weights of its own; give a directory of {untrusted.ONE_FILE}"
+        )
     config = AutoConfig.from_pretrained(source, **head_names(task), **only_data(source))
     if weights.shapes:
         untrusted.measured(source, weights, lambda: untrained(task, config), untrusted.PLAIN_ROOM)
@@ -201,7 +205,7 @@ def load_tokenizer(source, config):
 
 # --- a run directory ---------------------------------------------------------------------------------
 
-PLAIN, COMPRESSED = "model.safetensors", "compressed.safetensors"
+PLAIN, COMPRESSED = untrusted.ONE_FILE, "compressed.safetensors"
 
 
 def is_finished(directory):

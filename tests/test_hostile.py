@@ -224,6 +224,11 @@ def test_shards_stand_beside_their_index(model, call, refuses, names):
     assert "must name files beside it" in refuses(train.main, call)
 
 
+def test_weights_elsewhere_are_not_read(model, call, refuses):
+    edit(model / "config.json", {"transformers_weights": "../small/model.safetensors"})
+    assert "names weights of its own" in refuses(train.main, call)
+
+
 # --- weights
 
 
