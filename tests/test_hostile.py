@@ -286,6 +286,21 @@ def test_damaged_predictions_are_one_line(run, runs, refuses, content):
     assert not (run.parent / "results.json").exists()
 
 
+def test_endless_predictions_are_not_read(run, runs, refuses):
+    shutil.copytree(runs / "base", run.parent / "base")
+    with open(run / "predictions.csv", "ab") as file:
+        file.truncate(10**12)
+    assert "predictions.csv: cannot be read as CSV" in refuses(report.main, [run.parent])
+
+
+def test_a_tokenizer_without_a_word_for_unknown_ones_is_refused(run, refuses):
+    words = read_json(run / "tokenizer.json")
+    words["model"]["unk_token"] = "none"
+    write_json(run / "tokenizer.json", words)
+    edit(run / "tokenizer_config.json", {"unk_token": None, "tokenizer_class": "TokenizersBackend"})
+    assert str(run) in refuses(predict.main, [run, "-"])
+
+
 def test_runs_that_start_from_each_other_come_to_an_end(run, runs):
     edit(run / "run.json", {"start": "other"})
     other = shutil.copytree(run, run.with_name("other"))
