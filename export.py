@@ -21,7 +21,7 @@ import compress
 from cli import BadInput, Parser, number, run_script
 from data import Table, budget_batches, collate
 from files import writable_directory, writing
-from run import checkpoint
+from run import checkpoint, untrusted
 from run.onnx_file import Logits, libraries, session, to_int8, to_onnx
 from tasks import demo
 
@@ -43,6 +43,7 @@ def first_notes(task, path, count):
 
 def validation_notes(run, directory, count):
     """(the first `count` notes of a run's validation split, the file that they are from)."""
+    untrusted.check_types(f"{directory}/run.json", run.facts, {}, untrusted.SPLIT)
     arguments = run.facts["arguments"]
     data, validation, test = (arguments[name] for name in ("data", "validation", "test"))
     if data == "demo":

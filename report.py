@@ -84,10 +84,10 @@ def report_rows(out, task, runs, timings):
 
 def report_data(out):
     """(task, {name: run.json}, rows, facts) of a results directory. Raises BadInput if a run is damaged."""
-    runs = runs_in(out)
-    task, timings = common_task(out, runs), timings_of(out, runs)
-    rows = report_rows(out, task, runs, timings)
     with fitting(out):
+        runs = runs_in(out)
+        task, timings = common_task(out, runs), timings_of(out, runs)
+        rows = report_rows(out, task, runs, timings)
         return task, runs, rows, report_facts(task, runs, timings)
 
 
@@ -225,7 +225,8 @@ def main(argv=None):
         read_json(out / "results.json"),
     )  # as docs/results.py reads them
     write_whole(out / "results.md", report_page(rows, facts))
-    draw_all(out, task, runs, rows, facts)
+    with fitting(out):
+        draw_all(out, task, runs, rows, facts)
     print(report_page(rows, facts))
 
 

@@ -100,12 +100,20 @@ def read_table(path):
     check_file(path)
     try:
         with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file, strict=True))
+            rows = list(csv.DictReader(short_lines(file), strict=True))
     except (ValueError, csv.Error, OSError) as error:
         raise BadInput(f"{path}: cannot be read as CSV ({type(error).__name__})") from None
     if any(None in row or None in row.values() for row in rows):
         raise BadInput(f"{path}: is damaged: a row has another number of cells than the header")
     return rows
+
+
+def short_lines(file, most=10**6):
+    """The lines of an open text file. Raises ValueError for one that is very long or has a NUL byte in it."""
+    while line := file.readline(most):
+        if len(line) == most or "\0" in line:
+            raise ValueError("no line of a table")
+        yield line
 
 
 def write_rows(path, rows):

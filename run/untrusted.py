@@ -92,13 +92,16 @@ def refuse_code(where, config):
         if key.removesuffix("_internal").endswith(KERNELS):
             chosen = value.values() if isinstance(value, dict) else [value]
             if any(name not in OWN_KERNELS for name in chosen):
-                raise BadInput(f"{where}: {key} names kernels that may come from a hub; remove it")
+                raise BadInput(f"{where}: names kernels that may come from a hub; give a model without")
     names = config.get("fast_tokenizer_files") or []
     if any(not isinstance(name, str) or "/" in name or "\\" in name for name in names):
         raise BadInput(f"{where}: fast_tokenizer_files must be names of files beside it")
 
 
 # --- sizes -------------------------------------------------------------------------------------------
+
+
+ONE_FILE = "model.safetensors"  # transformers' name of the weights, if they are one file
 
 
 class Weights(NamedTuple):
@@ -136,7 +139,7 @@ def read_header(path):
 
 def read_headers(directory):
     """The Weights of a model directory's model.safetensors, or of the shards that its index names."""
-    single, index = Path(directory) / "model.safetensors", Path(directory) / "model.safetensors.index.json"
+    single, index = Path(directory) / ONE_FILE, Path(directory) / f"{ONE_FILE}.index.json"
     if single.exists() or not index.exists():
         return read_header(single) if single.exists() else Weights({})
     shards = read_json(index)
@@ -162,14 +165,10 @@ def check_config(directory, config, weights):
     """Raises BadInput for a config.json that names code or kernels, or numbers beyond any model's."""
     where = f"{directory}/config.json"
     refuse_code(where, config)
-    if "transformers_weights" in config and not isinstance(config["transformers_weights"], str):
-        raise BadInput(f"{where}: transformers_weights is no text")
     check_numbers(where, config, max(10**6, weights.largest))
 
 
-LAYERS_ROOM = (
-    64  # factored layers are built dense first: BERT-large at rank 1 needs 11 times its file's elements
-)
+LAYERS_ROOM = 64  # factored layers are built dense first; BERT-large at rank 1 needs 11
 PLAIN_ROOM = 3  # the encoder, a pooler, a head as large as the embeddings
 
 
@@ -296,7 +295,7 @@ def read_run(directory, *needs):
     Raises BadInput if that is not so.
     """
     path = Path(directory) / "run.json"
-    if path.exists():
+    if os.path.exists(path):
         check_file(path)
     facts = read_json(path)
     if not isinstance(facts, dict):
@@ -349,9 +348,11 @@ def check_weights(path, facts):
 
 @contextlib.contextmanager
 def without_panic():
-    """Within, a panic of tokenizers, which is Rust, is a RuntimeError, and standard error stays empty."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
+    """Within, a panic of tokenizers, which is Rust, is a RuntimeError; what Rust prints is dropped."""
+    kept = {stream: os.dup(stream) for stream in (1, 2)}
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in kept:
+        os.dup2(nowhere, stream)
     try:
         yield
     except BaseException as error:
@@ -359,8 +360,9 @@ def without_panic():
             raise RuntimeError("the tokenizer's files are damaged") from None
         raise
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        for stream, copy in kept.items():
+            os.dup2(copy, stream)
+            os.close(copy)
         os.close(nowhere)
 
 

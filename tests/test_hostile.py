@@ -13,6 +13,7 @@ import fuzz_runs
 import predict
 import report
 import train
+from cli import BadInput
 from conftest import ROOT
 from files import checksum_of, read_json, write_json
 from run import checkpoint
@@ -205,13 +206,15 @@ def test_damaged_tokenizers_are_one_line(run, refuses, name, content, monkeypatc
     assert str(run) in refuses(predict.main, [run, "-"])
 
 
-def test_a_panic_in_the_tokenizer_is_one_line(run):
+def test_what_the_tokenizers_rust_prints_is_not_seen(run, runs, capfd):
     edit(run / "tokenizer.json", {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}})
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "predict.py"), str(run), "-"], input="fever\n", capture_output=True,
-        text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and str(run) in done.stderr
+    with pytest.raises(BadInput, match="do not fit together"):  # a panic, with a backtrace
+        checkpoint.load(run)
+    shutil.copy(runs / "base" / "tokenizer.json", run)
+    word = {"__type": "AddedToken", "content": "[UNK]", "lstrip": False, "special": True, "evil": 1}
+    edit(run / "tokenizer_config.json", {"unk_token": word})  # it names the unknown key
+    checkpoint.load(run)
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("names", ({"a": "../../other.safetensors"}, {"a": 3}, [], None))
@@ -221,7 +224,17 @@ def test_shards_stand_beside_their_index(model, call, refuses, names):
     assert "must name files beside it" in refuses(train.main, call)
 
 
+def test_weights_elsewhere_are_not_read(model, call, refuses):
+    edit(model / "config.json", {"transformers_weights": "../small/model.safetensors"})
+    assert "names weights of its own" in refuses(train.main, call)
+
+
 # --- weights
+
+
+def test_a_model_that_fits_its_weights_and_computes_nothing_is_refused(run, refuses):
+    edit(run / "config.json", {"chunk_size_feed_forward": 3})
+    assert "its files do not fit together (ValueError)" in refuses(predict.main, [run, "-"])
 
 
 def test_changed_weights_are_told_by_their_checksum(run, refuses):
@@ -271,6 +284,21 @@ def test_damaged_predictions_are_one_line(run, runs, refuses, content):
     (run / "predictions.csv").write_bytes(content)
     assert str(run) in refuses(report.main, [run.parent])
     assert not (run.parent / "results.json").exists()
+
+
+def test_endless_predictions_are_not_read(run, runs, refuses):
+    shutil.copytree(runs / "base", run.parent / "base")
+    with open(run / "predictions.csv", "ab") as file:
+        file.truncate(10**12)
+    assert "predictions.csv: cannot be read as CSV" in refuses(report.main, [run.parent])
+
+
+def test_a_tokenizer_without_a_word_for_unknown_ones_is_refused(run, refuses):
+    words = read_json(run / "tokenizer.json")
+    words["model"]["unk_token"] = "none"
+    write_json(run / "tokenizer.json", words)
+    edit(run / "tokenizer_config.json", {"unk_token": None, "tokenizer_class": "TokenizersBackend"})
+    assert str(run) in refuses(predict.main, [run, "-"])
 
 
 def test_runs_that_start_from_each_other_come_to_an_end(run, runs):
