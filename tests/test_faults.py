@@ -107,7 +107,7 @@ def test_a_cell_with_a_carriage_return_comes_back(tmp_path):
 
 def test_training_on_a_full_disk_ends_in_one_line_and_leaves_nothing(arguments, tmp_path):
     call = [*arguments, "--epochs", "1", "--cache", tmp_path / "cache"]
-    run = script("train.py", *call, "--out", tmp_path / "out", preexec_fn=small_files(0.05))
+    run = script("train.py", *call, "--out", tmp_path / "out", preexec_fn=small_files(0.02))
     out, err = run.communicate()
     lines = [line for line in err.splitlines() if "warning" not in line]
     assert run.returncode == 2 and len(lines) == 1, err
