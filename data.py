@@ -385,7 +385,7 @@ def tokenise(texts, tokenizer, progress=True, total=None, **keywords):
 
     total: how many texts there are, if they come from an iterator.
     """
-    hide, total, texts = None if progress else True, total or len(texts), iter(texts)
+    hide, total, texts = None if progress else True, len(texts) if total is None else total, iter(texts)
     with tqdm(total=total, unit="text", desc="tokenising", disable=hide, leave=False) as bar:
         while batch := list(itertools.islice(texts, 1000)):
             yield tokenizer(batch, **keywords)

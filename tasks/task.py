@@ -7,7 +7,8 @@ logits over a vocabulary.
 
 from argparse import Namespace
 from collections import Counter
-from itertools import groupby, pairwise
+from itertools import groupby
+from operator import attrgetter
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ from data import (
     text_key,
 )
 
-MAX_TEXT = 2 * 10**8  # characters of notes in memory; the texts of further ones are read again for their ids
+MAX_TEXT = 10**8  # characters of notes in memory; the texts of further ones are read again for their ids
 
 COLUMNS = {
     "--text-columns": {
@@ -180,7 +181,7 @@ class Task:
         }
 
     def read_files(self, files, fraction, seed, counts):
-        """(examples of {split: file}, {id(example): split}); duplicates are folded, and counted.
+        """(examples of {split: file}, {id(example): split, if not train}); duplicates are folded and counted.
 
         A text that is in several files is kept in the first of them, so the test file must come first.
         """
@@ -189,7 +190,8 @@ class Task:
             members = self.fold(
                 self.read(file, lambda row_id: sampled(row_id, fraction, seed), counts), counts
             )
-            home.update((id(example), split) for example in members)
+            if split != "train":
+                home.update((id(example), split) for example in members)
             examples += members
 
         if len(files) > 1 and self.folds:
@@ -199,11 +201,11 @@ class Task:
     def split(self, examples, home, shares, path, seed):
         """{split: [example]}. Those of `path` are dealt out by subject to train and to {split: share}.
 
-        home {id(example): the split whose file it came from}; the examples of other files stay there.
+        home {id(example): the split whose file it came from, if not train's}; they stay there.
         """
         splits = {split: [] for split in SPLITS}
         for example in examples:
-            splits[home[id(example)]].append(example)
+            splits[home.get(id(example), "train")].append(example)
         if shares:
             self.check_dealable(path, splits["train"], 1 + len(shares))
         shares = {"train": 1 - sum(shares.values()), **shares}
@@ -347,28 +349,27 @@ class Task:
         return encoded
 
     def texts(self, examples):
-        """Yield the examples' texts. Those that were not kept are read from their file again."""
+        """Yield the examples' texts. Those that were not kept are read again; out of order, all at once."""
         gone = [example for example in examples if example.text is None]
-        in_order = all(a.line < b.line and a.path == b.path for a, b in pairwise(gone))
-        again = self._read_again(gone if in_order else sorted(gone, key=lambda e: (e.path, e.line)))
-        if not in_order:
-            found = {(example.path, example.line): text for example, text in again}
+        in_file = sorted(gone, key=attrgetter("line"))
+        in_file.sort(key=attrgetter("path"))
+        again = self._read_again(in_file)
+        if in_file != gone:
+            found = dict(zip(map(id, in_file), again, strict=True))
+            again = (found[id(example)] for example in gone)
         for example in examples:
-            if example.text is not None:
-                yield example.text
-            else:
-                yield next(again)[1] if in_order else found[example.path, example.line]
+            yield next(again) if example.text is None else example.text
 
     def _read_again(self, examples):
-        """Yield (example, its text) of examples in the order of their rows."""
-        for path, members in groupby(examples, lambda example: example.path):
+        """Yield the texts of examples, which stand in the order of their rows."""
+        for path, members in groupby(examples, attrgetter("path")):
             rows = self.rows(Table(path, False, self.options.max_row_mb), Counter())
             for example in members:
                 row = next((row for row in rows if row[0] == example.line), None)
                 text = row and self.prepare_text(row[3])
                 if row is None or key_of(text) != example.key:
                     raise BadInput(f"{path}: was changed while it was read; run the same command again")
-                yield example, text
+                yield text
 
     def targets(self, examples):
         """Labels of examples as an array (N,), or None if they have none."""
