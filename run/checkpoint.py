@@ -291,7 +291,7 @@ def load(directory):
         check_reading(directory, task, config, tokenizer, facts)
         model = rebuilt(directory, task, config, compression, weights)
         load_plain_state(model, load_file(path))
-        try_out(model.eval(), task, tokenizer)
+        try_out(model.eval(), tokenizer)
     return Run(model, tokenizer, task, facts, compression)
 
 
@@ -311,11 +311,11 @@ def rebuilt(directory, task, config, compression, weights):
 
 
 @torch.inference_mode()
-def try_out(model, task, tokenizer):
+def try_out(model, tokenizer):
     """Let a model read two words, one unknown: files may fit each other and still compute nothing."""
     with untrusted.without_panic():
         ids = torch.tensor([tokenizer("fever \N{SNOWMAN}", truncation=True, max_length=8)["input_ids"]])
-    task.forward(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    model(input_ids=ids, attention_mask=torch.ones_like(ids))
 
 
 def check_reading(directory, task, config, tokenizer, facts):
