@@ -24,7 +24,7 @@ import torch
 
 import compress
 from cli import BadInput, Parser, number, run_script
-from data import Table, digest
+from data import MAX_ROW_MB, digest
 from fast import cpu
 from files import csv_bytes, locked, whole_file, writable_directory, writing
 from run import checkpoint, processes
@@ -49,7 +49,7 @@ def predict_file(run, path, out, tokens=None, chunk=2048, products=None):
     there, and so does one after a faulty row was corrected. products: by which library the model multiplies,
     so that answers by one and by another are not mixed. Returns the counts.
     """
-    table, counts = Table(path), Counter()
+    table, counts = run.task.open_table(path), Counter()
     kept = Answers(out, f"{run.facts['finished']} {run.task.options} {tokens} {products}")
 
     def chunks():
@@ -194,6 +194,12 @@ def build_prediction_parser():
     add("--out", default=None, help="file to write (predictions.csv, or predictions.jsonl for spans)")
     add("--text-columns", "--text-column", default=None, help="column of the note (as the run was trained)")
     add("--row-column", default=None, help="column of the row id (as the run was trained)")
+    add(
+        "--max-row-mb",
+        type=number(int, 1, 2000),
+        default=MAX_ROW_MB,
+        help=f"millions of characters that a row may have ({MAX_ROW_MB})",
+    )
     tokens = number(int, 1, 10**8)
     add(
         "--batch-tokens",
@@ -239,6 +245,7 @@ def predict(args):
     options = run.task.options
     options.text_columns = args.text_columns or options.text_columns
     options.row_column = args.row_column or options.row_column
+    options.max_row_mb = args.max_row_mb
     options.subject_column = None  # only a split needs it
 
     onednn = processes.agreed(cpu.onednn_pays())
