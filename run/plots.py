@@ -318,7 +318,8 @@ def explain(axes, crowded, bars, band):
     if band:
         shapes.append((Patch(color="#333333", alpha=0.1), "shaded: 95% interval of base"))
     for _, _, text, colour, *_ in crowded:
-        shapes.append((Line2D([], [], color=colour, marker="o", linestyle=""), text))
+        marker = "D" if "+" in text else "o"
+        shapes.append((Line2D([], [], color=colour, marker=marker, linestyle=""), text))
     handles, texts = zip(*shapes, strict=True)
     axes.legend(
         handles, texts, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2, frameon=False, fontsize=10
