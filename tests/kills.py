@@ -36,6 +36,7 @@ from tasks import TASKS, demo
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 TIMES = ("finished", "train_seconds", "run_seconds", "tokens_per_s")  # of run.json, which no two runs share
 USUAL = ["--lr", "2e-3", "--epochs", "2", "--precision", "fp32", "--save-minutes", "0", "--deterministic"]
+TWO = "base quantization"
 CHAIN = "distillation+lowrank+pruning+quantization"
 
 
@@ -46,6 +47,7 @@ def fork(main, words, log, rank=0, count=1, port=0):
     """The number of a process that runs main(words); what it prints goes to a file."""
     if child := os.fork():
         return child
+    os.setpgid(0, 0)  # a shell is killed with what it runs
     if count > 1:
         places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in places.items()}}
@@ -83,7 +85,7 @@ def wait(numbers, seconds):
                     codes[number] = os.waitstatus_to_exitcode(status)
         if time.monotonic() > until:
             for number in set(numbers) - codes.keys():
-                os.kill(number, signal.SIGKILL)
+                os.killpg(number, signal.SIGKILL)
         time.sleep(0.005)
     return [codes[number] for number in numbers]
 
@@ -96,13 +98,13 @@ def interrupt(numbers, how, after, generator):
     if found:
         wait([number for number in numbers if number != victim], 60)
         return False
-    os.kill(victim, how)
+    os.killpg(victim, how)
     wait([victim], 60)
+    time.sleep(0.3)
     others = [number for number in numbers if number != victim]
-    time.sleep(0.2 if others else 0)
     for number in others:
         if os.waitpid(number, os.WNOHANG)[0] == 0:
-            os.kill(number, signal.SIGTERM)
+            os.killpg(number, signal.SIGTERM)
             wait([number], 60)
     return True
 
@@ -124,7 +126,8 @@ def comparable(path):
     if path.name == "run.json":
         record = json.loads(path.read_text())
         return {key: value for key, value in record.items() if key not in (*TIMES, "start", "teacher")}
-    if path.name.startswith("sweep") or path.suffix == ".png":
+    timed = path.name.startswith("sweep") or (path.parent / "benchmark.csv").exists()
+    if timed or path.suffix == ".png":
         return path.exists()
     return path.read_bytes()
 
@@ -160,6 +163,7 @@ def cases(place):
     cut = base.index("--technique")
     common = ["--grid", grid, "--seeds", "1", "--rounds", "1", *base[:cut], *base[cut + 2 :]]
     found["sweep.py"] = (sweep.main, common, (1,))
+    found["run_all.sh"] = (run_all, [*base[:cut], *base[cut + 2 :]], (1,))
     return found
 
 
@@ -176,6 +180,11 @@ def report_of_a_copy(words):
         shutil.copytree(words[0], f"{words[1]}.half")
         os.rename(f"{words[1]}.half", words[1])
     report.main([words[1]])
+
+
+def run_all(words):
+    """run_all.sh, two techniques."""
+    os.execvpe("bash", ["bash", str(ROOT / "run_all.sh"), *words], {**os.environ, "TECHNIQUES": TWO})
 
 
 def finish(main, words, place, count=1):
