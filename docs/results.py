@@ -35,8 +35,14 @@ def found(folder, data):
 
 def heading(name):
     """'stop_reasons' -> 'Stop reasons'."""
-    return name.replace("_", " ").capitalize()
+    names = {"mtsamples": "MTSamples", "maccrobat": "MACCROBAT", "ncbi": "NCBI disease"}
+    return names.get(name, name.replace("_", " ").capitalize())
 
+
+PLACES = (
+    "{base} is the base run of the same seed, {runs} the folder of that seed's runs, "
+    "{half} half the number of epochs, {3x} three times that number:"
+)
 
 # --- docs/results.md ------------------------------------------------------------------------------
 
@@ -69,7 +75,7 @@ def sweep_section(name, rows, facts):
         *(*tables.sweep_table(rows, facts), ""),
         f"![{heading(name)}: {score} against speed](results/{name}/sweep.png)",
         f"![{heading(name)}: {score} against bytes](results/{name}/sweep_bytes.png)",
-        *("", "What train.py was told for each run:", "", *told),
+        *("", f"What train.py was told for each run; {PLACES}", "", *told),
     ]
 
 

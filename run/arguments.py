@@ -10,7 +10,7 @@ from cli import BadInput, Parser, keyword, number, run_script, share_or_file
 from run.cache import CACHE
 from tasks import TASKS, demo
 
-# Arguments that do not change what is learnt.
+# Arguments that are not compared between runs.
 PLACES = (
     "out", "name", "overwrite", "technique", "parts", "device", "compile", "deterministic", "save_minutes",
     "cache", "max_row_mb",
@@ -18,7 +18,7 @@ PLACES = (
 # Arguments in which a run may differ from the base run that it starts from or learns from.
 OPTIMISATION = (
     "start", "epochs", "batch_size", "accumulate", "lr", "warmup", "weight_decay", "clip", "precision",
-    "seed",     "attention_dropout", "eval_steps", "patience", "combine", "scaling_factor", "threshold",
+    "seed", "attention_dropout", "eval_steps", "patience", "combine", "scaling_factor", "threshold",
 )  # fmt: skip
 
 

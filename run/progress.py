@@ -1,8 +1,8 @@
 """Where a training stands, and the files from which an interrupted one goes on.
 
 A progress file is one safetensors file: weights, best weights, Adam's moments, the random state; in its
-header the position, the arguments and a checksum. The last two are kept, so that a damaged one costs one
-save and not the training. They are gone once the run is finished.
+header the position, the arguments and a checksum. The two latest files are kept, so that a damaged one costs
+one save and not the training. They are gone once the run is finished.
 """
 
 import contextlib

@@ -28,8 +28,7 @@ def find_runs(paths):
 
 
 def techniques_of(directory, later=()):
-    """What made a finished run, such as 'pruning+quantization': first what made the run that it starts
-    from.
+    """Techniques of a finished run and of the runs that it starts from, oldest first: 'pruning+quantization'.
 
     'base' if there is nothing else. A run that it starts from is also found beside it, if both were moved.
     later: the runs from which it was reached, so that runs that name each other come to an end.

@@ -36,38 +36,38 @@ class Schedule:
         """Optimizer steps per epoch."""
         return math.ceil(math.ceil(self.notes / self.batch_size) / self.accumulate)
 
-    def step_of(self, progress):
+    def step_of(self, position):
         """Optimizer steps taken so far, in all epochs."""
-        return progress.epoch * self.steps + progress.step
+        return position.epoch * self.steps + position.step
 
-    def share(self, progress):
+    def share(self, position):
         """The share of the training that is done, in [0, 1]."""
-        return self.step_of(progress) / (self.steps * self.epochs)
+        return self.step_of(position) / (self.steps * self.epochs)
 
-    def learning_rate(self, progress):
+    def learning_rate(self, position):
         """The rate of the next step."""
-        return learning_rate(self.share(progress), self.rate, self.warmup)
+        return learning_rate(self.share(position), self.rate, self.warmup)
 
-    def epoch_steps(self, lengths, progress):
+    def epoch_steps(self, lengths, position):
         """The steps of this epoch still to take: a list of steps, each a list of batches of row numbers."""
-        batches = make_batches(lengths, self.batch_size, seed=[self.seed, progress.epoch])
+        batches = make_batches(lengths, self.batch_size, seed=[self.seed, position.epoch])
         steps = [batches[i : i + self.accumulate] for i in range(0, len(batches), self.accumulate)]
-        return steps[progress.step :]
+        return steps[position.step :]
 
-    def validates(self, progress):
+    def validates(self, position):
         """Whether to validate after the step just taken: at the end of an epoch, and every --eval-steps."""
-        ends = progress.step == self.steps
-        return ends or bool(self.eval_steps and self.step_of(progress) % self.eval_steps == 0)
+        ends = position.step == self.steps
+        return ends or bool(self.eval_steps and self.step_of(position) % self.eval_steps == 0)
 
-    def epoch_label(self, progress):
+    def epoch_label(self, position):
         """Epochs done, for the score files: 2, or 1.5 in the middle of one."""
-        if progress.step == self.steps:
-            return progress.epoch + 1
-        return round(self.step_of(progress) / self.steps, 3)
+        if position.step == self.steps:
+            return position.epoch + 1
+        return round(self.step_of(position) / self.steps, 3)
 
 
-def learning_rate(progress, peak, warmup):
-    """Linear rise over the warm-up share, then a cosine to zero; progress in [0, 1]."""
-    if progress < warmup:
-        return peak * progress / warmup
-    return peak * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / max(1 - warmup, 1e-9)))
+def learning_rate(share, peak, warmup):
+    """Linear rise over the warm-up share, then a cosine to zero; share in [0, 1]."""
+    if share < warmup:
+        return peak * share / warmup
+    return peak * 0.5 * (1 + math.cos(math.pi * (share - warmup) / max(1 - warmup, 1e-9)))

@@ -1,88 +1,19 @@
 """What a forker does, in a copy of the project: one new file, and its line, with the import, in the dict."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import textwrap
 
 import pytest
 
 from conftest import ROOT, read_csv
 from files import read_json
 
-SKIP_LAST = '''"""The last feed-forward goes. What it does not save: embeddings, attention."""
-
-from torch import nn
-
-from compress.technique import Technique
-from layers import find_layers, millions, parameter_count
-
-
-class Skip(nn.Module):
-    """In the place of a feed-forward's output: the residual alone."""
-
-    def forward(self, hidden, residual):
-        """hidden (B, T, 4H), residual (B, T, H) -> (B, T, H)."""
-        return residual
-
-
-def skip_feed_forward(layer):
-    """Take the feed-forward out of a layer of BERT, in place."""
-    layer.intermediate, layer.output = nn.Identity(), Skip()
-
-
-class SkipLast(Technique):
-    """Takes out the feed-forward of the last layers, then trains the rest."""
-
-    OPTIONS = {"--skipped": {"type": int, "default": 1, "help": "layers that lose their feed-forward (1)"}}
-
-    def __init__(self, skipped=1):
-        self.skipped = skipped
-
-    def prepare(self, model):
-        """Before training."""
-        before, layers = parameter_count(model), find_layers(model)[1]
-        for layer in layers[-self.skipped :]:
-            skip_feed_forward(layer)
-        after = millions(parameter_count(model))
-        said = f"{self.name}: took out {self.skipped}/{len(layers)} feed-forwards"
-        print(f"{said}, {millions(before)} -> {after} parameters")
-        return model
-
-    def describe(self):
-        """What rebuild needs."""
-        return {"skipped": self.skipped}
-
-    @staticmethod
-    def is_plain(facts):
-        """Its layers are its own."""
-        return False
-
-    @staticmethod
-    def rebuild(model, facts):
-        """The same structure, untrained."""
-        for layer in find_layers(model)[1][-facts["skipped"] :]:
-            skip_feed_forward(layer)
-        return model
-'''
-
-MARGIN = '''"""Distillation by the squared error of the logits."""
-
-from compress.distillation import Distillation
-
-
-def logit_loss(student, teacher):
-    """Mean squared error of logits (B, C) -> scalar."""
-    return (student.float() - teacher.float()).square().mean()
-
-
-class Margin(Distillation):
-    """Distillation with another loss."""
-
-    def soft_loss(self, student, teacher):
-        """In the place of T^2 * KL."""
-        return logit_loss(student, teacher)
-'''
+PAGE = (ROOT / "docs" / "forking.md").read_text()
+SKIP_LAST, MSE, LENGTHS = map(textwrap.dedent, re.findall(r"( *```python\n.*?)```", PAGE, re.S))
 
 SMOOTH = '''"""A penalty on the distance of neighbouring tokens in the last hidden states."""
 
@@ -100,45 +31,6 @@ class Smooth(Technique):
         return super().loss(model, batch, outputs) + 0.01 * states[-1].diff(dim=1).square().mean()
 '''
 
-LENGTHS = '''"""Is a note long or short? A task to copy."""
-
-import random
-
-from data import Note, Table
-from files import write_csv
-from tasks.task import COLUMNS, Task
-
-
-class Lengths(Task):
-    """One label per note, from its number of words."""
-
-    name = "lengths"
-    OPTIONS = {**COLUMNS, "--short": {"type": int, "default": 8, "help": "most words of a short note (8)"}}
-    demo_files = ("notes.csv",)
-
-    def __init__(self, **options):
-        super().__init__(**options)
-        self.labels = ["short", "long"]
-
-    @classmethod
-    def write_demonstration(cls, directory, rows):
-        """Notes of 2 to 15 words."""
-        generator = random.Random(0)
-        words = "pain cough fever denies reports left right stable".split()
-        sizes = [generator.randint(2, 15) for _ in range(min(rows, 300))]
-        texts = [" ".join(generator.choices(words, k=size)) for size in sizes]
-        write_csv(directory / "notes.csv", ("ROW_ID", "TEXT"), enumerate(texts))
-        return texts
-
-    def read(self, path, keep, counts):
-        """Every note, labelled."""
-        rows = self.rows(Table(path), counts, keep)
-        return [
-            Note(row_id, subject or row_id, text, int(len(text.split()) > self.options.short))
-            for _, row_id, subject, text, _ in rows
-        ]
-'''
-
 
 @pytest.fixture
 def fork(tmp_path):
@@ -152,7 +44,7 @@ def fork(tmp_path):
         (shutil.copytree if part.is_dir() else shutil.copy)(part, copy / part.name)
 
     def add(room, name, code, cls, table):
-        (copy / room / f"{name}.py").write_text(code)
+        (copy / room / f"{name}.py").write_text(code.removeprefix("```python"))
         path = copy / room / "__init__.py"
         text = path.read_text()
         first = next(line for line in text.splitlines(keepends=True) if line.startswith(f"from {room}."))
@@ -174,7 +66,7 @@ def test_a_technique_from_scratch(fork, arguments, small):
     add, run, copy = fork
     add("compress", "skiplast", SKIP_LAST, "SkipLast", "TECHNIQUES")
     said = run("train.py", *arguments, "--epochs", "1", "--technique", "skiplast", "--out", "out")
-    assert "skiplast: took out 1/2 feed-forwards" in said
+    assert "skiplast: 1/2 layers" in said
     sizes = read_json(copy / "out/skiplast/run.json")["sizes"]
     run("train.py", *arguments, "--epochs", "1", "--technique", "skiplast+quantization", "--out", "out")
     assert read_json(copy / "out/skiplast+quantization/run.json")["sizes"]["bytes"] < sizes["bytes"]
@@ -186,10 +78,10 @@ def test_a_technique_from_scratch(fork, arguments, small):
 
 def test_a_second_distillation_by_subclassing(fork, arguments):
     add, run, copy = fork
-    add("compress", "margin", MARGIN, "Margin", "TECHNIQUES")
-    said = run("train.py", *arguments, "--epochs", "1", "--technique", "margin", "--out", "out")
-    assert "margin: student of 1 layers" in said and (copy / "out/base").is_dir()  # which it learnt from
-    assert read_json(copy / "out/margin/run.json")["teacher"] == "out/base"
+    add("compress", "mse", MSE, "Mse", "TECHNIQUES")
+    said = run("train.py", *arguments, "--epochs", "1", "--technique", "mse", "--out", "out")
+    assert "mse: student of 1 layers" in said and (copy / "out/base").is_dir()  # which it learnt from
+    assert read_json(copy / "out/mse/run.json")["teacher"] == "out/base"
 
 
 def test_a_loss_on_hidden_states(fork, arguments):
@@ -203,7 +95,7 @@ def test_a_task_with_its_own_demonstration(fork):
     add, run, copy = fork
     add("tasks", "lengths", LENGTHS, "Lengths", "TASKS")
     said = run("train.py", "--task", "lengths", "--epochs", "1", "--lr", "2e-3", "--out", "out")
-    assert said.startswith("DEMONSTRATION") and "300 rows" in said
+    assert said.startswith("DEMONSTRATION") and "4000 rows" in said
     run(
         "train.py",
         "--task",
