@@ -254,6 +254,7 @@ RUN = {
     "history": list,
     "checksum": str,
 }
+PRECISIONS = ("float32", "bfloat16", "float16")  # names in torch
 LOADED = ("technique", "finished", "task.task", "task.labels", "task.options", "arguments.max_length")
 SPLIT = tuple(f"arguments.{name}" for name in ("data", "fraction", "validation", "test", "split_seed"))
 COMPARED = (
@@ -301,6 +302,8 @@ def read_run(directory, *needs):
     if not isinstance(facts, dict):
         raise BadInput(f"{path}: is damaged: no JSON object")
     check_types(path, facts, RUN, needs)
+    if facts.get("precision", PRECISIONS[0]) not in PRECISIONS:
+        raise BadInput(f"{path}: is damaged: no precision of this name")
     return facts
 
 

@@ -260,7 +260,7 @@ def main():
         with redirect_stdout(StringIO()):
             sources = make_runs(Path(place))
         counts, failures, slowest, peak = fuzz(sources, args.count, args.seed)
-    print(*failures, sep="\n\n")
+    print(*(text.encode("ascii", "backslashreplace").decode() for text in failures), sep="\n\n")
     print(
         f"{args.count} inputs of {len(sources)} runs, seed {args.seed}: {counts['accepted']} accepted, "
         f"{counts['refused']} refused, {counts['failed']} failures; "

@@ -258,7 +258,7 @@ def test_changed_weights_are_told_by_their_checksum(run, refuses):
         {"task": None}, {"task.task": "evil"}, {"task.options": {"evil": 1}}, {"task.labels": [1, 2]},
         {"task.options.top_k": "3"}, {"task.labels": ["a", "b"]}, {"arguments": 3},
         {"arguments.max_length": "64"}, {"arguments.max_length": 10**9}, {"technique": []},
-        {"precision": 16}, {"head": []},
+        {"precision": 16}, {"precision": "load"}, {"head": []},
     ),
 )  # fmt: skip
 def test_a_damaged_run_json_is_one_line(run, refuses, changes):
