@@ -8,6 +8,7 @@ two processes one is killed, and the other ended as torchrun would end it. In ru
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -45,9 +46,11 @@ CHAIN = "distillation+lowrank+pruning+quantization"
 
 def fork(main, words, log, rank=0, count=1, port=0):
     """The number of a process that runs main(words); what it prints goes to a file."""
-    if child := os.fork():
+    child = os.fork()
+    with contextlib.suppress(OSError):  # one of the two is first; a shell is killed with what it runs
+        os.setpgid(child, child)
+    if child:
         return child
-    os.setpgid(0, 0)  # a shell is killed with what it runs
     if count > 1:
         places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in places.items()}}

@@ -515,7 +515,7 @@ def few(path, counts):
         ("--subject-column PATIENT", "no column 'PATIENT'"),
         ("--epo 3", "unrecognized arguments: --epo 3"),
         ("--start QUANTIZATION", "is int8 already, which can be neither trained nor compressed further"),
-        ("--data headless.csv", "found (not a column name), (not a column name); name"),
+        ("--data headless.csv", "none of its 2 columns has a usual name; is the first row a header?"),
         ("--model /no/where", "--model /no/where: no such directory"),
         ("--model emptydir", "emptydir: is no checkpoint that transformers can load"),
         ("--model LOWRANK", "is a finished run; continue it with --start"),
