@@ -4,7 +4,7 @@ With --check it writes nothing and exits with 1 if either differs from what the 
 there:
     NAME/sweep.csv, sweep.json        as sweep.py writes them
     NAME/results.csv, results.json    as report.py writes them
-    speed/*.csv, benchmark.json       as benchmark.py writes them
+    NAME/PART.csv, benchmark.json     as benchmark.py writes them
 """
 
 import sys
@@ -52,8 +52,7 @@ def page(root):
     folder = Path(root) / "docs" / "results"
     sections = [sweep_section(name, *data) for name, data in found(folder, "sweep").items()]
     sections += [report_section(root, name, *data) for name, data in found(folder, "results").items()]
-    if (folder / "speed" / "benchmark.json").exists():
-        sections.append(speed_section(root, folder / "speed"))
+    sections += [speed_section(root, path.parent) for path in sorted(folder.glob("*/benchmark.json"))]
     return "\n".join([HEAD, *("\n".join([*section, ""]) for section in sections)])
 
 
@@ -129,12 +128,14 @@ LESS_IS_BETTER = ("bytes", "p50_ms")
 def speed_section(root, folder):
     """Lines on what benchmark.py measured: its machine, then a table for each part and file."""
     facts = read_json(folder / "benchmark.json")
-    lines = ["## Speed", "", *command(root, "speed", "benchmark.py")]
+    lines = [f"## {heading(folder.name)}", "", *command(root, folder.name, "benchmark.py")]
     lines += [f"{tables.described(facts['machine'])}; commit {facts['machine']['commit']}."]
     for part in PARTS:
         for path in sorted(folder.glob(f"{part}*.csv"), key=lambda path: (len(path.name), path.name)):
             told = facts["conditions"].get(path.stem, facts["conditions"].get(part, ""))
-            lines += ["", f"### {heading(path.stem.replace('-', ' '))}", ""]
+            lines += (
+                ["", f"### {heading(path.stem.replace('-', ' '))}", ""] if path.stem != folder.name else [""]
+            )
             lines += speed_table(part, read_rows(path, names=("row",)), told)
     return lines
 
