@@ -63,7 +63,7 @@ def test_arguments_parse_with_the_script_they_name(path, monkeypatch):
         monkeypatch.setattr(benchmark, "measure_parts", seen.append)
         benchmark.main(given)
         out = Path(seen[0].out)
-        for call in seen[0].training:
+        for call in seen[0].training or ():
             assert arguments.parse_arguments(call).model == "models/minilm"
     else:
         out = Path(arguments.parse_arguments(given).out)
