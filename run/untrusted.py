@@ -7,8 +7,9 @@ sizes         whole numbers have a bound; the model that config.json and compres
 run.json      has the types that its readers expect
 weights       have the checksum that run.json names
 
-So a directory can neither run anything, nor hang, nor fill the memory. What else does not fit together is an
-error while the model is rebuilt, which `fitting` turns into one line.
+So a directory can run nothing, and takes memory in proportion to its weights file. Not bounded: that file's
+own size, and the time that a slow expression in tokenizer.json takes on a note. What else does not fit
+together is an error while the model is rebuilt, which `fitting` turns into one line.
 """
 
 import contextlib
