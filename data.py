@@ -17,6 +17,7 @@ import zlib
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 import numpy as np
 import torch
@@ -124,13 +125,21 @@ class Cells:
         return self.found.re.groups
 
     def __getitem__(self, at):
-        if at < 0:
-            raise IndexError("cells are numbered from 0")
-        cell = self.found[at + 1]
+        cell = self.found[at + 1 if at >= 0 else -1]  # -1: no such group
         if cell[:1] != '"':
             return cell
         cell = cell[1:-1]
         return cell.replace('""', '"') if '"' in cell else cell  # one character is found much faster than two
+
+
+@contextmanager
+def reading_bar(path, progress):
+    """A progress bar over the bytes of a file: a function to call with those read so far."""
+    hide = None if progress else True
+    with tqdm(
+        total=os.path.getsize(path), unit="B", unit_scale=True, desc="reading", disable=hide, leave=False
+    ) as bar:
+        yield lambda done: bar.update(done - bar.n)
 
 
 class Table:
@@ -145,6 +154,7 @@ class Table:
         self._file, self._stream = open_binary(self.path)
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
         self._text, self._line, self._ended = "", 1, False  # read and not used yet, the line it begins in
+        self.begun = False  # whether its first rows were read by others
         _, self.columns = self._next_by_csv() or (0, None)
         if self.columns is None:
             raise BadInput(f"{self.path}: the file is empty")
@@ -167,15 +177,40 @@ class Table:
         shown = [name if looks_like_a_name(name) else "(not a column name)" for name in self.columns[:30]]
         return f"found {', '.join(shown)}"
 
+    @property
+    def line(self):
+        """The line in which the next row begins."""
+        return self._line
+
+    def read_so_far(self):
+        """Bytes of the file, as it lies on the disk, that were read."""
+        return self._file.tell()
+
+    def unread(self):
+        """(bytes that were read and not used, the stream of those that follow), for who reads on instead."""
+        pending, _ = self._decoder.getstate()
+        return self._text.encode() + pending, self._stream
+
+    def close(self):
+        """Close the file."""
+        self._file.close()
+
+    def reopened(self, at, line):
+        """The table from byte `at` of its content on, where a row begins, in this line."""
+        self._file, self._stream = open_binary(self.path)
+        self._stream.seek(at)
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._text, self._line, self._ended, self.begun = "", line, False, True
+        return self
+
     def __iter__(self):
         """Yield (line number, cells) for every row; blank lines are left out."""
-        size, hide = os.fstat(self._file.fileno()).st_size, None if self.progress else True
-        with tqdm(total=size, unit="B", unit_scale=True, desc="reading", disable=hide, leave=False) as bar:
+        with reading_bar(self.path, self.progress) as show:
             for count, row in enumerate(self._records()):
                 if count % 1000 == 0:
-                    bar.update(self._file.tell() - bar.n)
+                    show(self.read_so_far())
                 yield row
-        self._file.close()
+        self.close()
 
     def _records(self):
         """Yield (line number, cells) of every row.
@@ -259,6 +294,18 @@ class Note:
     key: bytes | None = None
     path: str | None = field(default=None, repr=False)
     line: int = field(default=0, repr=False)
+
+
+class NoteList(list):
+    """A list of notes that is pickled by columns, in a quarter of the time."""
+
+    def __reduce__(self):
+        return notes_of, tuple(zip(*map(attrgetter(*Note.__slots__), self), strict=True))
+
+
+def notes_of(*columns):
+    """The NoteList whose notes have these fields, a column each."""
+    return NoteList(map(Note, *columns) if columns else ())
 
 
 def digest(*parts):

@@ -8,7 +8,7 @@ same notes.
 
 import re
 from collections import Counter
-from functools import cache
+from functools import cache, partial
 
 from cli import BadInput, number
 from data import balance
@@ -93,9 +93,13 @@ class Symptoms(Task):
 
     def read(self, path, keep, counts):
         """Notes that name a symptom, labelled by the index of the first in list order."""
-        symptoms, notes = LEXICON if self.options.top_k else self.labels, []
         counts.update({"without text": 0, "without label": 0})
-        table = self.open_table(path)
+        label = partial(self._label, keep=keep)
+        return self.read_by_all(self.open_table(path), label, counts)
+
+    def _label(self, table, counts, keep):
+        """The labelled notes of some rows; those that name no symptom are counted."""
+        symptoms, notes = LEXICON if self.options.top_k else self.labels, []
         for line, row_id, subject, text, _ in self.rows(table, counts, keep):
             text = self.prepare_text(text)
             if (label := first_match(text, symptoms)) is None:
