@@ -3,7 +3,7 @@
 The label is the first symptom of a fixed list that occurs as a whole word in the lower-cased first 1,000
 characters, the rule of the published system. It is a silver label: "denies fever" counts as fever, "pyrexia"
 does not, and a model that scores 1.0 has learnt to search for five words. It serves to compare models on the
-same notes.
+same notes. With --mask-labels the words are hidden and the model has to infer the label from the rest.
 """
 
 import re
@@ -41,6 +41,18 @@ def first_match(text, symptoms):
     return None
 
 
+@cache
+def any_word(phrases):
+    """A pattern for any of the phrases (a tuple) as a whole word, the longest that begins at a place."""
+    longest_first = sorted(phrases, key=len, reverse=True)
+    return re.compile(rf"\b(?:{'|'.join(map(re.escape, longest_first))})\b")
+
+
+def hide(text, phrases, mask):
+    """The text with one `mask` in the place of each phrase, whatever the phrase's length."""
+    return any_word(phrases).sub(lambda _: mask, text)
+
+
 class Symptoms(Task):
     """One label per note: a symptom of --symptoms, or one of the --top-k most frequent in the lexicon."""
 
@@ -67,6 +79,10 @@ class Symptoms(Task):
             "action": "store_true",
             "help": "down-sample every class to the smallest one, as the paper does (off)",
         },
+        "--mask-labels": {
+            "action": "store_true",
+            "help": "hide all symptoms of the lexicon and of --symptoms from the model (off)",
+        },
         **COLUMNS,
         **CLASS_WEIGHTS,
     }
@@ -80,6 +96,7 @@ class Symptoms(Task):
         super().__init__(**options)
         symptoms, top_k = self.options.symptoms, self.options.top_k
         self.labels = [symptom.strip().lower() for symptom in symptoms.split(",") if symptom.strip()]
+        self.hidden = (*LEXICON, *self.labels) if self.options.mask_labels else ()
         if len(set(self.labels)) < max(2, len(self.labels)):
             raise BadInput(f"--symptoms {symptoms}: needs at least two, each of them once")
         if top_k == 1:
@@ -90,6 +107,15 @@ class Symptoms(Task):
         if text.isascii():  # elsewhere what follows may change a letter's lower case
             text = text[: self.options.max_chars]
         return text.lower()[: self.options.max_chars]
+
+    def shown(self, texts, tokenizer):
+        """With --mask-labels a mask token, or without one the word "symptom", for each symptom named.
+
+        Only here: labels, duplicates and splits are those of the whole text, so that runs with and without
+        can be compared note by note.
+        """
+        mask = tokenizer.mask_token or "symptom"
+        return (hide(text, self.hidden, mask) for text in texts) if self.hidden else texts
 
     def read(self, path, keep, counts):
         """Notes that name a symptom, labelled by the index of the first in list order."""

@@ -344,7 +344,8 @@ class Task:
 
     def encode(self, examples, tokenizer, max_length, progress=True):
         """Encoded rows of the examples, with labels if they have them."""
-        encoded = encode(self.texts(examples), len(examples), tokenizer, max_length, progress)
+        texts = self.shown(self.texts(examples), tokenizer)
+        encoded = encode(texts, len(examples), tokenizer, max_length, progress)
         encoded.labels = self.targets(examples)
         return encoded
 
@@ -359,6 +360,10 @@ class Task:
             again = (found[id(example)] for example in gone)
         for example in examples:
             yield next(again) if example.text is None else example.text
+
+    def shown(self, texts, tokenizer):
+        """The texts as the model reads them, in training and in predict.py; a task may hide words in them."""
+        return texts
 
     def _read_again(self, examples):
         """Yield the texts of examples, which stand in the order of their rows."""

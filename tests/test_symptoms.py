@@ -1,5 +1,6 @@
 """Symptom classification: the label's rule, and which notes and labels are kept."""
 
+import json
 import re
 
 import numpy as np
@@ -9,7 +10,7 @@ from transformers import AutoTokenizer
 from cli import BadInput
 from conftest import write_notes
 from data import SPLITS, Note, balance, fingerprint
-from tasks.symptoms import LEXICON, SYMPTOMS, Symptoms, first_match
+from tasks.symptoms import LEXICON, SYMPTOMS, Symptoms, first_match, hide
 
 WORDS = [
     "no",
@@ -128,3 +129,36 @@ def test_class_weights_are_inverse_frequencies(small):
     _, facts = task.load(str(small[0]), 1.0, 0.2, 0.2, 42)
     counts = np.array(list(facts["splits"]["train"].values()))
     assert np.allclose(task.weights.numpy() * counts, counts.sum() / len(counts))
+
+
+# --- hidden labels
+
+
+def test_every_symptom_is_hidden_as_one_mask_whatever_its_length():
+    every = (*LEXICON, "asthma attack")
+    text = "fever, back pain and shortness of breath; painful, no asthma attack, pyrexia, feverish"
+    assert hide(text, every, "[MASK]") == ("[MASK], [MASK] and [MASK]; painful, no [MASK], pyrexia, feverish")
+    for symptom in every:
+        assert hide(f"a {symptom}. b", every, "#") == "a #. b"
+
+
+@pytest.mark.parametrize("held", (10**8, 0))
+def test_hidden_symptoms_do_not_reach_the_model_and_change_no_split(small, monkeypatch, held):
+    monkeypatch.setattr("tasks.task.MAX_TEXT", held)
+    tokenizer = AutoTokenizer.from_pretrained(small[1])
+    plain, hidden = (labels_and_ids(small[0], tokenizer, mask_labels=hidden) for hidden in (False, True))
+    assert plain[:2] == hidden[:2]
+    words = {tokenizer.convert_tokens_to_ids(word) for word in SYMPTOMS} - {tokenizer.unk_token_id}
+    seen = [{id for row in rows for id in row} for _, _, ids, _ in (plain, hidden) for rows in ids.values()]
+    assert len(words) == 5 and all(words <= ids for ids in seen[:3])
+    # the demonstration's vocabulary has no "painless": its first piece is still "pain"
+    assert all(tokenizer.mask_token_id in ids and tokenizer.mask_token_id not in seen[0] for ids in seen[3:])
+    task = Symptoms(symptoms="asthma attack,pain", mask_labels=True)
+    again = Symptoms.from_facts(json.loads(json.dumps(task.describe())))
+    example = again.example("1", "Asthma attack with PAIN and nausea.")
+    ids = again.encode([example], tokenizer, 32, progress=False).ids
+    masked = tokenizer("[MASK] with [MASK] and [MASK].")["input_ids"]
+    assert ids.tolist() == masked and tokenizer.mask_token_id in masked
+    tokenizer.mask_token = None
+    ids = again.encode([example], tokenizer, 32, progress=False).ids
+    assert ids.tolist() == tokenizer("symptom with symptom and symptom.")["input_ids"]
