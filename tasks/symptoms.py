@@ -9,13 +9,15 @@ same notes. With --mask-labels the words are hidden and the model has to infer t
 import re
 from collections import Counter
 from functools import cache
+from itertools import islice
 
 from cli import BadInput, number
-from data import balance
+from data import balance, digest
 from tasks.demo_symptoms import write_symptom_notes
 from tasks.task import CLASS_WEIGHTS, COLUMNS, Task
 
 SYMPTOMS = ("edema", "pain", "cough", "fever", "bleeding")
+NONE = "none"  # the class of notes that name no symptom
 # The order decides the label of a note that names several, so it is fixed here, for good.
 LEXICON = (
     "fever", "cough", "headache", "nausea", "vomiting", "fatigue", "chest pain", "shortness of breath",
@@ -33,12 +35,16 @@ def whole_word(phrase):
     return re.compile(rf"\b{re.escape(phrase)}\b").search
 
 
-def first_match(text, symptoms):
-    """Index of the first symptom in list order that occurs in the text as a whole word, or None."""
+def named(text, symptoms):
+    """Yield the index of each symptom that occurs in the text as a whole word, in list order."""
     for index, symptom in enumerate(symptoms):
         if symptom in text and whole_word(symptom)(text):
-            return index
-    return None
+            yield index
+
+
+def first_match(text, symptoms):
+    """Index of the first symptom in list order that occurs in the text as a whole word, or None."""
+    return next(named(text, symptoms), None)
 
 
 @cache
@@ -79,6 +85,10 @@ class Symptoms(Task):
             "action": "store_true",
             "help": "down-sample every class to the smallest one, as the paper does (off)",
         },
+        "--with-none": {
+            "action": "store_true",
+            "help": "a class more, none: notes that name no symptom, as many as a class has on average (off)",
+        },
         "--mask-labels": {
             "action": "store_true",
             "help": "hide all symptoms of the lexicon and of --symptoms from the model (off)",
@@ -95,12 +105,20 @@ class Symptoms(Task):
     def __init__(self, **options):
         super().__init__(**options)
         symptoms, top_k = self.options.symptoms, self.options.top_k
-        self.labels = [symptom.strip().lower() for symptom in symptoms.split(",") if symptom.strip()]
-        self.hidden = (*LEXICON, *self.labels) if self.options.mask_labels else ()
-        if len(set(self.labels)) < max(2, len(self.labels)):
+        self.listed = [symptom.strip().lower() for symptom in symptoms.split(",") if symptom.strip()]
+        if len(set(self.listed)) < max(2, len(self.listed)):
             raise BadInput(f"--symptoms {symptoms}: needs at least two, each of them once")
+        if self.options.with_none and NONE in self.listed:
+            raise BadInput(f"--symptoms {symptoms}: --with-none has a class {NONE} of its own")
         if top_k == 1:
             raise BadInput("--top-k 1: one class cannot be learnt; use 2 or more")
+        self.symptoms = LEXICON if top_k else self.listed  # searched for, in this order
+        self.labels = self._with_none(self.listed)
+        self.hidden = (*LEXICON, *self.listed) if self.options.mask_labels else ()
+
+    def _with_none(self, labels):
+        """The labels, and none after them if it is asked for."""
+        return [*labels, *[NONE] * self.options.with_none]
 
     def prepare_text(self, text):
         """In lower case and cut: the label is searched in what the model sees."""
@@ -118,22 +136,39 @@ class Symptoms(Task):
         return (hide(text, self.hidden, mask) for text in texts) if self.hidden else texts
 
     def read(self, path, keep, counts):
-        """Notes that name a symptom, labelled by the index of the first in list order."""
-        symptoms, notes = LEXICON if self.options.top_k else self.labels, []
+        """Notes that name a symptom, and others --with-none; their label: the indices of those they name.
+
+        Of --symptoms the first is enough; which of the lexicon decide is known when all notes were read.
+        """
+        most, notes = None if self.options.top_k else 1, []
         counts.update({"without text": 0, "without label": 0})
         table = self.open_table(path)
         for line, row_id, subject, text, _ in self.rows(table, counts, keep):
             text = self.prepare_text(text)
-            if (label := first_match(text, symptoms)) is None:
-                counts["without label"] += 1
-            else:
+            label = tuple(islice(named(text, self.symptoms), most))
+            if label or self.options.with_none:
                 notes.append(self.note(table, line, row_id, subject, text, label))
+            else:
+                counts["without label"] += 1
         return notes
 
     def settle_labels(self, examples, counts, path, seed):
-        """With --top-k the most frequent labels, with --balance as many notes of each class."""
+        """Labels: the first symptom named, of the most frequent with --top-k; --with-none; --balance."""
+        labels = self._most_frequent(examples) if self.options.top_k else range(len(self.symptoms))
+        self.labels = self._with_none([self.symptoms[label] for label in labels])
+        place = {label: at for at, label in enumerate(labels)}
+
+        # each note's first symptom -> its class
+        kept = []
+        for note in examples:
+            first = place.get(note.label[0]) if note.label else None
+            names_none = self.options.with_none and place.keys().isdisjoint(note.label)
+            note.label = len(labels) if names_none else first
+            if note.label is not None:
+                kept.append(note)
         if self.options.top_k:
-            examples = self._keep_most_frequent(examples, counts)
+            counts["of a rarer label"] = len(examples) - len(kept)
+        examples = self._sample_none(kept, counts, seed) if self.options.with_none else kept
 
         present = sorted({self.labels[note.label] for note in examples})
         if len(present) < 2:
@@ -148,16 +183,20 @@ class Symptoms(Task):
             counts["removed by --balance"] = unbalanced - len(examples)
         return examples
 
-    def _keep_most_frequent(self, notes, counts):
-        """Notes of the --top-k most frequent symptoms, which become self.labels; ties by list order."""
-        frequency = Counter(note.label for note in notes)
-        kept = sorted(frequency, key=lambda label: (-frequency[label], label))[: self.options.top_k]
-        self.labels = [LEXICON[label] for label in kept]
-        counts["of a rarer label"] = sum(note.label not in kept for note in notes)
-        notes = [note for note in notes if note.label in kept]
-        for note in notes:
-            note.label = kept.index(note.label)
-        return notes
+    def _most_frequent(self, notes):
+        """The --top-k symptoms that are first in most notes; ties by list order."""
+        frequency = Counter(note.label[0] for note in notes if note.label)
+        return sorted(frequency, key=lambda label: (-frequency[label], label))[: self.options.top_k]
+
+    def _sample_none(self, notes, counts, seed):
+        """As many of the notes that name no symptom as the other classes have on average."""
+        none = self.labels.index(NONE)
+        found = [note for note in notes if note.label == none]
+        most = round((len(notes) - len(found)) / none)
+        in_order = sorted(found, key=lambda note: digest(str(seed), note.row_id))
+        left_out = set(map(id, in_order[most:]))
+        counts["that name no symptom, left out"] = len(left_out)
+        return [note for note in notes if id(note) not in left_out]
 
     # --- what the splits must hold
 

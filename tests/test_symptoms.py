@@ -162,3 +162,38 @@ def test_hidden_symptoms_do_not_reach_the_model_and_change_no_split(small, monke
     tokenizer.mask_token = None
     ids = again.encode([example], tokenizer, 32, progress=False).ids
     assert ids.tolist() == tokenizer("symptom with symptom and symptom.")["input_ids"]
+
+
+# --- a class for notes that name none
+
+
+def test_none_is_sampled_to_the_mean_of_the_other_classes(tmp_path):
+    named = [(i, i, f"{'pain' if i % 3 else 'cough'} number {i}") for i in range(60)]
+    path = write_notes(tmp_path / "notes.csv", [*named, *((i, i, f"visit {i}") for i in range(60, 160))])
+    task = Symptoms(symptoms="cough,pain", with_none=True)
+    splits, facts = task.load(str(path), 1.0, 0.2, 0.2, 42)
+    notes = sum(splits.values(), [])
+    assert task.labels == ["cough", "pain", "none"]
+    assert np.bincount([note.label for note in notes]).tolist() == [20, 40, 30]
+    assert all((note.label == 2) == note.text.startswith("visit") for note in notes)
+    assert facts["rows"]["that name no symptom, left out"] == 70 and not facts["rows"]["without label"]
+    plain = load(path, symptoms="cough,pain")[0]
+    assert {note.row_id for note in sum(plain.values(), [])} < {note.row_id for note in notes}
+    again = Symptoms.from_facts(json.loads(json.dumps(task.describe())))
+    assert fingerprint(again.load(str(path), 1.0, 0.2, 0.2, 42)[0]) == fingerprint(splits)
+    other = Symptoms(symptoms="cough,pain", with_none=True).load(str(path), 1.0, 0.2, 0.2, 43)[0]
+    assert {n.row_id for n in sum(other.values(), [])} != {n.row_id for n in notes}
+    with pytest.raises(BadInput, match="--with-none has a class none of its own"):
+        Symptoms(symptoms="none,pain", with_none=True)
+
+
+def test_with_top_k_none_names_none_of_those_k(tmp_path):
+    texts = {"headache and rash": 3, "rash": 18, "cough": 12, "pain": 12, "visit": 9}
+    rows = [(f"{text}{i}", f"{text}{i}", f"{text} {i}") for text, n in texts.items() for i in range(n)]
+    task, path = Symptoms(top_k=2, with_none=True), write_notes(tmp_path / "notes.csv", rows)
+    splits, facts = task.load(str(path), 1.0, 0.2, 0.2, 42)
+    assert task.labels == ["rash", "cough", "none"]
+    assert facts["rows"]["of a rarer label"] == 3  # they name rash, but a rarer symptom first
+    none = [note.text for note in sum(splits.values(), []) if note.label == 2]
+    assert len(none) == 15 and {text.split()[0] for text in none} == {"pain", "visit"}
+    assert facts["rows"]["that name no symptom, left out"] == 6
