@@ -62,7 +62,7 @@ def timings_of(out, runs):
 
 def report_rows(out, task, runs, timings):
     """One row per run: scores, intervals, the test against base, sizes, times, the paper's figures."""
-    paper = {row["technique"]: row for row in read_rows(REFERENCE / "table1.csv") if task.name == "symptoms"}
+    paper = {row["technique"]: row for row in read_rows(REFERENCE / "table1.csv") if task.as_published}
     rows = []
     for name, run in runs.items():
         row = {"technique": name, "techniques": techniques_of(out / name)}
@@ -153,7 +153,7 @@ def label_facts(task, runs):
         for label, row in first["test"]["per_label"].items()
     }
     published = {}
-    for row in read_table(REFERENCE / "table2.csv") if task.name == "symptoms" else []:
+    for row in read_table(REFERENCE / "table2.csv") if task.as_published else []:
         if row["symptom"] in per_label and row["technique"] in runs:
             published.setdefault(row["symptom"], {})[row["technique"]] = float(row["f1"])
     support = "support" if "Support" in task.per_label else f"test {task.unit}"

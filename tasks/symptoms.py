@@ -14,7 +14,8 @@ from itertools import islice
 from cli import BadInput, number
 from data import balance, digest
 from tasks.demo_symptoms import write_symptom_notes
-from tasks.task import CLASS_WEIGHTS, COLUMNS, Task
+from tasks.label_sets import LABEL_SETS, LabelSets
+from tasks.task import CLASS_WEIGHTS, COLUMNS
 
 SYMPTOMS = ("edema", "pain", "cough", "fever", "bleeding")
 NONE = "none"  # the class of notes that name no symptom
@@ -59,8 +60,8 @@ def hide(text, phrases, mask):
     return any_word(phrases).sub(lambda _: mask, text)
 
 
-class Symptoms(Task):
-    """One label per note: a symptom of --symptoms, or one of the --top-k most frequent in the lexicon."""
+class Symptoms(LabelSets):
+    """One label per note, or all: symptoms of --symptoms, or the --top-k most frequent of the lexicon."""
 
     name = "symptoms"
     overall_csv, per_label_csv = "multiclass_{}_metrics.csv", "per_symptom_{}_metrics.csv"
@@ -93,6 +94,7 @@ class Symptoms(Task):
             "action": "store_true",
             "help": "hide all symptoms of the lexicon and of --symptoms from the model (off)",
         },
+        **LABEL_SETS,
         **COLUMNS,
         **CLASS_WEIGHTS,
     }
@@ -112,13 +114,18 @@ class Symptoms(Task):
             raise BadInput(f"--symptoms {symptoms}: --with-none has a class {NONE} of its own")
         if top_k == 1:
             raise BadInput("--top-k 1: one class cannot be learnt; use 2 or more")
+        if self.options.multi_label and self.options.balance:
+            raise BadInput("--balance: goes with one label per note, not with --multi-label")
+        if self.options.multi_label:
+            self.answer_sets()
         self.symptoms = LEXICON if top_k else self.listed  # searched for, in this order
-        self.labels = self._with_none(self.listed)
+        self.labels = self._labels_of_run(self.listed)
+        self.as_published = not (self.sets or self.options.mask_labels or self.options.with_none)
         self.hidden = (*LEXICON, *self.listed) if self.options.mask_labels else ()
 
-    def _with_none(self, labels):
-        """The labels, and none after them if it is asked for."""
-        return [*labels, *[NONE] * self.options.with_none]
+    def _labels_of_run(self, symptoms):
+        """The symptoms, and --with-none the class none; among sets it is the empty one."""
+        return [*symptoms, *[NONE] * (self.options.with_none and not self.sets)]
 
     def prepare_text(self, text):
         """In lower case and cut: the label is searched in what the model sees."""
@@ -138,9 +145,9 @@ class Symptoms(Task):
     def read(self, path, keep, counts):
         """Notes that name a symptom, and others --with-none; their label: the indices of those they name.
 
-        Of --symptoms the first is enough; which of the lexicon decide is known when all notes were read.
+        One of --symptoms is enough, the first; which of the lexicon count is known when all notes were read.
         """
-        most, notes = None if self.options.top_k else 1, []
+        most, notes = None if self.sets or self.options.top_k else 1, []
         counts.update({"without text": 0, "without label": 0})
         table = self.open_table(path)
         for line, row_id, subject, text, _ in self.rows(table, counts, keep):
@@ -153,24 +160,17 @@ class Symptoms(Task):
         return notes
 
     def settle_labels(self, examples, counts, path, seed):
-        """Labels: the first symptom named, of the most frequent with --top-k; --with-none; --balance."""
-        labels = self._most_frequent(examples) if self.options.top_k else range(len(self.symptoms))
-        self.labels = self._with_none([self.symptoms[label] for label in labels])
-        place = {label: at for at, label in enumerate(labels)}
-
-        # each note's first symptom -> its class
-        kept = []
+        """Labels: the first symptom, or all; of the most frequent with --top-k; --with-none; --balance."""
+        kept = self._most_frequent(examples) if self.options.top_k else range(len(self.symptoms))
+        self.labels = self._labels_of_run([self.symptoms[symptom] for symptom in kept])
         for note in examples:
-            first = place.get(note.label[0]) if note.label else None
-            names_none = self.options.with_none and place.keys().isdisjoint(note.label)
-            note.label = len(labels) if names_none else first
-            if note.label is not None:
-                kept.append(note)
+            note.label = self._label_of(note.label, kept)
+        labelled = [note for note in examples if note.label is not None]
         if self.options.top_k:
-            counts["of a rarer label"] = len(examples) - len(kept)
-        examples = self._sample_none(kept, counts, seed) if self.options.with_none else kept
+            counts["of a rarer label"] = len(examples) - len(labelled)
+        examples = self._sample_none(labelled, counts, seed) if self.options.with_none else labelled
 
-        present = sorted({self.labels[note.label] for note in examples})
+        present = sorted(name for name, count in self.tally(examples).items() if count)
         if len(present) < 2:
             what = f"only one class, {present[0]!r}" if present else "no class at all"
             raise BadInput(
@@ -184,15 +184,33 @@ class Symptoms(Task):
         return examples
 
     def _most_frequent(self, notes):
-        """The --top-k symptoms that are first in most notes; ties by list order."""
-        frequency = Counter(note.label[0] for note in notes if note.label)
-        return sorted(frequency, key=lambda label: (-frequency[label], label))[: self.options.top_k]
+        """The --top-k symptoms that most notes have as their label, or in their set; ties by list order."""
+        most = None if self.sets else 1
+        frequency = Counter(symptom for note in notes for symptom in note.label[:most])
+        return sorted(frequency, key=lambda symptom: (-frequency[symptom], symptom))[: self.options.top_k]
+
+    @property
+    def _none(self):
+        """The label of a note that names no symptom of the run; None leaves it out."""
+        if not self.options.with_none:
+            return None
+        return () if self.sets else len(self.labels) - 1
+
+    def _label_of(self, found, kept):
+        """A note's label from the symptoms it names, both in list order, and those that are kept."""
+        classes = tuple(kept.index(symptom) for symptom in found if symptom in kept)
+        if not classes:
+            return self._none
+        if self.sets:
+            return tuple(sorted(classes))
+        return classes[0] if found[0] in kept else None
 
     def _sample_none(self, notes, counts, seed):
-        """As many of the notes that name no symptom as the other classes have on average."""
-        none = self.labels.index(NONE)
-        found = [note for note in notes if note.label == none]
-        most = round((len(notes) - len(found)) / none)
+        """As many of the notes that name no symptom as name one of the others on average."""
+        found = [note for note in notes if note.label == self._none]
+        mentions = sum(len(self.labels_of(note)) for note in notes if note.label != self._none)
+        symptoms = len(self.labels) if self.sets else len(self.labels) - 1
+        most = round(mentions / symptoms)
         in_order = sorted(found, key=lambda note: digest(str(seed), note.row_id))
         left_out = set(map(id, in_order[most:]))
         counts["that name no symptom, left out"] = len(left_out)
@@ -203,7 +221,7 @@ class Symptoms(Task):
     def check_dealable(self, path, examples, ways):
         """A patient for each split in every class."""
         for i, name in enumerate(self.labels):
-            patients = len({note.subject for note in examples if note.label == i})
+            patients = len({note.subject for note in examples if i in self.labels_of(note)})
             if patients < ways:
                 raise BadInput(
                     f"{path}: class {name!r} has notes of {patients} patients, too small to split "

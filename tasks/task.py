@@ -123,6 +123,7 @@ class Task:
     resampled = None  # what the bootstrap draws, if not examples
     json_lines = False  # whether predict.py writes JSON lines instead of a CSV
     published = None  # a line on the reference's figures, for the report
+    as_published = False  # whether the paper's tables (reference/) can stand beside its scores
     techniques = ("base", "pruning", "lowrank", "distillation", "quantization")  # what run_all.sh trains
     demo_files = ()  # what write_demonstration writes; the first is what a run reads as --data
 

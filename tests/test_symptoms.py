@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
+import predict
+import report
+import train
 from cli import BadInput
-from conftest import write_notes
+from conftest import read_csv, write_notes
 from data import SPLITS, Note, balance, fingerprint
 from tasks.symptoms import LEXICON, SYMPTOMS, Symptoms, first_match, hide
 
@@ -197,3 +200,44 @@ def test_with_top_k_none_names_none_of_those_k(tmp_path):
     none = [note.text for note in sum(splits.values(), []) if note.label == 2]
     assert len(none) == 15 and {text.split()[0] for text in none} == {"pain", "visit"}
     assert facts["rows"]["that name no symptom, left out"] == 6
+
+
+# --- label sets
+
+
+def test_sets_hold_all_symptoms_of_a_note(tmp_path):
+    texts = ("cough", "cough and pain", "pain", "fever, pain, cough", "a visit", "nausea")
+    rows = [(i, i, f"{texts[i % 6]} {i}") for i in range(240)]
+    path = str(write_notes(tmp_path / "notes.csv", rows))
+    expected = {"cough": (0,), "cough and pain": (0, 1), "pain": (1,), "fever, pain, cough": (0, 1, 2)}
+    for none in (False, True):
+        task = Symptoms(symptoms="cough,pain,fever", multi_label=True, with_none=none)
+        splits, facts = task.load(path, 1.0, 0.2, 0.2, 42)
+        notes = sum(splits.values(), [])
+        for note in notes:
+            assert note.label == expected.get(note.text.rstrip("0123456789 "), ())
+        counts = [sum(split[name] for split in facts["splits"].values()) for name in task.labels]
+        assert task.labels == ["cough", "pain", "fever"] and counts == [120, 120, 40]
+        assert len(notes) - 160 == (80 if none else 0)  # 93 would be the mean of the labels
+        assert task.targets(splits["test"]).shape == (len(splits["test"]), 3)
+    task = Symptoms(top_k=2, multi_label=True)
+    _, facts = task.load(path, 1.0, 0.2, 0.2, 42)
+    assert task.labels == ["cough", "pain"] and facts["rows"]["of a rarer label"] == 40
+    with pytest.raises(BadInput, match="not with --multi-label"):
+        Symptoms(multi_label=True, balance=True)
+
+
+def test_a_run_with_everything_predicts_what_it_was_scored_on(small, arguments, tmp_path, capsys):
+    flags = "--multi-label --with-none --threshold auto --mask-labels --epochs 1"
+    train.main([*arguments, *flags.split(), "--out", str(tmp_path)])
+    assert "micro avg" in capsys.readouterr().out
+    rows = {row["row_id"]: row for row in read_csv(tmp_path / "base" / "predictions.csv")}
+    predict.main([str(tmp_path / "base"), str(small[0]), "--out", str(tmp_path / "p.csv")])
+    again = {row["row_id"]: row for row in read_csv(tmp_path / "p.csv")}
+    assert len(rows) > 50
+    for row_id, row in rows.items():
+        assert again[row_id]["predicted"] == row["predicted"]
+        assert float(again[row_id]["p_pain"]) == pytest.approx(float(row["p_pain"]), abs=2e-6)
+    report.main([str(tmp_path)])
+    text = (tmp_path / "results.md").read_text()
+    assert "micro-F1" in text and "paper" not in text
