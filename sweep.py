@@ -41,7 +41,7 @@ GRID = Path(__file__).parent / "experiments" / "grid.json"
 # what must be the same throughout a sweep, or its rows cannot be compared
 COMMON = (
     *("task", "data", "model", "fraction", "validation", "test", "split_seed", "max_length", "balance"),
-    *("mask_labels", "with_none", "multi_label"),
+    *("mask_labels", "with_none", "multi_label", "negation"),
 )
 
 

@@ -15,6 +15,7 @@ from cli import BadInput, number
 from data import balance, digest
 from tasks.demo_symptoms import write_symptom_notes
 from tasks.label_sets import LABEL_SETS, LabelSets
+from tasks.negation import negated
 from tasks.task import CLASS_WEIGHTS, COLUMNS
 
 SYMPTOMS = ("edema", "pain", "cough", "fever", "bleeding")
@@ -32,15 +33,27 @@ LEXICON = (
 
 @cache
 def whole_word(phrase):
-    """A function (text) -> a match, or None, of a phrase that is no part of a longer word."""
-    return re.compile(rf"\b{re.escape(phrase)}\b").search
+    """A pattern for a phrase that is no part of a longer word."""
+    return re.compile(rf"\b{re.escape(phrase)}\b")
 
 
-def named(text, symptoms):
-    """Yield the index of each symptom that occurs in the text as a whole word, in list order."""
+def affirmed(text, symptom):
+    """Whether a lower-cased text mentions a symptom at least once without negating it."""
+    return any(not negated(text, *found.span()) for found in whole_word(symptom).finditer(text))
+
+
+def named(text, symptoms, negation="keep"):
+    """Yield the index of each symptom that occurs in the text as a whole word, in list order.
+
+    One of which all mentions are negated is left out to "drop" negations; for "label" its index counts on
+    from the number of symptoms.
+    """
     for index, symptom in enumerate(symptoms):
-        if symptom in text and whole_word(symptom)(text):
-            yield index
+        if symptom in text and whole_word(symptom).search(text):
+            if negation == "keep" or affirmed(text, symptom):
+                yield index
+            elif negation == "label":
+                yield index + len(symptoms)
 
 
 def first_match(text, symptoms):
@@ -90,6 +103,11 @@ class Symptoms(LabelSets):
             "action": "store_true",
             "help": "a class more, none: notes that name no symptom, as many as a class has on average (off)",
         },
+        "--negation": {
+            "choices": ("keep", "drop", "label"),
+            "default": "keep",
+            "help": "a symptom that is only denied counts, does not, or is a label such as 'no fever' (keep)",
+        },
         "--mask-labels": {
             "action": "store_true",
             "help": "hide all symptoms of the lexicon and of --symptoms from the model (off)",
@@ -106,22 +124,32 @@ class Symptoms(LabelSets):
 
     def __init__(self, **options):
         super().__init__(**options)
-        symptoms, top_k = self.options.symptoms, self.options.top_k
-        self.listed = [symptom.strip().lower() for symptom in symptoms.split(",") if symptom.strip()]
-        if len(set(self.listed)) < max(2, len(self.listed)):
-            raise BadInput(f"--symptoms {symptoms}: needs at least two, each of them once")
-        if self.options.with_none and NONE in self.listed:
-            raise BadInput(f"--symptoms {symptoms}: --with-none has a class {NONE} of its own")
-        if top_k == 1:
-            raise BadInput("--top-k 1: one class cannot be learnt; use 2 or more")
-        if self.options.multi_label and self.options.balance:
-            raise BadInput("--balance: goes with one label per note, not with --multi-label")
-        if self.options.multi_label:
+        chosen = self.options
+        listed = [symptom.strip().lower() for symptom in chosen.symptoms.split(",") if symptom.strip()]
+        self.symptoms = LEXICON if chosen.top_k else listed  # searched for, in this order
+        negated_ones = [f"no {symptom}" for symptom in self.symptoms] if chosen.negation == "label" else []
+        self.names = [*self.symptoms, *negated_ones]
+        self.hidden = (*LEXICON, *listed) if chosen.mask_labels else ()
+        self._check(listed)
+        if chosen.multi_label:
             self.answer_sets()
-        self.symptoms = LEXICON if top_k else self.listed  # searched for, in this order
-        self.labels = self._labels_of_run(self.listed)
-        self.as_published = not (self.sets or self.options.mask_labels or self.options.with_none)
-        self.hidden = (*LEXICON, *self.listed) if self.options.mask_labels else ()
+        self.labels = self._labels_of_run(self.names)
+        plain = not (self.sets or self.hidden or chosen.with_none)
+        self.as_published = plain and chosen.negation == "keep"
+
+    def _check(self, listed):
+        """Raises BadInput for options that give no labels, or labels of one name."""
+        chosen, given = self.options, f"--symptoms {self.options.symptoms}"
+        if len(set(listed)) < max(2, len(listed)):
+            raise BadInput(f"{given}: needs at least two, each of them once")
+        if len(set(self.names)) < len(self.names):
+            raise BadInput(f"{given}: --negation label has such a label of its own")
+        if chosen.with_none and NONE in listed:
+            raise BadInput(f"{given}: --with-none has a class {NONE} of its own")
+        if chosen.top_k == 1:
+            raise BadInput("--top-k 1: one class cannot be learnt; use 2 or more")
+        if chosen.multi_label and chosen.balance:
+            raise BadInput("--balance: goes with one label per note, not with --multi-label")
 
     def _labels_of_run(self, symptoms):
         """The symptoms, and --with-none the class none; among sets it is the empty one."""
@@ -152,7 +180,7 @@ class Symptoms(LabelSets):
         table = self.open_table(path)
         for line, row_id, subject, text, _ in self.rows(table, counts, keep):
             text = self.prepare_text(text)
-            label = tuple(islice(named(text, self.symptoms), most))
+            label = tuple(islice(named(text, self.symptoms, self.options.negation), most))
             if label or self.options.with_none:
                 notes.append(self.note(table, line, row_id, subject, text, label))
             else:
@@ -161,8 +189,8 @@ class Symptoms(LabelSets):
 
     def settle_labels(self, examples, counts, path, seed):
         """Labels: the first symptom, or all; of the most frequent with --top-k; --with-none; --balance."""
-        kept = self._most_frequent(examples) if self.options.top_k else range(len(self.symptoms))
-        self.labels = self._labels_of_run([self.symptoms[symptom] for symptom in kept])
+        kept = self._most_frequent(examples) if self.options.top_k else range(len(self.names))
+        self.labels = self._labels_of_run([self.names[symptom] for symptom in kept])
         for note in examples:
             note.label = self._label_of(note.label, kept)
         labelled = [note for note in examples if note.label is not None]
