@@ -58,6 +58,7 @@ class LabelSets(Task):
         """From now on labels are tuples of indices, and the scores those of sets."""
         self.sets, self.fewest_labels = True, 1
         self.overall, self.per_label, self.selection = metrics.MULTI_LABEL, metrics.REPORT, "MicroF1"
+        self.group_score = "MicroF1"
         self.headline = {"MicroF1": "micro-F1", "MacroF1": "macro-F1", "Accuracy": "subset accuracy"}
 
     def labels_of(self, example):

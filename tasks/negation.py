@@ -46,13 +46,16 @@ SCOPE_ENDS = re.compile(rf"[.!?](?=\s|$)|;|\n\s*\n|{any_of(ENDS)}")
 
 def negated(text, start, stop):
     """Whether the mention text[start:stop] of a lower-cased text is negated."""
-    before = ONLY_LOOKS.sub("", text[max(0, start - REACH) : start])
-    before = SCOPE_ENDS.split(before)[-1]
-    nearest = [before[found.end() :] for found in NEGATES_NEXT.finditer(before)][-1:]
-    if before.endswith("non-") or any(len(words.split()) <= WINDOW_BEFORE for words in nearest):
+    before, after = text[max(0, start - REACH) : start], text[stop : stop + REACH]
+    if before.endswith("non-"):
         return True
-
-    after = ONLY_LOOKS.sub("", text[stop : stop + REACH])
-    after = SCOPE_ENDS.split(after, maxsplit=1)[0]
-    found = NEGATES_LAST.search(after)
-    return found is not None and len(after[: found.start()].split()) <= WINDOW_AFTER
+    if NEGATES_NEXT.search(before):  # most mentions have none, and what follows takes longer
+        scope = SCOPE_ENDS.split(ONLY_LOOKS.sub("", before))[-1]
+        nearest = [scope[found.end() :] for found in NEGATES_NEXT.finditer(scope)][-1:]
+        if any(len(words.split()) <= WINDOW_BEFORE for words in nearest):
+            return True
+    if not NEGATES_LAST.search(after):
+        return False
+    scope = SCOPE_ENDS.split(ONLY_LOOKS.sub("", after), maxsplit=1)[0]
+    found = NEGATES_LAST.search(scope)
+    return found is not None and len(scope[: found.start()].split()) <= WINDOW_AFTER

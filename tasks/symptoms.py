@@ -16,9 +16,10 @@ from data import balance, digest
 from tasks.demo_symptoms import write_symptom_notes
 from tasks.label_sets import LABEL_SETS, LabelSets
 from tasks.negation import negated
-from tasks.task import CLASS_WEIGHTS, COLUMNS
+from tasks.task import CLASS_WEIGHTS, COLUMNS, SUBGROUPS
 
 SYMPTOMS = ("edema", "pain", "cough", "fever", "bleeding")
+MENTION = "mention of the label"  # the groups in which test notes are scored
 NONE = "none"  # the class of notes that name no symptom
 # The order decides the label of a note that names several, so it is fixed here, for good.
 LEXICON = (
@@ -114,6 +115,7 @@ class Symptoms(LabelSets):
         },
         **LABEL_SETS,
         **COLUMNS,
+        **SUBGROUPS,
         **CLASS_WEIGHTS,
     }
 
@@ -178,11 +180,12 @@ class Symptoms(LabelSets):
         most, notes = None if self.sets or self.options.top_k else 1, []
         counts.update({"without text": 0, "without label": 0})
         table = self.open_table(path)
-        for line, row_id, subject, text, _ in self.rows(table, counts, keep):
+        groups = self.group_reader(table)
+        for line, row_id, subject, text, row in self.rows(table, counts, keep):
             text = self.prepare_text(text)
             label = tuple(islice(named(text, self.symptoms, self.options.negation), most))
             if label or self.options.with_none:
-                notes.append(self.note(table, line, row_id, subject, text, label))
+                notes.append(self.note(table, line, row_id, subject, text, label, groups(row)))
             else:
                 counts["without label"] += 1
         return notes
@@ -243,6 +246,15 @@ class Symptoms(LabelSets):
         left_out = set(map(id, in_order[most:]))
         counts["that name no symptom, left out"] = len(left_out)
         return [note for note in notes if id(note) not in left_out]
+
+    def mark(self, examples):
+        """Whether the mention that gave a note its label is affirmed, where labels do not tell."""
+        if self.sets or self.options.negation != "keep":
+            return
+        for note, text in zip(examples, self.texts(examples), strict=True):
+            symptom = self.labels[note.label]
+            said = symptom if symptom == NONE else "affirmed" if affirmed(text, symptom) else "negated"
+            note.groups = {**(note.groups or {}), MENTION: said}
 
     # --- what the splits must hold
 

@@ -5,16 +5,15 @@ One label column gives classes. Several 0/1 columns, a column of separated label
 union; of classes the first is kept, and contradictions are counted.
 """
 
-import re
-
 import numpy as np
 
 import metrics
 from cli import BadInput
 from data import fold_duplicates
 from tasks.demo_trials import write_both
+from tasks.groups import strange_names
 from tasks.label_sets import LABEL_SETS, LabelSets
-from tasks.task import CLASS_WEIGHTS, COLUMNS, LABEL_COLUMN
+from tasks.task import CLASS_WEIGHTS, COLUMNS, LABEL_COLUMN, SUBGROUPS
 
 
 def refuse_strange_labels(labels, texts, path):
@@ -22,9 +21,7 @@ def refuse_strange_labels(labels, texts, path):
     count = f"{path}: {len(labels)} distinct labels among {texts} texts"
     if len(labels) > max(2, texts / 3):
         raise BadInput(f"{count}; is --label-column right?")
-    names = re.compile(r"[\w .,:;/&()+'-]{1,60}")
-    strange = [name for name in labels if not names.fullmatch(name) or len(re.findall(r"\w+", name)) > 6]
-    if strange:
+    if strange := strange_names(labels):
         what = f"{len(strange)} of {len(labels)} labels look like text, not like names"
         raise BadInput(f"{path}: {what}; is --label-column right?")
     if not 2 <= len(labels) <= 500:
@@ -51,6 +48,7 @@ class Trials(LabelSets):
         **LABEL_SETS,
         **LABEL_COLUMN,
         **COLUMNS,
+        **SUBGROUPS,
         **CLASS_WEIGHTS,
     }
 
@@ -84,11 +82,12 @@ class Trials(LabelSets):
 
         counts.update({"without text": 0, "without label": 0})
         empty_is_a_set = self.sets and not self.options.multi_label  # an empty class is no label
+        groups = self.group_reader(table)
         for line, row_id, subject, text, row in self.rows(table, counts, keep):
             label = self._label_names([row[at] for at in label_at], f"{path}, line {line}")
             counts["with an empty set of labels" if empty_is_a_set else "without label"] += not label
             if label or empty_is_a_set:
-                notes.append(self.note(table, line, row_id, subject, text, label))
+                notes.append(self.note(table, line, row_id, subject, text, label, groups(row)))
         return notes
 
     def _label_names(self, cells, where):
