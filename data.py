@@ -284,7 +284,7 @@ class Note:
 
     The label is a class index, or a tuple of them where a note may have several, or None where it is unknown.
     Where there are too many notes to hold their texts, the text is None: its key says whether two are equal,
-    and path and line where to read it again.
+    and path and line where to read it again. groups {column: value} are those whose scores it counts in.
     """
 
     row_id: str
@@ -294,6 +294,7 @@ class Note:
     key: bytes | None = None
     path: str | None = field(default=None, repr=False)
     line: int = field(default=0, repr=False)
+    groups: dict | None = field(default=None, repr=False)
 
 
 class NoteList(list):

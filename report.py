@@ -62,7 +62,7 @@ def timings_of(out, runs):
 
 def report_rows(out, task, runs, timings):
     """One row per run: scores, intervals, the test against base, sizes, times, the paper's figures."""
-    paper = {row["technique"]: row for row in read_rows(REFERENCE / "table1.csv") if task.name == "symptoms"}
+    paper = {row["technique"]: row for row in read_rows(REFERENCE / "table1.csv") if task.as_published}
     rows = []
     for name, run in runs.items():
         row = {"technique": name, "techniques": techniques_of(out / name)}
@@ -135,6 +135,7 @@ def report_facts(task, runs, timings):
         "differing": differing_arguments(runs),
         "data": {key: first["data"][key] for key in ("rows", "notes", "subjects", "sizes", "splits")},
         **label_facts(task, runs),
+        **group_facts(task, runs),
         "machine": first["machine"],
         "trained_at": {name: run["machine"]["commit"] for name, run in runs.items()},
         "timing": timing_facts(timings),
@@ -153,11 +154,28 @@ def label_facts(task, runs):
         for label, row in first["test"]["per_label"].items()
     }
     published = {}
-    for row in read_table(REFERENCE / "table2.csv") if task.name == "symptoms" else []:
+    for row in read_table(REFERENCE / "table2.csv") if task.as_published else []:
         if row["symptom"] in per_label and row["technique"] in runs:
             published.setdefault(row["symptom"], {})[row["technique"]] = float(row["f1"])
     support = "support" if "Support" in task.per_label else f"test {task.unit}"
     return {"per_label": per_label, "published_labels": published, "support": support}
+
+
+def group_facts(task, runs):
+    """{column: {value: test notes, the score of each run}} of groups that all runs have, and which score."""
+    found, every = {}, [run.get("groups", {}) for run in runs.values()]
+    for column, groups in every[0].items():
+        found[column] = {
+            value: {
+                "count": group["count"],
+                "score": {
+                    name: own.get(column, {}).get(value, {}).get("overall", {}).get(task.group_score)
+                    for name, own in zip(runs, every, strict=True)
+                },
+            }
+            for value, group in groups.items()
+        }
+    return {"groups": found, "group_score": task.headline.get(task.group_score, task.group_score)}
 
 
 def differing_arguments(runs):

@@ -39,7 +39,10 @@ from tasks import demo
 GRID = Path(__file__).parent / "experiments" / "grid.json"
 
 # what must be the same throughout a sweep, or its rows cannot be compared
-COMMON = ("task", "data", "model", "fraction", "validation", "test", "split_seed", "max_length", "balance")
+COMMON = (
+    *("task", "data", "model", "fraction", "validation", "test", "split_seed", "max_length", "balance"),
+    *("mask_labels", "with_none", "multi_label", "negation"),
+)
 
 
 class Sweep(NamedTuple):

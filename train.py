@@ -33,6 +33,7 @@ from run.progress import LossMeter, ProgressFile, TrainingClock
 from run.results import print_data, spelled, write_predictions, write_score_files
 from run.schedule import Schedule
 from tasks import TASKS, demo
+from tasks.groups import group_scores
 
 
 def train(model, technique, notes, schedule, device, progress_file):
@@ -197,6 +198,7 @@ def run(planned):
     task = TASKS[args.task](**options_of(TASKS[args.task], args))
     examples, facts = task.load(data, args.fraction, args.validation, args.test, args.split_seed)
     facts["split"] = fingerprint(examples)
+    task.mark(examples["test"])
     print_data(task, facts)
 
     # the model to start from (test texts only to refuse a --start that saw them), token ids, technique
@@ -227,14 +229,14 @@ def run(planned):
 
     # score; the test notes only now, and once
     precision = reading_precision(device, getattr(torch, trained.get("precision", "float32")), task.fits_head)
-    validation, test, predictions = score_run(model, notes, precision, args.name)
+    validation, test, groups, predictions = score_run(model, notes, precision, args.name)
 
     # save, whole
     record = {
         **planned.record(settings(args)), "learning_rate": rate, "device": str(device_of(model)),
         "task": task.describe(), "data": facts, **trained,
         "run_seconds": round(time.perf_counter() - began, 1), "machine": machine, "history": history,
-        "validation": validation._asdict(), "test": test._asdict(),
+        "validation": validation._asdict(), "test": test._asdict(), "groups": groups,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }  # fmt: skip
     if not processes.is_first():
@@ -249,7 +251,7 @@ def run(planned):
 
 
 def score_run(model, notes, precision, name):
-    """(validation Scores, test Scores with intervals, test predictions); prints the test scores."""
+    """(validation Scores, test Scores with intervals, of test groups too, test predictions); prints them."""
     task, examples = notes.task, notes.examples
     validation, predictions = evaluate(model, notes, "validation", precision)
     task.calibrate(examples["validation"], predictions)  # may choose thresholds, so score again
@@ -265,7 +267,7 @@ def score_run(model, notes, precision, name):
         f"{name}: test, {len(examples['test'])} {task.unit}, {spelled(test.overall, task.headline)}",
         flush=True,
     )
-    return validation, test, predictions
+    return validation, test, group_scores(task, examples["test"], predictions), predictions
 
 
 def main(argv=None):

@@ -19,6 +19,7 @@ PLACES = (
 OPTIMISATION = (
     "start", "epochs", "batch_size", "accumulate", "lr", "warmup", "weight_decay", "clip", "precision",
     "seed", "attention_dropout", "eval_steps", "patience", "combine", "scaling_factor", "threshold",
+    "subgroups",
 )  # fmt: skip
 
 

@@ -155,6 +155,9 @@ def report_body(rows, facts, level):
             facts["published_labels"]
         )
         lines += [*label_table(facts), ""]
+    for column in facts.get("groups", {}):
+        lines += [f"{level} By {column}: {facts['group_score']} on the test split", ""]
+        lines += [*group_table(facts, column), ""]
     machine, commits = facts["machine"], dict.fromkeys(facts["trained_at"].values())
     return [*lines, f"Trained on {described(machine)}; commit {', '.join(map(str, commits))}."]
 
@@ -288,3 +291,12 @@ def label_table(facts):
             )
         body.append(cells)
     return markdown_table(["label", facts["support"], *names], body)
+
+
+def group_table(facts, column):
+    """Lines: the score that suits groups, of each run on each group of a column."""
+    body = [
+        [value, f"{group['count']:,}", *(formatted(group["score"][name], "{:.3f}") for name in facts["runs"])]
+        for value, group in facts["groups"][column].items()
+    ]
+    return markdown_table([column, f"test {facts['unit']}", *facts["runs"]], body)

@@ -252,6 +252,10 @@ RUN = {
     "task.thresholds.*": NUMBER,
     "test.intervals": (dict, NoneType),
     "test.intervals.*.*": NUMBER,
+    **dict.fromkeys(("groups", "groups.*", "groups.*.*.overall", "groups.*.*.intervals"), dict),
+    "groups.*.*.count": int,
+    "groups.*.*.overall.*": SCORE,
+    "groups.*.*.intervals.*.*": NUMBER,
     "history": list,
     "checksum": str,
 }

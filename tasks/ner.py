@@ -52,6 +52,7 @@ class Ner(Task):
     overall, per_label, label_column = metrics.SPANS, (*metrics.SPANS, "Support"), "Type"
     per_label_csv = "per_type_{}_metrics.csv"
     headline = {"F1": "F1", "Precision": "precision", "Recall": "recall"}
+    group_score = "F1"
     json_lines, resampled = True, "documents, or sentences where there are none"
     published = (
         "Reference (other, synthetic data; menstrual and IVF conversations, five types): "

@@ -22,7 +22,7 @@ from cli import BadInput, number
 from data import Note, budget_batches, collate, digest, frame, pack, tokenise, windows
 from tasks.admissions import clean_id, read_admissions
 from tasks.demo_readmission import write_admissions
-from tasks.task import CLASS_WEIGHTS, COLUMNS, LABEL_COLUMN, Task
+from tasks.task import CLASS_WEIGHTS, COLUMNS, LABEL_COLUMN, SUBGROUPS, Task
 
 C_GRID = np.logspace(-4, 2, 20)  # the reference searches 20 values from 0.0001 to 100
 
@@ -91,7 +91,7 @@ class Readmission(Task):
         "Brier": "Brier score",
         "ECE": "calibration error",
     }
-    selection, folds = "AUROC", False
+    selection, group_score, folds = "AUROC", "AUROC", False
     published = "Reference (MIMIC, 3 days): accuracy 0.67, without class balance or AUROC."
     OPTIONS = {
         "--admissions": {
@@ -129,6 +129,7 @@ class Readmission(Task):
         },
         **LABEL_COLUMN,
         **COLUMNS,
+        **SUBGROUPS,
         **CLASS_WEIGHTS,
     }
 
@@ -169,12 +170,13 @@ class Readmission(Task):
 
     def _ready(self, path, table, label_at, keep, counts):
         """Admissions of a file with a label column of 0 and 1."""
-        notes = []
+        notes, groups = [], self.group_reader(table)
         for line, row_id, subject, text, row in self.rows(table, counts, keep):
             if (label := row[label_at].strip()) not in ("0", "1"):
                 raise BadInput(f"{path}, line {line}: column {table.columns[label_at]!r} is neither 0 nor 1")
             text = self.prepare_text(text)
-            notes.append(Note(row_id, subject or f"text {digest(text):016x}", text, int(label)))
+            subject = subject or f"text {digest(text):016x}"
+            notes.append(Note(row_id, subject, text, int(label), groups=groups(row)))
         if not self.by_subject:
             print(
                 f"warning: {path} has no SUBJECT_ID, so the split is by text, not by patient; "
@@ -186,20 +188,26 @@ class Readmission(Task):
         """Admissions of an ADMISSIONS table that have notes of the right category, addenda joined."""
         labels, subjects, passed = read_admissions(self.open_table(admissions), self.options.days)
         counts.update(passed)
-        texts = self._texts(table, labels, subjects, counts)
+        texts, groups = self._texts(table, labels, subjects, counts)
         counts["admissions without a note"] += len(labels) - len(texts)
         counts["addenda joined"] += sum(map(len, texts.values())) - len(texts)
         self.by_subject = True
         kept = [admission for admission in texts if keep(admission)]
         counts["admissions not sampled"] += len(texts) - len(kept)
-        return [Note(a, subjects[a], self.prepare_text("\n".join(texts[a])), labels[a]) for a in kept]
+        return [
+            Note(a, subjects[a], self.prepare_text("\n".join(texts[a])), labels[a], groups=groups[a])
+            for a in kept
+        ]
 
     def _texts(self, table, labels, subjects, counts):
-        """{admission id: [texts]} of the labelled admissions; notes that are left out are counted."""
+        """{admission id: [texts]} of the labelled admissions, {admission id: groups of the first of them}.
+
+        Notes that are left out are counted.
+        """
         at = table.column("HADM_ID", None)
         category_at = table.column("CATEGORY", None, required=False)
         error_at = table.column("ISERROR", None, required=False)
-        texts = {}
+        texts, groups, groups_of = {}, {}, self.group_reader(table)
         for _, _, _, text, row in self.rows(table, counts):
             admission = clean_id(row[at])
             if category_at is not None and not same(row[category_at], self.options.category):
@@ -210,7 +218,8 @@ class Readmission(Task):
                 counts["of no admission in the table"] += 1
             elif admission in labels:
                 texts.setdefault(admission, []).append(text)
-        return texts
+                groups.setdefault(admission, groups_of(row))
+        return texts, groups
 
     def fold(self, examples, counts):
         """Nothing is folded: admissions with equal notes are still two; the split is by patient."""

@@ -31,6 +31,7 @@ from data import (
     text_key,
 )
 from parts import in_parts
+from tasks.groups import refuse_strange_groups
 
 MAX_TEXT = 10**8  # characters of notes in memory; the texts of further ones are read again for their ids
 
@@ -53,6 +54,12 @@ COLUMNS = {
         "default": MAX_ROW_MB,
         "help": f"millions of characters that a row may have; a longer one is refused ({MAX_ROW_MB})",
     },
+}
+SUBGROUPS = {
+    "--subgroups": {
+        "default": None,
+        "help": "columns, comma-separated; the test scores of each of their values are given too (none)",
+    }
 }
 LABEL_COLUMN = {
     "--label-column": {
@@ -121,10 +128,12 @@ class Task:
         "F1": "macro-F1",
         "AUROC": "AUROC",
     }  # scores to print, with their wording
+    group_score = "Accuracy"  # the score that is shown for groups of test examples
     selection, lower_is_better = "F1", False  # the validation score that chooses the best epoch
     resampled = None  # what the bootstrap draws, if not examples
     json_lines = False  # whether predict.py writes JSON lines instead of a CSV
     published = None  # a line on the reference's figures, for the report
+    as_published = False  # whether the paper's tables (reference/) can stand beside its scores
     techniques = ("base", "pruning", "lowrank", "distillation", "quantization")  # what run_all.sh trains
     demo_files = ()  # what write_demonstration writes; the first is what a run reads as --data
 
@@ -168,6 +177,7 @@ class Task:
         refuse_empty(splits, files, self.unit, counts)
         tallies = {split: self.tally(members) for split, members in splits.items()}
         self.check_splits(files, tallies, own)
+        refuse_strange_groups(splits["test"])
         subjects = values_in(splits, lambda example: example.subject) if self.by_subject else {}
         texts = values_in(splits, text_key) if own else {}
         warn_of_leaks(subjects=subjects, texts=texts)
@@ -283,9 +293,25 @@ class Task:
         row_at = one(chosen.row_column, "--row-column", self.usual_row)
         return text_at, row_at, one(chosen.subject_column, "--subject-column", self.usual_subject)
 
-    def note(self, table, line, row_id, subject, text, label):
+    def group_reader(self, table):
+        """A function (cells) -> {column of --subgroups: value}, or None without any."""
+        names = [name.strip() for name in (self.options.subgroups or "").split(",") if name.strip()]
+        if not names:
+            return lambda cells: None
+        at = {name: table.column(name, "--subgroups") for name in names}
+        if set(at.values()) & set(self.columns(table)[0]):
+            raise BadInput("--subgroups: names a column of the text; name one of groups")
+        shared = {}  # equal ones are one dict
+
+        def read(cells):
+            values = tuple(cells[i].strip() for i in at.values())
+            return shared.setdefault(values, dict(zip(at, values, strict=True)))
+
+        return read
+
+    def note(self, table, line, row_id, subject, text, label, groups=None):
         """A labelled note of a row; it keeps its text while all that are kept fit into MAX_TEXT."""
-        note = Note(row_id, subject or f"row {row_id}", text, label)
+        note = Note(row_id, subject or f"row {row_id}", text, label, groups=groups)
         self.held += len(text)
         if self.held > MAX_TEXT:
             note.text, note.key, note.path, note.line = None, key_of(text), table.path, line
@@ -368,7 +394,8 @@ class Task:
 
     def encode(self, examples, tokenizer, max_length, progress=True):
         """Encoded rows of the examples, with labels if they have them."""
-        encoded = encode(self.texts(examples), len(examples), tokenizer, max_length, progress)
+        texts = self.shown(self.texts(examples), tokenizer)
+        encoded = encode(texts, len(examples), tokenizer, max_length, progress)
         encoded.labels = self.targets(examples)
         return encoded
 
@@ -384,6 +411,10 @@ class Task:
         for example in examples:
             yield next(again) if example.text is None else example.text
 
+    def shown(self, texts, tokenizer):
+        """The texts as the model reads them, in training and in predict.py; a task may hide words in them."""
+        return texts
+
     def _read_again(self, examples):
         """Yield the texts of examples, which stand in the order of their rows."""
         for path, members in groupby(examples, attrgetter("path")):
@@ -394,6 +425,9 @@ class Task:
                 if row is None or key_of(text) != example.key:
                     raise BadInput(f"{path}: was changed while it was read; run the same command again")
                 yield text
+
+    def mark(self, examples):
+        """Write into the groups of test examples what the task tells apart itself, before they are scored."""
 
     def targets(self, examples):
         """Labels of examples as an array (N,), or None if they have none."""

@@ -1,15 +1,19 @@
 """Symptom classification: the label's rule, and which notes and labels are kept."""
 
+import json
 import re
 
 import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
+import predict
+import report
+import train
 from cli import BadInput
-from conftest import write_notes
+from conftest import read_csv, write_notes
 from data import SPLITS, Note, balance, fingerprint
-from tasks.symptoms import LEXICON, SYMPTOMS, Symptoms, first_match
+from tasks.symptoms import LEXICON, SYMPTOMS, Symptoms, first_match, hide
 
 WORDS = [
     "no",
@@ -128,3 +132,112 @@ def test_class_weights_are_inverse_frequencies(small):
     _, facts = task.load(str(small[0]), 1.0, 0.2, 0.2, 42)
     counts = np.array(list(facts["splits"]["train"].values()))
     assert np.allclose(task.weights.numpy() * counts, counts.sum() / len(counts))
+
+
+# --- hidden labels
+
+
+def test_every_symptom_is_hidden_as_one_mask_whatever_its_length():
+    every = (*LEXICON, "asthma attack")
+    text = "fever, back pain and shortness of breath; painful, no asthma attack, pyrexia, feverish"
+    assert hide(text, every, "[MASK]") == ("[MASK], [MASK] and [MASK]; painful, no [MASK], pyrexia, feverish")
+    for symptom in every:
+        assert hide(f"a {symptom}. b", every, "#") == "a #. b"
+
+
+@pytest.mark.parametrize("held", (10**8, 0))
+def test_hidden_symptoms_do_not_reach_the_model_and_change_no_split(small, monkeypatch, held):
+    monkeypatch.setattr("tasks.task.MAX_TEXT", held)
+    tokenizer = AutoTokenizer.from_pretrained(small[1])
+    plain, hidden = (labels_and_ids(small[0], tokenizer, mask_labels=hidden) for hidden in (False, True))
+    assert plain[:2] == hidden[:2]
+    words = {tokenizer.convert_tokens_to_ids(word) for word in SYMPTOMS} - {tokenizer.unk_token_id}
+    seen = [{id for row in rows for id in row} for _, _, ids, _ in (plain, hidden) for rows in ids.values()]
+    assert len(words) == 5 and all(words <= ids for ids in seen[:3])
+    # the demonstration's vocabulary has no "painless": its first piece is still "pain"
+    assert all(tokenizer.mask_token_id in ids and tokenizer.mask_token_id not in seen[0] for ids in seen[3:])
+    task = Symptoms(symptoms="asthma attack,pain", mask_labels=True)
+    again = Symptoms.from_facts(json.loads(json.dumps(task.describe())))
+    example = again.example("1", "Asthma attack with PAIN and nausea.")
+    ids = again.encode([example], tokenizer, 32, progress=False).ids
+    masked = tokenizer("[MASK] with [MASK] and [MASK].")["input_ids"]
+    assert ids.tolist() == masked and tokenizer.mask_token_id in masked
+    tokenizer.mask_token = None
+    ids = again.encode([example], tokenizer, 32, progress=False).ids
+    assert ids.tolist() == tokenizer("symptom with symptom and symptom.")["input_ids"]
+
+
+# --- a class for notes that name none
+
+
+def test_none_is_sampled_to_the_mean_of_the_other_classes(tmp_path):
+    named = [(i, i, f"{'pain' if i % 3 else 'cough'} number {i}") for i in range(60)]
+    path = write_notes(tmp_path / "notes.csv", [*named, *((i, i, f"visit {i}") for i in range(60, 160))])
+    task = Symptoms(symptoms="cough,pain", with_none=True)
+    splits, facts = task.load(str(path), 1.0, 0.2, 0.2, 42)
+    notes = sum(splits.values(), [])
+    assert task.labels == ["cough", "pain", "none"]
+    assert np.bincount([note.label for note in notes]).tolist() == [20, 40, 30]
+    assert all((note.label == 2) == note.text.startswith("visit") for note in notes)
+    assert facts["rows"]["that name no symptom, left out"] == 70 and not facts["rows"]["without label"]
+    plain = load(path, symptoms="cough,pain")[0]
+    assert {note.row_id for note in sum(plain.values(), [])} < {note.row_id for note in notes}
+    again = Symptoms.from_facts(json.loads(json.dumps(task.describe())))
+    assert fingerprint(again.load(str(path), 1.0, 0.2, 0.2, 42)[0]) == fingerprint(splits)
+    other = Symptoms(symptoms="cough,pain", with_none=True).load(str(path), 1.0, 0.2, 0.2, 43)[0]
+    assert {n.row_id for n in sum(other.values(), [])} != {n.row_id for n in notes}
+    with pytest.raises(BadInput, match="--with-none has a class none of its own"):
+        Symptoms(symptoms="none,pain", with_none=True)
+
+
+def test_with_top_k_none_names_none_of_those_k(tmp_path):
+    texts = {"headache and rash": 3, "rash": 18, "cough": 12, "pain": 12, "visit": 9}
+    rows = [(f"{text}{i}", f"{text}{i}", f"{text} {i}") for text, n in texts.items() for i in range(n)]
+    task, path = Symptoms(top_k=2, with_none=True), write_notes(tmp_path / "notes.csv", rows)
+    splits, facts = task.load(str(path), 1.0, 0.2, 0.2, 42)
+    assert task.labels == ["rash", "cough", "none"]
+    assert facts["rows"]["of a rarer label"] == 3  # they name rash, but a rarer symptom first
+    none = [note.text for note in sum(splits.values(), []) if note.label == 2]
+    assert len(none) == 15 and {text.split()[0] for text in none} == {"pain", "visit"}
+    assert facts["rows"]["that name no symptom, left out"] == 6
+
+
+# --- label sets
+
+
+def test_sets_hold_all_symptoms_of_a_note(tmp_path):
+    texts = ("cough", "cough and pain", "pain", "fever, pain, cough", "a visit", "nausea")
+    rows = [(i, i, f"{texts[i % 6]} {i}") for i in range(240)]
+    path = str(write_notes(tmp_path / "notes.csv", rows))
+    expected = {"cough": (0,), "cough and pain": (0, 1), "pain": (1,), "fever, pain, cough": (0, 1, 2)}
+    for none in (False, True):
+        task = Symptoms(symptoms="cough,pain,fever", multi_label=True, with_none=none)
+        splits, facts = task.load(path, 1.0, 0.2, 0.2, 42)
+        notes = sum(splits.values(), [])
+        for note in notes:
+            assert note.label == expected.get(note.text.rstrip("0123456789 "), ())
+        counts = [sum(split[name] for split in facts["splits"].values()) for name in task.labels]
+        assert task.labels == ["cough", "pain", "fever"] and counts == [120, 120, 40]
+        assert len(notes) - 160 == (80 if none else 0)  # 93 would be the mean of the labels
+        assert task.targets(splits["test"]).shape == (len(splits["test"]), 3)
+    task = Symptoms(top_k=2, multi_label=True)
+    _, facts = task.load(path, 1.0, 0.2, 0.2, 42)
+    assert task.labels == ["cough", "pain"] and facts["rows"]["of a rarer label"] == 40
+    with pytest.raises(BadInput, match="not with --multi-label"):
+        Symptoms(multi_label=True, balance=True)
+
+
+def test_a_run_with_everything_predicts_what_it_was_scored_on(small, arguments, tmp_path, capsys):
+    flags = "--multi-label --with-none --threshold auto --mask-labels --epochs 1"
+    train.main([*arguments, *flags.split(), "--out", str(tmp_path)])
+    assert "micro avg" in capsys.readouterr().out
+    rows = {row["row_id"]: row for row in read_csv(tmp_path / "base" / "predictions.csv")}
+    predict.main([str(tmp_path / "base"), str(small[0]), "--out", str(tmp_path / "p.csv")])
+    again = {row["row_id"]: row for row in read_csv(tmp_path / "p.csv")}
+    assert len(rows) > 50
+    for row_id, row in rows.items():
+        assert again[row_id]["predicted"] == row["predicted"]
+        assert float(again[row_id]["p_pain"]) == pytest.approx(float(row["p_pain"]), abs=2e-6)
+    report.main([str(tmp_path)])
+    text = (tmp_path / "results.md").read_text()
+    assert "micro-F1" in text and "paper" not in text

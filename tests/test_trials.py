@@ -6,7 +6,8 @@ import torch
 from sklearn import metrics as sk
 
 from conftest import write_notes
-from tasks.trials import Trials, best_thresholds
+from tasks.label_sets import best_thresholds
+from tasks.trials import Trials
 
 
 def test_label_sets_come_from_columns_separators_or_folded_texts(tmp_path):
