@@ -114,6 +114,8 @@ def evaluate(model, notes, split, precision=torch.float32, intervals=False, toke
                 results[row] = result
     predictions = task.combine(notes.examples[split], rows, results)
     scores = task.score(notes.examples[split], predictions, intervals)
+    if intervals:
+        scores = scores._replace(calibration=task.calibration(notes.examples[split], predictions))
     return scores._replace(overall={**scores.overall, "Loss": loss / len(rows.lengths)}), predictions
 
 

@@ -171,6 +171,9 @@ class Mlm(Task):
         """Accuracy and perplexity over all masked tokens; the bootstrap draws blocks."""
         return metrics.masked_tokens(np.stack(predictions), intervals)
 
+    def certainty(self, examples, predictions):
+        """None: a document has no one answer."""
+
     def header(self):
         """No rows: a block belongs to no document."""
 

@@ -256,6 +256,9 @@ class Ner(Task):
             truth, called, self.types, [sentence.subject for sentence in examples], intervals
         )
 
+    def certainty(self, examples, predictions):
+        """None: a span's probability is not one of a fixed set of answers."""
+
     def header(self):
         """One column of spans."""
         return ["predicted"]

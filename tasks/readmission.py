@@ -19,7 +19,7 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 
 import metrics
 from cli import BadInput, number
-from data import Note, budget_batches, collate, digest, frame, pack, tokenise, windows
+from data import Note, budget_batches, collate, digest, frame, pack, repeated, tokenise, windows
 from tasks.admissions import clean_id, read_admissions
 from tasks.demo_readmission import write_admissions
 from tasks.task import CLASS_WEIGHTS, COLUMNS, LABEL_COLUMN, Task
@@ -91,7 +91,7 @@ class Readmission(Task):
         "Brier": "Brier score",
         "ECE": "calibration error",
     }
-    selection, folds = "AUROC", False
+    selection, folds, separate = "AUROC", False, True
     published = "Reference (MIMIC, 3 days): accuracy 0.67, without class balance or AUROC."
     OPTIONS = {
         "--admissions": {
@@ -175,11 +175,6 @@ class Readmission(Task):
                 raise BadInput(f"{path}, line {line}: column {table.columns[label_at]!r} is neither 0 nor 1")
             text = self.prepare_text(text)
             notes.append(Note(row_id, subject or f"text {digest(text):016x}", text, int(label)))
-        if not self.by_subject:
-            print(
-                f"warning: {path} has no SUBJECT_ID, so the split is by text, not by patient; "
-                "name the patient with --subject-column"
-            )
         return notes
 
     def _joined(self, table, admissions, keep, counts):
@@ -214,10 +209,16 @@ class Readmission(Task):
 
     def fold(self, examples, counts):
         """Nothing is folded: admissions with equal notes are still two; the split is by patient."""
-        counts["with the text of another admission, kept"] += len(examples) - len(
-            {note.text for note in examples}
-        )
+        counts["with the text of another admission, kept"] += repeated(examples)
         return examples
+
+    def check_dealable(self, path, examples, ways):
+        """Say so if the patients are not known."""
+        if not self.by_subject:
+            print(
+                f"warning: {path} has no SUBJECT_ID, so the split is by text, not by patient; "
+                "name the patient with --subject-column"
+            )
 
     def check_split(self, path, split, tally, dealt):
         """Both classes in train and in every split that is dealt out of a file."""
@@ -316,10 +317,16 @@ class Readmission(Task):
             np.array([e.label for e in examples]), np.array(predictions), self.labels, intervals
         )
 
+    def certainty(self, examples, predictions):
+        """The probability of a return, (N, 1)."""
+        return np.array([[e.label == 1] for e in examples]), np.array(predictions)[:, None]
+
     def record(self, prediction):
         """[class, probability of 0, probability of 1]."""
-        return [self.labels[int(prediction > 0.5)], f"{1 - prediction:.6f}", f"{prediction:.6f}"]
+        said = self.shown(prediction)
+        return [self.labels[int(prediction > 0.5)], f"{1 - said:.6f}", f"{said:.6f}"]
 
     def answer(self, example, prediction):
         """Class and probability."""
-        return {"predicted": self.labels[int(prediction > 0.5)], "probability": round(float(prediction), 6)}
+        said = self.shown(prediction)
+        return {"predicted": self.labels[int(prediction > 0.5)], "probability": round(float(said), 6)}

@@ -25,6 +25,7 @@ from data import (
     encode,
     fold_duplicates,
     key_of,
+    repeated,
     sampled,
     split_by_subject,
     text_key,
@@ -107,6 +108,7 @@ class Task:
         ("SUBJECT_ID",),
     )  # columns, the first found
     folds = True  # whether examples with exactly the same text are one example
+    unites = False  # whether they are one in a test file of its own, too; else that is scored row for row
     fewest_labels = 2  # how many labels must occur in train
     length_flag = "max_length"  # the argument that says how many tokens a row has
     reads_first = True  # whether the head reads the first token alone: the last layer may skip the others
@@ -137,6 +139,7 @@ class Task:
             raise TypeError(f"{self.name} has no option {', '.join(unknown)}")
         self.options = Namespace(**{**defaults, **options})
         self.labels, self.weights, self.by_subject = [], None, False
+        self.temperature, self.calibrated = None, False  # once fitted; whether shown() applies it
         self.held = 0  # characters of the notes so far
 
     # --- a note's way: rows of a file -> examples with a label -> splits
@@ -152,7 +155,7 @@ class Task:
         own = {split: file for split, file in given.items() if isinstance(file, str)}
         files = {split: own.get(split, path) for split in SPLITS}
 
-        # CSV rows -> examples, exact duplicates folded within each file and between files
+        # CSV rows -> examples, exact duplicates folded within each file but the test's, and between files
         examples, home = self.read_files({**own, "train": path}, fraction, seed, counts)
 
         # label by the task, which may leave examples out
@@ -183,19 +186,25 @@ class Task:
     def read_files(self, files, fraction, seed, counts):
         """(examples of {split: file}, {id(example): split, if not train}); duplicates are folded and counted.
 
-        A text that is in several files is kept in the first of them, so the test file must come first.
+        Those of a test file of its own are counted and stay. A text that is in several files is kept in the
+        first of them, so the test file must come first.
         """
-        examples, home = [], {}
+        examples, home, taken = [], {}, set()
         for split, file in files.items():
-            members = self.fold(
-                self.read(file, lambda row_id: sampled(row_id, fraction, seed), counts), counts
-            )
+            members = self.read(file, lambda row_id: sampled(row_id, fraction, seed), counts)
+            if split == "test" and self.folds and not self.unites:
+                counts["duplicates in the test file, kept"] += repeated(members)
+            else:
+                members = self.fold(members, counts)
+
+            if len(files) > 1 and self.folds:
+                keys = list(map(text_key, members))
+                members = [m for m, key in zip(members, keys, strict=True) if key not in taken]
+                counts["also in the test or validation file, left out"] += len(keys) - len(members)
+                taken.update(keys)
             if split != "train":
                 home.update((id(example), split) for example in members)
             examples += members
-
-        if len(files) > 1 and self.folds:
-            examples, counts["also in the test or validation file, left out"] = fold_duplicates(examples)
         return examples, home
 
     def split(self, examples, home, shares, path, seed):
@@ -433,9 +442,28 @@ class Task:
         return ours < theirs if lower else ours > theirs
 
     def calibrate(self, examples, predictions):
-        """Choose what is chosen on validation after training, such as thresholds."""
+        """Choose what is chosen on validation after training: the temperature; a task may add to it."""
+        if found := self.certainty(examples, predictions):
+            self.temperature = metrics.fit_temperature(*found)
 
     # --- predictions -> scores and files
+
+    separate = False  # whether each label is a question of its own, with a sigmoid, not one of the classes
+
+    def certainty(self, examples, predictions):
+        """(truth, probabilities) as metrics.fit_temperature takes them; None if answers have no such form."""
+        return np.array([example.label for example in examples]), np.stack(predictions)
+
+    def calibration(self, examples, predictions):
+        """metrics.calibration_scores of predictions; None for a task without."""
+        found = self.certainty(examples, predictions)
+        return found and metrics.calibration_scores(*found, self.temperature)
+
+    def shown(self, probabilities):
+        """Probabilities as predict.py shows them: with --calibrated, after temperature scaling."""
+        if not self.calibrated:
+            return probabilities
+        return metrics.tempered(probabilities, self.temperature, self.separate)
 
     def score(self, examples, predictions, intervals=False):
         """metrics.Scores of predictions, with bootstrap intervals if asked for."""
@@ -451,11 +479,12 @@ class Task:
 
     def record(self, prediction):
         """A prediction as the cells of header()."""
-        return [self.labels[int(prediction.argmax())], *(f"{p:.6f}" for p in prediction)]
+        return [self.labels[int(prediction.argmax())], *(f"{p:.6f}" for p in self.shown(prediction))]
 
     def answer(self, example, prediction):
         """A prediction as JSON, for one note from standard input."""
-        probabilities = {label: round(float(p), 6) for label, p in zip(self.labels, prediction, strict=True)}
+        pairs = zip(self.labels, self.shown(prediction), strict=True)
+        probabilities = {label: round(float(p), 6) for label, p in pairs}
         return {"predicted": self.labels[int(prediction.argmax())], "probabilities": probabilities}
 
     def truth(self, example):
@@ -464,11 +493,16 @@ class Task:
 
     def describe(self):
         """JSON facts from which from_facts makes the same task again."""
-        return {"task": self.name, "labels": self.labels, "options": vars(self.options)}
+        return {
+            "task": self.name,
+            "labels": self.labels,
+            "options": vars(self.options),
+            "temperature": self.temperature,
+        }
 
     @classmethod
     def from_facts(cls, facts):
         """The task with the facts that describe() gave."""
         task = cls(**facts["options"])
-        task.labels = facts["labels"]
+        task.labels, task.temperature = facts["labels"], facts.get("temperature")  # older runs have none
         return task

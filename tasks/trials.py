@@ -101,6 +101,8 @@ class Trials(Task):
             raise BadInput("--label-separator: goes with one --label-column, not with several 0/1 columns")
 
         self.sets = bool(chosen.multi_label or chosen.label_separator or several)
+        self.separate = self.sets
+        self.unites = chosen.multi_label  # only together do rows of one text give its set
         self.thresholds = None  # per label, once chosen
         if self.sets:
             self.overall, self.selection, self.fewest_labels = metrics.MULTI_LABEL, "MicroF1", 1
@@ -210,11 +212,18 @@ class Trials(Task):
         return outputs.logits.float().sigmoid().cpu().numpy()
 
     def calibrate(self, examples, predictions):
-        """With --threshold auto, choose a threshold per label by its F1 on validation."""
+        """With --threshold auto, also choose a threshold per label by its F1 on validation."""
+        super().calibrate(examples, predictions)
         if self.sets and self.options.threshold == "auto":
             self.thresholds = best_thresholds(self._sets(examples), np.stack(predictions))
             pairs = zip(self.labels, self.thresholds, strict=True)
             print("thresholds chosen on validation:", ", ".join(f"{name} {t:.2f}" for name, t in pairs))
+
+    def certainty(self, examples, predictions):
+        """Of label sets every label's probability, (N, L)."""
+        if not self.sets:
+            return super().certainty(examples, predictions)
+        return self._sets(examples), np.stack(predictions)
 
     def called(self, probabilities):
         """Which labels the probabilities (..., L) predict, bool."""
@@ -256,7 +265,7 @@ class Trials(Task):
 
     def record(self, prediction):
         """[predicted names, joined by ;, probability of each label]."""
-        return [self._names(self.called(prediction)), *(f"{p:.6f}" for p in prediction)]
+        return [self._names(self.called(prediction)), *(f"{p:.6f}" for p in self.shown(prediction))]
 
     def truth(self, example):
         """The true names, joined by ;."""

@@ -152,7 +152,7 @@ def test_calibration_counts_the_rows_of_each_bin(seed):
     generator = np.random.default_rng(seed)
     probability = np.concatenate([[0.0, 0.1, 0.2, 1.0], generator.random(50) ** 2])
     positive = generator.random(54) < probability
-    edges = np.linspace(0, 1, 11)
+    edges = np.linspace(0, 1, 16)
     expected = []
     for low, high in zip(edges[:-1], edges[1:], strict=True):
         inside = (probability <= high) & ((probability > low) | (low == 0))
