@@ -17,28 +17,19 @@ import json
 import shutil
 import sys
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 
 import compress
-from cli import BadInput, Parser, number, run_script
-from data import MAX_ROW_MB, digest
+from cli import BadInput, Parser, run_script
+from data import digest
 from fast import cpu
 from files import csv_bytes, locked, whole_file, writable_directory, writing
 from run import checkpoint, processes
-from run.inference import encode_examples, pick_device, predict_examples, reading
+from run.arguments import add_reading_flags, take_columns
+from run.inference import ahead, encode_examples, pick_device, predict_examples, reading
 from run.machine import same_bits
-
-
-def ahead(items):
-    """The items of an iterator, the next one made in another thread while the last one is used."""
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(next, items, None)
-        while (item := waiting.result()) is not None:
-            waiting = pool.submit(next, items, None)
-            yield item
 
 
 def predict_file(run, path, out, tokens=None, chunk=2048, products=None):
@@ -192,40 +183,17 @@ def build_prediction_parser():
     add("run", help="run directory, such as results/symptoms/lowrank")
     add("notes", help="CSV or CSV.gz of notes; - reads one note from standard input")
     add("--out", default=None, help="file to write (predictions.csv, or predictions.jsonl for spans)")
-    add("--text-columns", "--text-column", default=None, help="column of the note (as the run was trained)")
-    add("--row-column", default=None, help="column of the row id (as the run was trained)")
-    add(
-        "--max-row-mb",
-        type=number(int, 1, 2000),
-        default=MAX_ROW_MB,
-        help=f"millions of characters that a row may have ({MAX_ROW_MB})",
-    )
-    tokens = number(int, 1, 10**8)
-    add(
-        "--batch-tokens",
-        type=tokens,
-        default=None,
-        help="tokens per batch, padding counted (2048; 65536 on a GPU)",
-    )
     add(
         "--show-text",
         action="store_true",
         help="with -, print the words of each span beside its offsets (off)",
     )
     add(
-        "--device",
-        choices=("auto", "cpu", "cuda", "mps"),
-        default="auto",
-        help="int8 runs are always on cpu (auto)",
-    )
-    add(
         "--compile",
         action="store_true",
         help="predict through torch.compile, on CUDA; slow first batches (off)",
     )
-    add(
-        "--deterministic", action="store_true", help="equal bits from run to run on one machine; slower (off)"
-    )
+    add_reading_flags(parser)
     return parser
 
 
@@ -242,12 +210,7 @@ def predict(args):
     """Load the run; answer one note or a file of them."""
     run = checkpoint.load(args.run)
     device = pick_device("cpu" if compress.cpu_only(run.compression) else args.device, args.compile)
-    options = run.task.options
-    options.text_columns = args.text_columns or options.text_columns
-    options.row_column = args.row_column or options.row_column
-    options.max_row_mb = args.max_row_mb
-    options.subject_column = None  # only a split needs it
-
+    take_columns(run.task.options, args)
     onednn = processes.agreed(cpu.onednn_pays())
     with reading(run.model.to(device), run.task, frozen=True, onednn=onednn):
         if args.compile:

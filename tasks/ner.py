@@ -53,6 +53,7 @@ class Ner(Task):
     per_label_csv = "per_type_{}_metrics.csv"
     headline = {"F1": "F1", "Precision": "precision", "Recall": "recall"}
     json_lines, resampled = True, "documents, or sentences where there are none"
+    pipeline_tag = "token-classification"
     published = (
         "Reference (other, synthetic data; menstrual and IVF conversations, five types): "
         "precision 0.72, recall 0.68, F1 0.70."
@@ -117,10 +118,16 @@ class Ner(Task):
 
         types = self._wanted_types(found, path)
         self.labels = ["O", *(f"{prefix}-{name}" for name in types for prefix in "BI")]
+        return self.known_labels(examples)[0]
+
+    def known_labels(self, examples):
+        """All sentences; tags of other types become O."""
         index = {label: i for i, label in enumerate(self.labels)}
+        tags = (tag for sentence in examples for tag in sentence.label)
+        unknown = Counter(tag[2:] for tag in tags if tag[0] == "B" and tag not in index)
         for sentence in examples:
             sentence.label = [index.get(tag, 0) for tag in sentence.label]
-        return examples
+        return examples, unknown
 
     def _wanted_types(self, found, path):
         """The types of --entity-types, each once, or all that were found."""

@@ -317,6 +317,10 @@ class Readmission(Task):
             np.array([e.label for e in examples]), np.array(predictions), self.labels, intervals
         )
 
+    def limits(self):
+        """That the prediction comes late."""
+        return ["It reads notes that are written at discharge, so it answers no earlier than that."]
+
     def certainty(self, examples, predictions):
         """The probability of a return, (N, 1)."""
         return np.array([[e.label == 1] for e in examples]), np.array(predictions)[:, None]

@@ -133,6 +133,28 @@ class Symptoms(Task):
             note.label = kept.index(note.label)
         return notes
 
+    def known_labels(self, examples):
+        """With --top-k, notes are labelled by the whole lexicon, and a run knows some of it."""
+        names = LEXICON if self.options.top_k else self.labels
+        index, known, unknown = {name: i for i, name in enumerate(self.labels)}, [], Counter()
+        for note in examples:
+            if (name := names[note.label]) in index:
+                note.label = index[name]
+                known.append(note)
+            else:
+                unknown[name] += 1
+        return known, unknown
+
+    def limits(self):
+        """That the labels are words, and what becomes of notes without one."""
+        found = [
+            "Its labels are silver: the first of the words above that a note names. A negated word counts, a "
+            "synonym does not. High scores mean that it finds words, not symptoms."
+        ]
+        if "none" not in self.labels:
+            found.append("A note that names none of these words still gets one of them as its answer.")
+        return found
+
     # --- what the splits must hold
 
     def check_dealable(self, path, examples, ways):

@@ -5,6 +5,7 @@ a small NumPy result per row -> combine, one prediction per example -> score. Pr
 logits over a vocabulary.
 """
 
+import re
 from argparse import Namespace
 from collections import Counter
 from itertools import groupby
@@ -71,6 +72,11 @@ def listed(names, most=30):
     return ", ".join([*names[:most], *more])
 
 
+def looks_like_a_name(label):
+    """Whether a label may be printed: it is short, and no sentence of a note."""
+    return bool(re.fullmatch(r"[\w .,:;/&()+'-]{1,60}", label)) and len(re.findall(r"\w+", label)) <= 6
+
+
 def refuse_empty(splits, files, unit, counts):
     """Raises BadInput for a split without examples. counts: what was read and left out."""
     for split, members in splits.items():
@@ -124,6 +130,7 @@ class Task:
     selection, lower_is_better = "F1", False  # the validation score that chooses the best epoch
     resampled = None  # what the bootstrap draws, if not examples
     json_lines = False  # whether predict.py writes JSON lines instead of a CSV
+    pipeline_tag = "text-classification"  # the hub's name of the task
     published = None  # a line on the reference's figures, for the report
     techniques = ("base", "pruning", "lowrank", "distillation", "quantization")  # what run_all.sh trains
     demo_files = ()  # what write_demonstration writes; the first is what a run reads as --data
@@ -206,6 +213,23 @@ class Task:
                 home.update((id(example), split) for example in members)
             examples += members
         return examples, home
+
+    def read_to_score(self, path, counts):
+        """(examples of a file, {label: rows} of labels that this finished task does not know).
+
+        Row for row: nothing is folded or balanced. Rows of which no label is known are left out and counted.
+        """
+        examples = self.read(path, lambda row_id: True, counts)
+        if self.unites:
+            examples = self.fold(examples, counts)
+        known, unknown = self.known_labels(examples)
+        if left_out := len(examples) - len(known):
+            counts["with a label that the run does not know"] += left_out
+        return known, unknown
+
+    def known_labels(self, examples):
+        """(the examples that have a label of self.labels, now as indices; Counter of the other labels)."""
+        return examples, Counter()
 
     def split(self, examples, home, shares, path, seed):
         """{split: [example]}. Those of `path` are dealt out by subject to train and to {split: share}.
@@ -469,6 +493,10 @@ class Task:
         """metrics.Scores of predictions, with bootstrap intervals if asked for."""
         labels = np.array([example.label for example in examples])
         return metrics.single_label(labels, np.stack(predictions), self.labels, intervals)
+
+    def limits(self):
+        """Sentences for the model card: what the scores do not say."""
+        return []
 
     def table(self, scores):
         """Scores as a text table to print after the test, or None."""

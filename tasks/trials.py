@@ -7,7 +7,7 @@ validation. Rows with the same text are one example: its set is their union; of 
 contradictions are counted.
 """
 
-import re
+from collections import Counter
 
 import numpy as np
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ import metrics
 from cli import BadInput, number
 from data import fold_duplicates
 from tasks.demo_trials import write_both
-from tasks.task import CLASS_WEIGHTS, COLUMNS, LABEL_COLUMN, Task
+from tasks.task import CLASS_WEIGHTS, COLUMNS, LABEL_COLUMN, Task, looks_like_a_name
 
 
 def threshold_or_auto(text):
@@ -45,9 +45,7 @@ def refuse_strange_labels(labels, texts, path):
     count = f"{path}: {len(labels)} distinct labels among {texts} texts"
     if len(labels) > max(2, texts / 3):
         raise BadInput(f"{count}; is --label-column right?")
-    names = re.compile(r"[\w .,:;/&()+'-]{1,60}")
-    strange = [name for name in labels if not names.fullmatch(name) or len(re.findall(r"\w+", name)) > 6]
-    if strange:
+    if strange := [name for name in labels if not looks_like_a_name(name)]:
         what = f"{len(strange)} of {len(labels)} labels look like text, not like names"
         raise BadInput(f"{path}: {what}; is --label-column right?")
     if not 2 <= len(labels) <= 500:
@@ -164,6 +162,17 @@ class Trials(Task):
             indices = tuple(sorted(index[name] for name in note.label))
             note.label = indices if self.sets else indices[0]
         return examples
+
+    def known_labels(self, examples):
+        """By name. A set that has a known label, or was empty, is scored by what is known of it."""
+        index, known = {name: i for i, name in enumerate(self.labels)}, []
+        unknown = Counter(name for note in examples for name in note.label if name not in index)
+        for note in examples:
+            indices = tuple(sorted(index[name] for name in note.label if name in index))
+            if indices or not note.label:
+                note.label = indices if self.sets else indices[0]
+                known.append(note)
+        return known, unknown
 
     def strata(self, example):
         """The labels of a set, or None if it is empty."""
