@@ -30,7 +30,7 @@ from run.inference import (
     final_scores,
     pick_device,
     precision_of,
-    read_rows,
+    read_encoded,
     reading,
     with_loss,
 )
@@ -96,7 +96,7 @@ def answers_to(run, examples, tokens=None):
     predictions, loss, rows = [], 0.0, 0
     encoded_chunks = ((chunk, encode_examples(run, chunk)) for chunk in chunks(task, examples))
     for chunk, encoded in ahead(encoded_chunks):
-        results, lost = read_rows(run.model, task, encoded, pad_id, tokens, precision, losses=True)
+        results, lost = read_encoded(run.model, task, encoded, pad_id, tokens, precision, losses=True)
         predictions += task.combine(chunk, encoded, results)
         loss, rows = loss + lost, rows + len(encoded.lengths)
     return predictions, loss / rows

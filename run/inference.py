@@ -94,7 +94,7 @@ def answers(model, task, encoded, pad_id, tokens=None, precision=torch.float32):
 
 
 @torch.inference_mode()
-def read_rows(model, task, encoded, pad_id, tokens=None, precision=torch.float32, losses=False):
+def read_encoded(model, task, encoded, pad_id, tokens=None, precision=torch.float32, losses=False):
     """(the task's read-out of every encoded row, a list of NumPy results in their order; the sum of losses).
 
     losses: the rows are labelled, and their losses asked for.
@@ -109,7 +109,7 @@ def read_rows(model, task, encoded, pad_id, tokens=None, precision=torch.float32
 
 def predict_rows(model, task, encoded, pad_id, tokens=None, precision=torch.float32):
     """The task's read-out of every encoded row, in their order: a list of NumPy results."""
-    return read_rows(model, task, encoded, pad_id, tokens, precision)[0]
+    return read_encoded(model, task, encoded, pad_id, tokens, precision)[0]
 
 
 @torch.inference_mode()
@@ -117,7 +117,7 @@ def evaluate(model, notes, split, precision=torch.float32, intervals=False, toke
     """(Scores, predictions) of a model on a split; the scores hold the mean loss too, under "Loss"."""
     task, examples, rows = notes.task, notes.examples[split], notes.rows[split]
     with dealt_out(model), reading(model, task):
-        results, loss = read_rows(model, task, rows, notes.pad_id, tokens, precision, losses=True)
+        results, loss = read_encoded(model, task, rows, notes.pad_id, tokens, precision, losses=True)
     predictions = task.combine(examples, rows, results)
     scores = final_scores(task, examples, predictions) if intervals else task.score(examples, predictions)
     return with_loss(scores, loss / len(rows.lengths)), predictions

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import torch.nn.functional as F
@@ -18,11 +19,12 @@ from transformers import AutoModelForTokenClassification
 
 import metrics
 from cli import BadInput
-from data import IGNORE, digest, frame, pack, tokenise, windows
+from data import IGNORE, digest, frame, open_text, pack, text_lines, tokenise, windows
 from tasks.bio import CRF, FORBIDDEN, allowed, marginals, read_bio, repair, viterbi
 from tasks.demo_ner import write_sentences
 from tasks.task import COLUMNS, Task
 
+TOKENS = re.compile(r"\.(tsv|txt|bio|iob2?|conll)(\.gz)?", re.I)  # endings of files of one word per line
 WORD = re.compile(r"\w+|[^\w\s]")
 
 
@@ -156,6 +158,27 @@ class Ner(Task):
 
     # --- tensors
 
+    def unlabelled(self, path, counts):
+        """Notes of a table, or the sentences of a file of one word per line; tags in it are ignored."""
+        if self._is_table(path):
+            return super().unlabelled(path, counts)
+        return self._untagged(path, counts)
+
+    def _is_table(self, path):
+        """Whether a file is a table of notes, by its name, and if that does not say, by its first line."""
+        if self.options.text_columns or not TOKENS.search(Path(path).name):
+            return True
+        file, stream = open_text(path)
+        with file:
+            names = next(text_lines(path, stream, self.options.max_row_mb), "").casefold().strip().split("\t")
+        return len(names) > 1 and any(usual[0].casefold() in names for usual in self.usual_text)
+
+    def _untagged(self, path, counts):
+        """Yield the sentences of a file of one word per line."""
+        for line, document, words, _ in read_bio(path, self.options.max_row_mb, tagged=False):
+            counts["rows"] += 1
+            yield Sentence(str(line), document or "", words)
+
     def example(self, row_id, text):
         """A sentence of the words of a text, with their offsets."""
         matches = list(WORD.finditer(text))
@@ -279,9 +302,10 @@ class Ner(Task):
         return _spelled([self.labels[i] for i in example.label])
 
     def answer(self, example, prediction):
-        """Spans with type, character offsets (end excluded) and confidence.
+        """Spans with type, place and confidence.
 
-        Confidence is the probability of the tag of the least certain word.
+        The place is character offsets, end excluded; of a file of words, word numbers from 0. Confidence is
+        the probability of the tag of the least certain word.
         """
         tags, *scores = prediction
         if not tags:
@@ -290,13 +314,19 @@ class Ner(Task):
         spans = [
             {
                 "type": kind,
-                "start": example.offsets[first][0],
-                "end": example.offsets[stop - 1][1],
+                **place(example, first, stop),
                 "confidence": round(float(sure[first:stop].min()), 4),
             }
             for first, stop, kind in metrics.spans(tags)
         ]
         return {"spans": spans}
+
+
+def place(sentence, first, stop):
+    """Where the words from first to stop, excluded, stand in the text, or in a sentence without offsets."""
+    if sentence.offsets is None:
+        return {"start_word": first, "end_word": stop}
+    return {"start": sentence.offsets[first][0], "end": sentence.offsets[stop - 1][1]}
 
 
 def _first_pieces(ids, word_ids, words, unknown):

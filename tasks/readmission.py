@@ -19,7 +19,7 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 
 import metrics
 from cli import BadInput, number
-from data import Note, budget_batches, collate, digest, frame, pack, repeated, tokenise, windows
+from data import Note, digest, frame, pack, repeated, tokenise, windows
 from tasks.admissions import clean_id, read_admissions
 from tasks.demo_readmission import write_admissions
 from tasks.task import CLASS_WEIGHTS, COLUMNS, LABEL_COLUMN, Task
@@ -92,6 +92,7 @@ class Readmission(Task):
         "ECE": "calibration error",
     }
     selection, folds, separate = "AUROC", False, True
+    sure_of = "a readmission"
     published = "Reference (MIMIC, 3 days): accuracy 0.67, without class balance or AUROC."
     OPTIONS = {
         "--admissions": {
@@ -269,22 +270,6 @@ class Readmission(Task):
         """--head logistic needs no epochs."""
         return options["head"] == "logistic"
 
-    @torch.inference_mode()
-    def _cls_vectors(self, model, encoded, pad_id):
-        """The last layer's [CLS] vector of every chunk, (chunks, H) float32."""
-        model.eval()
-        vectors = np.empty((len(encoded.lengths), model.config.hidden_size), np.float32)
-        device = next(model.parameters()).device
-        for rows in tqdm(
-            budget_batches(encoded.lengths, 4096), desc="[CLS]", unit="batch", leave=False, disable=None
-        ):
-            batch = collate(encoded, rows, pad_id, device)
-            hidden = model.base_model(batch["input_ids"], attention_mask=batch["attention_mask"])[
-                0
-            ]  # (B, T, H)
-            vectors[rows] = hidden[:, 0].float().cpu().numpy()
-        return vectors
-
     def fit_head(self, model, examples, encoded, pad_id):
         """With --head logistic, put a logistic regression on the [CLS] vectors into the model's classifier.
 
@@ -292,10 +277,7 @@ class Readmission(Task):
         """
         if not self.logistic:
             return {}
-        x, patients = (
-            self._cls_vectors(model, encoded, pad_id),
-            [examples[i].subject for i in encoded.owner],
-        )
+        x, patients = self.cls_vectors(model, encoded, pad_id), [examples[i].subject for i in encoded.owner]
         weight = "balanced" if self.options.class_weights else None
         slope, bias, c, quality = fit_logistic(x, encoded.labels, np.array(patients), weight)
 

@@ -14,6 +14,7 @@ from operator import attrgetter
 import numpy as np
 import torch
 import torch.nn.functional as F
+from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification
 
 import metrics
@@ -23,6 +24,8 @@ from data import (
     SPLITS,
     Note,
     Table,
+    budget_batches,
+    collate,
     encode,
     fold_duplicates,
     key_of,
@@ -300,6 +303,11 @@ class Task:
             note.text, note.key, note.path, note.line = None, key_of(text), table.path, line
         return note
 
+    def unlabelled(self, path, counts):
+        """The unlabelled examples of a file, an iterator; what is left out is counted. For predict.py."""
+        table = self.open_table(path)
+        return (self.example(row_id, text) for _, row_id, _, text, _ in self.rows(table, counts))
+
     def prepare_text(self, text):
         """What the model sees of a text; the same in training and in predict.py."""
         return text
@@ -431,6 +439,22 @@ class Task:
         """One NumPy result for each row of a batch: here the probabilities, (C,) each."""
         return outputs.logits.float().softmax(-1).cpu().numpy()
 
+    @torch.inference_mode()
+    def cls_vectors(self, model, encoded, pad_id, tokens=4096):
+        """The last layer's vector of the first token, [CLS], of every encoded row, (rows, H) float32."""
+        model.eval()
+        vectors = np.empty((len(encoded.lengths), model.config.hidden_size), np.float32)
+        device = next(model.parameters()).device
+        for rows in tqdm(
+            budget_batches(encoded.lengths, tokens), desc="[CLS]", unit="batch", leave=False, disable=None
+        ):
+            batch = collate(encoded, rows, pad_id, device)
+            hidden = model.base_model(batch["input_ids"], attention_mask=batch["attention_mask"])[
+                0
+            ]  # (B, T, H)
+            vectors[rows] = hidden[:, 0].float().cpu().numpy()
+        return vectors
+
     def combine(self, examples, encoded, results):
         """The rows' results -> one prediction per example; here they are the same."""
         return results
@@ -473,6 +497,7 @@ class Task:
     # --- predictions -> scores and files
 
     separate = False  # whether each label is a question of its own, with a sigmoid, not one of the classes
+    sure_of = "the likeliest class"  # of what the probability is that calibration is about
 
     def certainty(self, examples, predictions):
         """(truth, probabilities) as metrics.fit_temperature takes them; None if answers have no such form."""

@@ -100,6 +100,7 @@ class Trials(Task):
 
         self.sets = bool(chosen.multi_label or chosen.label_separator or several)
         self.separate = self.sets
+        self.sure_of = "every label of every text" if self.sets else type(self).sure_of
         self.unites = chosen.multi_label  # only together do rows of one text give its set
         self.thresholds = None  # per label, once chosen
         if self.sets:

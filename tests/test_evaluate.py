@@ -6,9 +6,11 @@ import re
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 import evaluate
+import predict
 import train
 from conftest import OTHER_TASKS, read_csv, run_words, write_notes
 from data import SPLITS, Note
@@ -215,9 +217,7 @@ def test_keys_that_are_missing_or_damaged(runs, symptoms_test, tmp_path, capsys,
     (run / KEYS).unlink()
     found, said = score(run, data, tmp_path / "out", capsys)
     assert f"note: the run has no {KEYS}, so its training notes are not looked for" in said
-    checkpoint.write_tensors(
-        run / KEYS, {"keys": checkpoint.torch.zeros(3), "salt": checkpoint.torch.zeros(8)}
-    )
+    checkpoint.write_tensors(run / KEYS, {"keys": torch.zeros(3), "salt": torch.zeros(8)})
     line = refuses(evaluate.main, [run, "--data", data, "--out", tmp_path / "out"])
     assert f"{KEYS}: holds no keys of notes" in line
 
@@ -249,3 +249,72 @@ def test_the_card_of_a_compressed_run_says_that_transformers_cannot_load_it(runs
     card = (runs / "quantization" / "README.md").read_text()
     assert "library_name: pytorch" in card and "transformers cannot" in card
     assert "from the run base" in card
+
+
+# --- calibration and vectors
+
+
+@pytest.mark.parametrize("task", ("symptoms", "trials", "readmission"))
+def test_calibrated_probabilities_keep_the_answers(task, trained, runs, small, demos, tmp_path, refuses):
+    run = (runs if task == "symptoms" else trained[task]) / "base"
+    data = small[0] if task == "symptoms" else demos[task][0]
+    words = [str(run), str(data), "--text-column", "context" if task == "trials" else "TEXT"]
+    predict.main([*words, "--out", str(tmp_path / "plain.csv")])
+    predict.main([*words, "--calibrated", "--out", str(tmp_path / "scaled.csv")])
+    plain, scaled = (read_csv(tmp_path / f"{name}.csv") for name in ("plain", "scaled"))
+    assert [row["predicted"] for row in plain] == [row["predicted"] for row in scaled]
+    temperature = checkpoint.load(run).facts["task"]["temperature"]
+    ours, theirs = (np.array([list(r.values())[2:] for r in rows], float) for rows in (plain, scaled))
+    expected = ours ** (1 / temperature)
+    assert np.allclose(theirs, expected / expected.sum(1, keepdims=True), atol=1e-4)
+    assert abs(temperature - 1) > 1e-3 and np.abs(theirs - ours).max() > 1e-4
+    line = refuses(predict.main, [trained["ner"] / "base", small[0], "--calibrated"])
+    assert "has no temperature" in line
+
+
+def test_sets_are_scaled_by_the_label_and_keep_their_thresholds():
+    task = Trials(multi_label=True)
+    task.labels, task.temperature, task.calibrated = ["a", "b"], 2.0, True
+    said = np.array([0.31, 0.05])
+    names, *shown = task.record(said)
+    assert names == "a"  # by the threshold of 0.3, on the probability before scaling
+    odds = (said / (1 - said)) ** 0.5
+    assert np.allclose(np.array(shown, float), odds / (1 + odds), atol=1e-6)
+
+
+@pytest.mark.parametrize("task", ("symptoms", "readmission", "ner", "mlm"))
+def test_embeddings_are_the_last_layers_first_vectors(task, trained, runs, small, tmp_path, refuses):
+    run_directory = (runs if task == "symptoms" else trained[task]) / "base"
+    notes = [(i, i, text) for i, text in enumerate(["low fever and cough", " ", "pain " * 150, "rash"])]
+    data = write_notes(tmp_path / "notes.csv", notes)
+    predict.main([str(run_directory), str(data), "--embeddings", str(tmp_path / "v.npy")])
+    vectors = np.load(tmp_path / "v.npy", allow_pickle=False)
+    assert [row["row_id"] for row in read_csv(tmp_path / "v.ids.csv")] == ["0", "2", "3"]
+    assert vectors.shape == (3, 32) and vectors.dtype == np.float32
+    for path in (tmp_path / "v.npy", tmp_path / "v.ids.csv"):
+        assert path.stat().st_mode & 0o077 == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["notes.csv", "v.ids.csv", "v.npy"]
+    run = checkpoint.load(run_directory)
+    ids = torch.tensor([run.tokenizer("low fever and cough")["input_ids"]])
+    with torch.inference_mode():
+        hidden = run.model.base_model(ids, attention_mask=torch.ones_like(ids))[0]
+    assert np.allclose(vectors[0], hidden[0, 0], atol=1e-4)
+    if task == "readmission":  # read in windows: the mean of theirs
+        rows = run.task.encode([run.task.example("2", notes[2][2])], run.tokenizer, 64, progress=False)
+        each = run.task.cls_vectors(run.model, rows, run.tokenizer.pad_token_id)
+        assert len(each) > 1 and np.allclose(vectors[1], each.mean(0), atol=1e-4)
+    line = refuses(predict.main, [run_directory, data, "--embeddings", tmp_path / "v.bin"])
+    assert "names an .npy file" in line
+
+
+def test_vectors_by_the_chunk_are_the_same_and_spare_the_notes(runs, small, tmp_path, refuses, monkeypatch):
+    words = [str(runs / "base"), str(small[0]), "--embeddings"]
+    predict.main([*words, str(tmp_path / "a.npy")])
+    original = predict.answer_file
+    monkeypatch.setattr(predict, "answer_file", lambda *given: original(*given[:3], 50, *given[4:]))
+    predict.main([*words, str(tmp_path / "b.npy")])
+    assert np.allclose(np.load(tmp_path / "a.npy"), np.load(tmp_path / "b.npy"), atol=1e-5)
+    assert (tmp_path / "a.ids.csv").read_bytes() == (tmp_path / "b.ids.csv").read_bytes()
+    notes = write_notes(tmp_path / "n.ids.csv", [(1, 1, "fever")])
+    line = refuses(predict.main, [runs / "base", notes, "--embeddings", tmp_path / "n.npy"])
+    assert "is the file of notes itself" in line and "fever" in notes.read_text()
