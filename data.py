@@ -342,6 +342,11 @@ def fold_duplicates(notes, merge=None):
     return list(first.values()), len(notes) - len(first)
 
 
+def repeated(notes):
+    """How many notes have the text of an earlier one."""
+    return len(notes) - len({text_key(note) for note in notes})
+
+
 def balance(notes, seed):
     """Down-sample every class to the size of the smallest, as the reference does."""
     by_class = {}

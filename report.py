@@ -12,7 +12,16 @@ from cli import BadInput, Parser, run_script
 from files import read_json, write_json, write_whole
 from metrics import OVERALL, mcnemar
 from run import checkpoint, plots
-from run.results import find_runs, pareto, read_rows, read_table, shown, techniques_of, write_rows
+from run.results import (
+    calibration_cells,
+    find_runs,
+    pareto,
+    read_rows,
+    read_table,
+    shown,
+    techniques_of,
+    write_rows,
+)
 from run.tables import report_page
 from run.untrusted import REPORTED, fitting, read_run, read_task
 
@@ -92,11 +101,11 @@ def report_data(out):
 
 
 def score_cells(task, test):
-    """{score in lower case: value, with _low and _high if it has an interval} of a test split."""
+    """{score in lower case: value, with _low and _high if it has an interval}, and calibration, of a test."""
     cells = {score.lower(): test["overall"][score] for score in task.overall}
     for score, (low, high) in test["intervals"].items():
         cells |= {f"{score.lower()}_low": low, f"{score.lower()}_high": high}
-    return cells
+    return cells | calibration_cells(test.get("calibration"))
 
 
 def against_base_cells(out, name, runs):
@@ -126,6 +135,7 @@ def report_facts(task, runs, timings):
         "headline": task.headline,
         "scores": {score: task.headline.get(score, usual.get(score, score)) for score in task.overall},
         "resampled": task.resampled,
+        "calibrated": task.sure_of,
         "published": task.published,
         "runs": list(runs),
         "demonstration": any(run["demonstration"] for run in runs.values()),
@@ -215,9 +225,9 @@ def draw_all(out, task, runs, rows, facts):
     if histories := {name: run["history"] for name, run in runs.items() if run["history"]}:
         wording = task.headline.get(task.selection, task.selection)
         plots.plot_curves(histories, looks, task.selection, wording, out / "learning_curves.png")
-    if "Brier" in task.overall:
-        predictions = {name: read_table(out / name / "predictions.csv") for name in runs}
-        plots.plot_calibration(predictions, looks, out / "calibration.png")
+    calibrated = {name: found for name, run in runs.items() if (found := run["test"].get("calibration"))}
+    if calibrated:
+        plots.plot_calibration(calibrated, looks, task.sure_of, out / "calibration.png")
     for name, run in runs.items():
         if run["test"]["confusion"] and len(task.labels) <= 20:
             plots.plot_confusion(

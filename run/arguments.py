@@ -7,6 +7,7 @@ from pathlib import Path
 
 import compress
 from cli import BadInput, Parser, keyword, number, run_script, share_or_file
+from data import MAX_ROW_MB
 from run.cache import CACHE
 from tasks import TASKS, demo
 
@@ -163,6 +164,30 @@ def add_machine_flags(group):
     add("--save-minutes", type=minutes, default=10.0, help="minutes between saves of an unfinished run (10)")
 
 
+def add_reading_flags(parser):
+    """How predict.py and evaluate.py read a file with a finished run."""
+    add = parser.add_argument
+    add("--text-columns", "--text-column", default=None, help="column of the note (as the run was trained)")
+    add("--row-column", default=None, help="column of the row id (as the run was trained)")
+    most = number(int, 1, 2000)
+    add("--max-row-mb", type=most, default=MAX_ROW_MB, help=f"millions of characters per row ({MAX_ROW_MB})")
+    tokens = number(int, 1, 10**8)
+    add("--batch-tokens", type=tokens, help="tokens per batch, padding counted (2048; 65536 on a GPU)")
+    places = ("auto", "cpu", "cuda", "mps")
+    add("--device", choices=places, default="auto", help="int8 runs are always on cpu (auto)")
+    add(
+        "--deterministic", action="store_true", help="equal bits from run to run on one machine; slower (off)"
+    )
+
+
+def take_columns(options, args):
+    """Set a finished task's options, a Namespace, to another file's columns; args of add_reading_flags."""
+    options.text_columns = args.text_columns or options.text_columns
+    options.row_column = args.row_column or options.row_column
+    options.max_row_mb = args.max_row_mb
+    options.subject_column = None  # only a split needs it
+
+
 def parse_arguments(argv=None):
     """Parsed and checked arguments; defaults that depend on others filled in."""
     args = build_parser().parse_args(argv)
@@ -189,7 +214,8 @@ def refuse_no_epochs(args):
     trains = compress.trains(args.parts, args)
     if trains and not args.epochs and not task.can_fit_head(options_of(task, args)):
         raise BadInput(
-            "--epochs 0: nothing would be learnt; only --task readmission --head logistic does without epochs"
+            "--epochs 0: nothing would be learnt; only --task readmission --head logistic does without "
+            "epochs; to score a finished run on other notes: python evaluate.py RUN --data FILE"
         )
 
 

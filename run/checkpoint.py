@@ -7,6 +7,8 @@ compressed.safetensors         the weights, if it cannot; it refuses such a dire
 compression.json               [facts per technique], from which the structure is rebuilt before loading
 run.json                       arguments, versions, machine, times, splits, scores, sizes
 predictions.csv                test rows: row id, label, predicted, probabilities; no text
+train_keys.safetensors         keys of the training notes' texts (run/seen.py)
+eval_metrics.json, README.md   the test scores under other names, and the model card (run/card.py)
 adapter/                       of a LoRA run, in the PEFT layout
 """
 
@@ -227,7 +229,7 @@ def weights_path(directory):
 def save(directory, model, tokenizer, task, compression, facts, files, write_more):
     """Write a run directory, whole; run.json last.
 
-    files: {path: JSON value, or {name: tensor}}; write_more(path) may add others.
+    files: {path: JSON value, or {name: tensor}}; write_more(path, facts, sizes included) may add others.
     """
     with whole_directory(directory) as path:
         model.config.architectures = [type(model).__name__]
@@ -246,9 +248,9 @@ def save(directory, model, tokenizer, task, compression, facts, files, write_mor
                 write_tensors(path / name, content)
             else:
                 write_json(path / name, content)
-        write_more(path)
-        own = {"sizes": sizes(path), "checksum": checksum_of(weights_path(path))}
-        write_json(path / "run.json", {**facts, **own})
+        facts = {**facts, "sizes": sizes(path), "checksum": checksum_of(weights_path(path))}
+        write_more(path, facts)
+        write_json(path / "run.json", facts)
 
 
 def save_tokenizer(tokenizer, path):

@@ -250,6 +250,12 @@ RUN = {
     "task.labels.*": str,
     "task.thresholds": (list, NoneType),
     "task.thresholds.*": NUMBER,
+    "task.temperature": SCORE,
+    "test.calibration": (dict, NoneType),
+    "test.calibration.temperature": SCORE,
+    **dict.fromkeys(("test.calibration.*.ECE", "test.calibration.*.Brier"), NUMBER),
+    "test.calibration.*.bins": list,
+    "test.calibration.*.bins.*.*": NUMBER,
     "test.intervals": (dict, NoneType),
     "test.intervals.*.*": NUMBER,
     **dict.fromkeys(("groups", "groups.*", "groups.*.*.overall", "groups.*.*.intervals"), dict),
@@ -324,6 +330,8 @@ def read_task(directory, facts):
             raise BadInput(f"{path}: is damaged: {cls.name} has no such option, or the option no such value")
     with fitting(directory):
         task = cls.from_facts(described)
+    if task.temperature is not None and not 0.01 < task.temperature < 100:
+        raise BadInput(f"{path}: is damaged: its temperature is none")
     if len(getattr(task, "thresholds", None) or task.labels) != len(task.labels):
         raise BadInput(f"{path}: is damaged: not one threshold for each label")
     return task

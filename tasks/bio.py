@@ -21,12 +21,13 @@ CRF_SCALE = 100  # Adam moves a weight by about lr per step: scaled, transitions
 # --- files -----------------------------------------------------------------------------------------
 
 
-def read_bio(path, max_mb=MAX_ROW_MB):
+def read_bio(path, max_mb=MAX_ROW_MB, tagged=True):
     """Yield (line number, document or None, [words], [tags]) for each sentence of a CoNLL/BIO file.
 
     The first column is the word, the last its tag; tabs, or else white space, separate them, and blank lines
-    separate sentences. -DOCSTART-, # doc and # newdoc begin a document, other # lines are comments. Raises
-    BadInput that names the line.
+    separate sentences. -DOCSTART-, # doc and # newdoc begin a document, other # lines are comments. tagged:
+    whether the last column must be a BIO tag; else it may be anything, or absent. Raises BadInput that names
+    the line.
     """
     file, stream = open_text(path)
     document, documents, columns = None, 0, None
@@ -36,9 +37,9 @@ def read_bio(path, max_mb=MAX_ROW_MB):
         fields = line.split("\t") if "\t" in line else line.split()
 
         # a word and its tag
-        if not _ends_a_sentence(line, fields, columns or 2):
+        if not _ends_a_sentence(line, fields, columns or 2, tagged):
             columns = columns or len(fields)
-            _check_fields(fields, columns, f"{path}, line {number}")
+            _check_fields(fields, columns, f"{path}, line {number}", tagged)
             begin = begin if words else number
             words.append(fields[0])
             tags.append(fields[-1])
@@ -54,19 +55,21 @@ def read_bio(path, max_mb=MAX_ROW_MB):
     file.close()
 
 
-def _ends_a_sentence(line, fields, columns):
+def _ends_a_sentence(line, fields, columns, tagged):
     """Whether a line is blank, a comment or the beginning of a document. A word may be # itself: "# O"."""
-    is_word = len(fields) == columns and TAG.fullmatch(fields[-1])
+    has_tag = TAG.fullmatch(fields[-1]) if fields else False
+    is_word = len(fields) == columns and (has_tag or (not tagged and columns == 1))
     return not line.strip() or line.startswith("-DOCSTART-") or (line.startswith("#") and not is_word)
 
 
-def _check_fields(fields, columns, where):
-    if len(fields) != columns or columns < 2:
+def _check_fields(fields, columns, where, tagged):
+    least = 2 if tagged else 1
+    if len(fields) != columns or columns < least:
         raise BadInput(
-            f"{where}: {len(fields)} columns where there should be {max(columns, 2)}, "
+            f"{where}: {len(fields)} columns where there should be {max(columns, least)}, "
             "a word first and its tag last"
         )
-    if not TAG.fullmatch(fields[-1]):
+    if tagged and not TAG.fullmatch(fields[-1]):
         raise BadInput(f"{where}: the last column is no BIO tag; it must be O, B-TYPE or I-TYPE")
 
 

@@ -259,6 +259,28 @@ class Symptoms(LabelSets):
             said = symptom if symptom == NONE else "affirmed" if affirmed(text, symptom) else "negated"
             note.groups = {**(note.groups or {}), MENTION: said}
 
+    def known_labels(self, examples):
+        """By name. A note whose first symptom the run does not know is left out."""
+        kept = [self.names.index(label) for label in self.labels if label in self.names]
+        known, unknown = [], Counter()
+        for note in examples:
+            found, note.label = note.label, self._label_of(note.label, kept)
+            if note.label is None:
+                unknown[self.names[found[0]]] += 1
+            else:
+                known.append(note)
+        return known, unknown
+
+    def limits(self):
+        """That the labels are words, and what becomes of notes without one."""
+        found = [
+            "Its labels are silver: the first of the words above that a note names. A negated word counts, a "
+            "synonym does not. High scores mean that it finds words, not symptoms."
+        ]
+        if NONE not in self.labels:
+            found.append("A note that names none of these words still gets one of them as its answer.")
+        return found
+
     # --- what the splits must hold
 
     def check_dealable(self, path, examples, ways):
