@@ -381,16 +381,13 @@ def label_curves(axes, gap=14):
 def plot_calibration(predictions, looks, path):
     """Share of positives against the mean probability, in ten bins; below, how many test rows each bin has.
 
-    predictions {run: rows of predictions.csv}; their last column is the probability of the second class.
+    predictions {run: (whether each row is of the second class (N,) bool, the probability of that (N,))}.
     """
     figure, (axes, below) = pyplot().subplots(2, 1, figsize=(6, 7), sharex=True, height_ratios=(3, 1))
     axes.plot((0, 1), (0, 1), color="gray", linestyle="--", linewidth=1, label="perfect")
-    for (name, rows), marker in zip(predictions.items(), MARKERS * len(predictions), strict=False):
+    for (name, pairs), marker in zip(predictions.items(), MARKERS * len(predictions), strict=False):
         look = {"color": colour_of(looks[name]), "marker": marker, "alpha": 0.75}
-        column = list(rows[0])[-1]
-        positive = np.array([column == f"p_{row['label']}" for row in rows])
-        bins = calibration(positive, np.array([float(row[column]) for row in rows]))
-        said, seen, count = zip(*bins, strict=True)
+        said, seen, count = zip(*calibration(*pairs), strict=True)
         axes.plot(said, seen, label=name, **look)
         below.plot(said, count, linestyle=":", **look)
     axes.set(ylabel="share of positives in the bin")
@@ -402,9 +399,8 @@ def plot_calibration(predictions, looks, path):
     save_figure(figure, path)
 
 
-def plot_confusion(name, confusion, labels, path):
-    """Counts of true against predicted labels, shaded by the share of the true label."""
-    counts = np.array(confusion)
+def plot_confusion(name, counts, labels, path):
+    """Counts of true against predicted labels (C, C), shaded by the share of the true label."""
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     figure, axes = pyplot().subplots(figsize=(1.6 + 0.8 * len(labels), 1.2 + 0.8 * len(labels)))
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
