@@ -59,6 +59,8 @@ def whole_path(path):
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    if path.exists() and not path.is_file():  # root could replace even /dev/null
+        raise Unwritable(f"{path}: is no regular file; choose another --out")
     remove_remains(path)
     try:
         with writing(path):

@@ -5,7 +5,11 @@ predictions.csv of every finished run there, and benchmark.csv if benchmark.py w
 again.
 """
 
+import math
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
 
 import compress
 from cli import BadInput, Parser, run_script
@@ -59,6 +63,8 @@ def common_task(out, runs):
 def timings_of(out, runs):
     """{name: row of benchmark.csv}, without those of runs that were trained again since."""
     timings = {row["technique"]: row for row in read_rows(out / "benchmark.csv") if row["technique"] in runs}
+    if any(isinstance(row.get(column), str) for row in timings.values() for column in TIMED):
+        raise BadInput(f"{out}/benchmark.csv: is damaged; run benchmark.py again")
     for name in [name for name, row in timings.items() if row.get("finished") != runs[name]["finished"]]:
         left_out = "its times are left out; run benchmark.py again"
         print(f"note: {name} was trained again after it was timed: {left_out}")
@@ -92,12 +98,12 @@ def report_rows(out, task, runs, timings):
 
 
 def report_data(out):
-    """(task, {name: run.json}, rows, facts) of a results directory. Raises BadInput if a run is damaged."""
+    """(task, rows, facts, what else is drawn) of a results directory. Raises BadInput if a run is damaged."""
     with fitting(out):
         runs = runs_in(out)
         task, timings = common_task(out, runs), timings_of(out, runs)
         rows = report_rows(out, task, runs, timings)
-        return task, runs, rows, report_facts(task, runs, timings)
+        return task, rows, report_facts(task, runs, timings), drawn_of(out, task, runs)
 
 
 def score_cells(task, test):
@@ -217,22 +223,53 @@ def timing_facts(timings):
 # --- plots ----------------------------------------------------------------------------------------
 
 
-def draw_all(out, task, runs, rows, facts):
+class Drawn(NamedTuple):
+    """What the plots show beside the rows, each {run: ...}."""
+
+    histories: dict  # rows of numbers by epoch
+    calibrations: dict  # {"plain" or "scaled": (its error, its bins as an array (bins, 3))}
+    confusions: dict  # counts (true, predicted), an array
+
+
+def drawn_of(out, task, runs):
+    """The Drawn of a results directory, for the plots that its task has."""
+    keys = (task.selection, "Loss", "TrainingLoss")
+    histories = {
+        name: [{"Epoch": float(row["Epoch"]), **finite(row, keys)} for row in run["history"]]
+        for name, run in runs.items()
+        if run["history"]
+    }
+    confusions = {name: run["test"]["confusion"] for name, run in runs.items() if len(task.labels) <= 20}
+    confusions = {name: np.array(counts, np.int64) for name, counts in confusions.items() if counts}
+    if any(counts.shape != (len(task.labels),) * 2 for counts in confusions.values()):
+        raise BadInput(f"{out}: a run has counts of other labels than its own; train it again")
+    found = {name: run["test"].get("calibration") for name, run in runs.items()}
+    return Drawn(histories, {name: drawn_bins(told) for name, told in found.items() if told}, confusions)
+
+
+def drawn_bins(told):
+    """{"plain" or "scaled": (error, bins (B, 3))} of a run's calibration."""
+    known = {kind: told[kind] for kind in ("plain", "scaled") if told[kind]}
+    return {kind: (float(k["ECE"]), np.array(k["bins"], float).reshape(-1, 3)) for kind, k in known.items()}
+
+
+def finite(row, keys):
+    """The finite numbers among a row's values of these keys."""
+    return {key: row[key] for key in keys if row.get(key) is not None and math.isfinite(row[key])}
+
+
+def draw_all(out, task, rows, facts, drawn):
     """Every PNG of the report."""
     looks = {row["technique"]: row["techniques"] for row in rows}
     if any("p50_ms" in row for row in rows):
         plots.plot_latency(rows, facts, out / "accuracy_latency.png")
-    if histories := {name: run["history"] for name, run in runs.items() if run["history"]}:
+    if drawn.histories:
         wording = task.headline.get(task.selection, task.selection)
-        plots.plot_curves(histories, looks, task.selection, wording, out / "learning_curves.png")
-    calibrated = {name: found for name, run in runs.items() if (found := run["test"].get("calibration"))}
-    if calibrated:
-        plots.plot_calibration(calibrated, looks, task.sure_of, out / "calibration.png")
-    for name, run in runs.items():
-        if run["test"]["confusion"] and len(task.labels) <= 20:
-            plots.plot_confusion(
-                name, run["test"]["confusion"], run["task"]["labels"], out / f"confusion_{name}.png"
-            )
+        plots.plot_curves(drawn.histories, looks, task.selection, wording, out / "learning_curves.png")
+    if drawn.calibrations:
+        plots.plot_calibration(drawn.calibrations, looks, task.sure_of, out / "calibration.png")
+    for name, counts in drawn.confusions.items():
+        plots.plot_confusion(name, counts, task.labels, out / f"confusion_{name}.png")
 
 
 def main(argv=None):
@@ -244,7 +281,7 @@ def main(argv=None):
         raise BadInput(f"{out}: is a single run; name the results directory it stands in")
     plots.pyplot()  # said before anything is written, if matplotlib is missing
 
-    task, runs, rows, facts = report_data(out)
+    task, rows, facts, drawn = report_data(out)
     write_rows(out / "results.csv", rows)
     write_json(out / "results.json", facts)
 
@@ -253,8 +290,7 @@ def main(argv=None):
         read_json(out / "results.json"),
     )  # as docs/results.py reads them
     write_whole(out / "results.md", report_page(rows, facts))
-    with fitting(out):
-        draw_all(out, task, runs, rows, facts)
+    draw_all(out, task, rows, facts, drawn)
     print(report_page(rows, facts))
 
 

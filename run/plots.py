@@ -380,8 +380,9 @@ def label_curves(axes, gap=14):
 def plot_calibration(calibrations, looks, whose, path, columns=3):
     """Reliability diagrams, a panel per run: how often the answers in a bin are right, by how sure they are.
 
-    calibrations {run: metrics.calibration_scores of its test split}; whose: of what the probability is. A
-    point's area is the share of the answers in its bin; the dotted line is after temperature scaling.
+    calibrations {run: {"plain" or "scaled": (calibration error, bins (B, 3))}}; whose: of what the
+    probability is. A point's area is the share of the answers in its bin; the dotted line is after
+    temperature scaling.
     """
     columns = min(columns, len(calibrations))
     rows = -(-len(calibrations) // columns)
@@ -395,16 +396,18 @@ def plot_calibration(calibrations, looks, whose, path, columns=3):
     )
     for axes, (name, found) in zip(panels.flat, calibrations.items(), strict=False):
         axes.plot((0, 1), (0, 1), color="gray", linestyle="--", linewidth=1)
-        said, seen, count = np.array(found["plain"]["bins"]).T
+        error, bins = found["plain"]
+        said, seen, count = bins.T
         axes.plot(said, seen, color=colour_of(looks[name]), linewidth=1.5)
         axes.scatter(
             said, seen, 12 + 300 * count / count.sum(), colour_of(looks[name]), alpha=0.6, linewidth=0
         )
-        title = f"ECE {found['plain']['ECE']:.3f}"
-        if scaled := found["scaled"]:
+        title = f"ECE {error:.3f}"
+        if "scaled" in found:
+            error, bins = found["scaled"]
             look = {"color": "black", "linestyle": ":", "linewidth": 1.3, "marker": ".", "markersize": 4}
-            axes.plot(*np.array(scaled["bins"]).T[:2], **look)
-            title += f", scaled {scaled['ECE']:.3f}"
+            axes.plot(*bins.T[:2], **look)
+            title += f", scaled {error:.3f}"
         axes.set_title(f"{wrapped(name)}\n{title}", fontsize=10.5)
         axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
         axes.grid(alpha=0.2)
@@ -425,9 +428,8 @@ def wrapped(name, width=30):
     return "\n".join(lines)
 
 
-def plot_confusion(name, confusion, labels, path):
-    """Counts of true against predicted labels, shaded by the share of the true label."""
-    counts = np.array(confusion)
+def plot_confusion(name, counts, labels, path):
+    """Counts of true against predicted labels (C, C), shaded by the share of the true label."""
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     figure, axes = pyplot().subplots(figsize=(1.6 + 0.8 * len(labels), 1.2 + 0.8 * len(labels)))
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
