@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import shlex
 import sys
 import warnings
@@ -75,6 +76,15 @@ def share_or_file(text):
     except ValueError:
         return text
     return number(float, 0, 0.5, True, True)(text)
+
+
+def fold_of(text):
+    """An argparse type: '2/5', the second of five folds, as [2, 5]."""
+    found = re.fullmatch(r"(\d{1,4})/(\d{1,4})", text)
+    number_of, folds = map(int, found.groups()) if found else (0, 0)
+    if folds < 2 or not 1 <= number_of <= folds:
+        raise argparse.ArgumentTypeError(f"{text!r} is no fold; give e.g. 2/5, the second of five")
+    return [number_of, folds]
 
 
 def keyword(flag):

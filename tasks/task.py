@@ -27,6 +27,7 @@ from data import (
     key_of,
     sampled,
     split_by_subject,
+    split_fold,
     text_key,
 )
 
@@ -144,9 +145,9 @@ class Task:
     def load(self, path, fraction, validation, test, seed):
         """Read, fold, label and split. validation, test: a share of `path`, or the path of a file of its own.
 
-        Returns ({split: [example]}, facts to print and to store). Raises BadInput if nothing can be learnt
-        or scored, or if a split dealt out of `path` lacks a label that the task needs. A file of its own may
-        lack labels: they are named.
+        test may also be [k, n]: the k-th of n folds of `path`. Returns ({split: [example]}, facts to print
+        and store). Raises BadInput if nothing can be learnt or scored, or if a split dealt out of `path`
+        lacks a label that the task needs. A file of its own may lack labels: they are named.
         """
         counts, given = Counter({"rows": 0}), {"test": test, "validation": validation}
         own = {split: file for split, file in given.items() if isinstance(file, str)}
@@ -201,11 +202,18 @@ class Task:
     def split(self, examples, home, shares, path, seed):
         """{split: [example]}. Those of `path` are dealt out by subject to train and to {split: share}.
 
-        home {id(example): the split whose file it came from, if not train's}; they stay there.
+        home {id(example): the split whose file it came from, if not train's}; they stay there. The share of
+        test may be a fold [k, n].
         """
         splits = {split: [] for split in SPLITS}
         for example in examples:
             splits[home.get(id(example), "train")].append(example)
+        if isinstance(fold := shares.get("test"), list | tuple):
+            self.check_dealable(path, splits["train"], max(fold[1], 1 + len(shares)))
+            return {
+                **splits,
+                **split_fold(splits["train"], fold, shares.get("validation"), seed, self.strata),
+            }
         if shares:
             self.check_dealable(path, splits["train"], 1 + len(shares))
         shares = {"train": 1 - sum(shares.values()), **shares}
