@@ -87,6 +87,19 @@ def fold_of(text):
     return [number_of, folds]
 
 
+def seed_list(text):
+    """An argparse type: '3' is the seeds 1 to 3, '5,8' these two, '7,' this one; a list of numbers."""
+    try:
+        seeds = [int(seed) for seed in text.split(",") if seed.strip()]
+    except ValueError:
+        seeds = []
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds) or seeds == [0]:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: give how many seeds, or whole numbers, comma-separated, that differ from each other"
+        )
+    return seeds if "," in text else list(range(1, seeds[0] + 1))
+
+
 def keyword(flag):
     """The keyword for a flag: '--student-layers' -> 'student_layers', '--global' -> 'global_'."""
     name = flag.lstrip("-").replace("-", "_")

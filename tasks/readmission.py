@@ -316,6 +316,13 @@ class Readmission(Task):
             np.array([e.label for e in examples]), np.array(predictions), self.labels, intervals
         )
 
+    def rescored(self, rows):
+        """metrics.binary of predictions.csv."""
+        truth, called, probabilities = self.read_back(rows)
+        columns = truth[:, 1], called[:, 1], probabilities[:, 1]
+        scores = metrics.binary(truth.argmax(1), probabilities[:, 1], self.labels)
+        return scores.overall, metrics.weighted_binary(*columns)
+
     def record(self, prediction):
         """[class, probability of 0, probability of 1]."""
         return [self.labels[int(prediction > 0.5)], f"{1 - prediction:.6f}", f"{prediction:.6f}"]

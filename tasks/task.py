@@ -470,6 +470,23 @@ class Task:
         """The example's label as predictions.csv shows it."""
         return self.labels[example.label]
 
+    # --- predictions.csv -> scores
+
+    def read_back(self, rows):
+        """Rows of predictions.csv -> (truth, called, probabilities), (N, L) each, the first two bool."""
+        names = np.array(self.labels)
+        truth, called = (
+            np.array([row[key] for row in rows])[:, None] == names for key in ("label", "predicted")
+        )
+        columns = [f"p_{label}" for label in self.labels]
+        return truth, called, np.array([[float(row[column]) for column in columns] for row in rows])
+
+    def rescored(self, rows):
+        """(overall scores, {score: function of weights (R, N) -> (R,)}) of the rows of predictions.csv."""
+        truth, called, probabilities = self.read_back(rows)
+        scores = metrics.single_label(truth.argmax(1), probabilities, self.labels)
+        return scores.overall, metrics.weighted_single_label(truth, called, probabilities)
+
     def describe(self):
         """JSON facts from which from_facts makes the same task again."""
         return {"task": self.name, "labels": self.labels, "options": vars(self.options)}
