@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import shlex
 import sys
 import warnings
@@ -82,6 +83,28 @@ def share_or_file(text):
     except ValueError:
         return text
     return number(float, 0, 0.5, True, True)(text)
+
+
+def fold_of(text):
+    """An argparse type: '2/5', the second of five folds, as [2, 5]."""
+    found = re.fullmatch(r"(\d{1,4})/(\d{1,4})", text)
+    number_of, folds = map(int, found.groups()) if found else (0, 0)
+    if folds < 2 or not 1 <= number_of <= folds:
+        raise argparse.ArgumentTypeError(f"{text!r} is no fold; give e.g. 2/5, the second of five")
+    return [number_of, folds]
+
+
+def seed_list(text):
+    """An argparse type: '3' is the seeds 1 to 3, '5,8' these two, '7,' this one; a list of numbers."""
+    try:
+        seeds = [int(seed) for seed in text.split(",") if seed.strip()]
+    except ValueError:
+        seeds = []
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds) or seeds == [0]:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: give how many seeds, or whole numbers, comma-separated, that differ from each other"
+        )
+    return seeds if "," in text else list(range(1, seeds[0] + 1))
 
 
 def keyword(flag):

@@ -392,6 +392,24 @@ def split_by_subject(notes, shares, seed, strata=lambda note: (note.label,)):
     return splits
 
 
+def split_fold(notes, fold, validation, seed, strata=lambda note: (note.label,)):
+    """Split notes by subject into folds of equal share; fold k of n is the test split.
+
+    fold (k, n), k from 1; validation: its share of all notes, or None for no such split. The folds are the
+    same for every k and validation, so their test splits together are all notes, each once. Returns what
+    split_by_subject does.
+    """
+    k, n = fold
+    folds = split_by_subject(notes, dict.fromkeys(range(1, n + 1), 1 / n), seed, strata)
+    tested = set(map(id, folds[k]))
+    rest = [note for note in notes if id(note) not in tested]
+    shares = {"train": 1.0}
+    if validation is not None:
+        share = validation * n / (n - 1)  # of the rest
+        shares = {"train": 1 - share, "validation": share}
+    return {**split_by_subject(rest, shares, seed, strata), "test": folds[k]}
+
+
 def fingerprint(splits):
     """One hash of which row is in which split: two runs can be compared only if theirs are equal."""
     return f"{digest(*(f'{split}:{note.row_id}' for split in SPLITS for note in splits[split])):016x}"

@@ -390,6 +390,98 @@ def masked_tokens(counts, intervals=False):
     return Scores(overall, {}, None, found)
 
 
+# --- notes that count several times, as a bootstrap draws them -----------------------------------
+
+
+def weighted_sums(rows, score):
+    """A function of weights (R, N) -> (R,): the score of weighted sums of rows (N, ...) of counts."""
+    rows = np.asarray(rows, np.float32)  # exact up to 2**24
+    return lambda weights: score(np.tensordot(weights, rows, 1))
+
+
+def _share_of_sums(sums):
+    """The first of (..., 2) sums over the second."""
+    return sums[..., 0] / sums[..., 1]
+
+
+def _ranked(positive, score, weights):
+    """Weights of positives and of negatives that score at least as much, at each distinct score downwards.
+
+    positive (N,) bool, score (N,), weights (R, N) -> (R, distinct scores) twice.
+    """
+    order = np.argsort(-score, kind="stable")
+    last = np.flatnonzero(np.diff(score[order], append=np.nan))  # of rows that tie
+    weights, positive = weights[:, order], positive[order]
+    return tuple(np.cumsum(weights * side, 1, dtype=float)[:, last] for side in (positive, ~positive))
+
+
+def weighted_auroc(positive, score, weights):
+    """auroc under weights (R, N) -> (R,); NaN without positives or negatives."""
+    hits, false = _ranked(positive, score, weights)
+    steps = np.diff(false, prepend=0) * (hits + np.pad(hits, ((0, 0), (1, 0)))[:, :-1]) / 2
+    pairs = hits[:, -1] * false[:, -1]
+    return np.divide(steps.sum(1), pairs, out=np.full_like(pairs, np.nan), where=pairs > 0)
+
+
+def weighted_average_precision(positive, score, weights):
+    """average_precision under weights (R, N) -> (R,); NaN without positives."""
+    hits, false = _ranked(positive, score, weights)
+    precision = np.divide(hits, hits + false, out=np.zeros_like(hits), where=hits + false > 0)
+    total = hits[:, -1]
+    steps = (np.diff(hits, prepend=0) * precision).sum(1)
+    return np.divide(steps, total, out=np.full_like(total, np.nan), where=total > 0)
+
+
+def _counted(truth, called):
+    """Of each note and label whether it was hit, true, called: (N, L) bool twice -> (N, L, 3)."""
+    return np.stack([truth & called, truth, called], -1)
+
+
+def weighted_single_label(truth, called, probabilities):
+    """{score: function of weights} for single_label; truth, called one-hot (N, C) bool."""
+    counts = _counted(truth, called)
+
+    def macro_auroc(weights):
+        pairs = zip(truth.T, probabilities.T, strict=True)
+        return np.mean([weighted_auroc(positive, score, weights) for positive, score in pairs], 0)
+
+    return {
+        "Accuracy": weighted_sums(counts.sum(1), _share_of_sums),
+        "F1": weighted_sums(counts, _macro_f1_of_sums),
+        "AUROC": macro_auroc,
+    }
+
+
+def weighted_binary(positive, called, probability):
+    """{score: function of weights} for binary; positive, called (N,) bool, probability (N,) of positive."""
+    right = np.stack([positive == called, np.ones_like(called)], 1)
+    return {
+        "Accuracy": weighted_sums(right, _share_of_sums),
+        "AUROC": lambda weights: weighted_auroc(positive, probability, weights),
+        "AUPRC": lambda weights: weighted_average_precision(positive, probability, weights),
+    }
+
+
+def weighted_multi_label(truth, called):
+    """{score: function of weights} for multi_label; truth, called (N, L) bool."""
+    counts = _counted(truth, called)
+    right = (truth == called).all(1)
+    return {
+        "MicroF1": weighted_sums(counts.sum(1), _f1_of_sums),
+        "MacroF1": weighted_sums(counts, _macro_f1_of_sums),
+        "Accuracy": weighted_sums(np.stack([right, np.ones_like(right)], 1), _share_of_sums),
+    }
+
+
+def weighted_spans(counts):
+    """{score: function of weights} for span_scores; counts (N, 3): hits, truly, called of each sentence."""
+    return {
+        "F1": weighted_sums(counts, _f1_of_sums),
+        "Precision": weighted_sums(counts[:, [0, 2]], _share_of_sums),
+        "Recall": weighted_sums(counts[:, [0, 1]], _share_of_sums),
+    }
+
+
 # --- how far to trust them ------------------------------------------------------------------------
 
 

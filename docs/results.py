@@ -72,6 +72,7 @@ def sweep_section(name, rows, facts):
         *("```bash", f"python sweep.py @experiments/{name}.args", "```", ""),
         *(tables.sweep_conditions(facts), ""),
         *(*tables.sweep_table(rows, facts), ""),
+        *(line for sentence in tables.told_lines(rows, facts) for line in (sentence, "")),
         f"![{heading(name)}: {score} against speed](results/{name}/sweep.png)",
         f"![{heading(name)}: {score} against bytes](results/{name}/sweep_bytes.png)",
         *("", f"What train.py was told for each run; {PLACES}", "", *told),
@@ -186,14 +187,11 @@ def readme(root):
 def short_table(rows, facts):
     """Lines: run, first score, points from base, bytes and times, and the conditions in a line."""
     base, score = tables.base_of(rows), tables.sweep_scores(rows, facts)[0]
-    header = [
-        "run",
-        f"{facts['headline'][score]} [95% interval]",
-        "points from base",
-        "MB",
-        f"{facts['unit']}/s",
-        "p50 ms",
-    ]
+    points = (
+        ["points from base", "told from base"] if any("told" in row for row in rows) else ["points from base"]
+    )
+    scored = f"{facts['headline'][score]} [95% interval]"
+    header = ["run", scored, *points, "MB", f"{facts['unit']}/s", "p50 ms"]
     body = [
         [row["run"], tables.with_interval(row, score), *tables.sweep_costs(row, base, score)] for row in rows
     ]
@@ -203,7 +201,8 @@ def short_table(rows, facts):
         f"{tables.mean_of(facts)}; times: seed {timing['seed']}, medians of "
         f"{tables.counted(timing['rounds'], 'round')}, {machine}; in brackets: times better than base."
     )
-    return ["", *markdown_table(header, body), "", conditions, ""]
+    told = [line for sentence in tables.told_lines(rows, facts) for line in (sentence, "")]
+    return ["", *markdown_table(header, body), "", *told, conditions, ""]
 
 
 # --- all of it ------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 import compress
-from cli import BadInput, Parser, keyword, number, run_script, share_or_file
+from cli import BadInput, Parser, fold_of, keyword, number, run_script, share_or_file
 from data import MAX_ROW_MB
 from run.cache import CACHE
 from tasks import TASKS, demo
@@ -14,8 +14,9 @@ from tasks import TASKS, demo
 # Arguments that are not compared between runs.
 PLACES = (
     "out", "name", "overwrite", "technique", "parts", "device", "compile", "deterministic", "save_minutes",
-    "cache", "max_row_mb",
+    "cache", "max_row_mb", "fold",
 )  # fmt: skip
+TEST_SHARE = 0.2  # of the notes, unless --test or --fold says otherwise
 # Arguments in which a run may differ from the base run that it starts from or learns from.
 OPTIMISATION = (
     "start", "epochs", "batch_size", "accumulate", "lr", "warmup", "weight_decay", "clip", "precision",
@@ -76,7 +77,13 @@ def add_note_flags(group):
     share = number(float, 0, 1, low_open=True)
     add("--fraction", type=share, default=1.0, help="share of the rows to read, chosen by row id (1)")
     add("--validation", type=share_or_file, default=0.1, help="share of the notes, or a file of them (0.1)")
-    add("--test", type=share_or_file, default=0.2, help="the same for the final test, scored once (0.2)")
+    add(
+        "--test",
+        type=share_or_file,
+        default=TEST_SHARE,
+        help="the same for the final test, scored once (0.2)",
+    )
+    add("--fold", type=fold_of, default=None, help="test on this fold of the notes, such as 2/5 (none)")
     seed = number(int, 0, 2**63 - 1)
     add("--split-seed", type=seed, default=42, help="seed of sampling, balancing and splitting (42)")
     length = number(int, 4, 10**6)
@@ -203,9 +210,22 @@ def parse_arguments(argv=None):
         raise BadInput(f"--name {args.name}: give a plain name, without / and not beginning with a dot")
     if args.revision and (args.model == "demo" or Path(args.model).is_dir()):
         raise BadInput(f"--revision: --model {args.model} is no hub name, so it has no revisions")
+    settle_fold(args)
     refuse_no_epochs(args)
     compress.check(args.parts, args)
     return args
+
+
+def settle_fold(args):
+    """With --fold the test split is that fold: args.test becomes it. Raises BadInput for another --test."""
+    if not args.fold:
+        return
+    if args.test != TEST_SHARE:
+        raise BadInput("--fold: says which notes are the test split; leave out --test")
+    most = 1 - 1 / args.fold[1]  # what the fold leaves
+    if not isinstance(args.validation, str) and args.validation >= most:
+        raise BadInput(f"--validation {args.validation}: --fold leaves only {most:g} of the notes")
+    args.test = args.fold
 
 
 def refuse_no_epochs(args):

@@ -6,7 +6,7 @@ model.safetensors              the weights, if plain transformers can build the 
 compressed.safetensors         the weights, if it cannot; it refuses such a directory and says why
 compression.json               [facts per technique], from which the structure is rebuilt before loading
 run.json                       arguments, versions, machine, times, splits, scores, sizes
-predictions.csv                test rows: row id, label, predicted, probabilities; no text
+predictions.csv                test rows: row id, cluster, label, predicted, probabilities; no text
 train_keys.safetensors         keys of the training notes' texts (run/seen.py)
 eval_metrics.json, README.md   the test scores under other names, and the model card (run/card.py)
 adapter/                       of a LoRA run, in the PEFT layout

@@ -87,12 +87,17 @@ def print_rows(counts, notes, unit):
 
 
 def write_predictions(path, task, examples, predictions):
-    """predictions.csv of a run directory: row id, label, prediction, probabilities; no text."""
+    """predictions.csv of a run directory: row id, cluster, label, prediction, probabilities; no text.
+
+    Rows of one patient, or sentences of one document, have one cluster, a number of this file's own.
+    """
     if header := task.header():
+        numbers = {}
         rows = (
-            [e.row_id, task.truth(e), *task.record(p)] for e, p in zip(examples, predictions, strict=True)
+            [e.row_id, numbers.setdefault(e.subject, len(numbers)), task.truth(e), *task.record(p)]
+            for e, p in zip(examples, predictions, strict=True)
         )
-        write_csv(path / "predictions.csv", ["row_id", "label", *header], rows, private=True)
+        write_csv(path / "predictions.csv", ["row_id", "cluster", "label", *header], rows, private=True)
 
 
 # --- tables in files ------------------------------------------------------------------------------

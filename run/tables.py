@@ -50,10 +50,12 @@ def described(machine):
 
 def sweep_page(rows, facts):
     """sweep.md: the conditions, the table, and what train.py was told for each row."""
-    title = f"# {facts['task']}: {len(rows)} runs, {counted(len(facts['seeds']), 'seed')}"
+    folds = f" in {folds_of(facts)} folds" * (folds_of(facts) > 1)
+    title = f"# {facts['task']}: {len(rows)} runs, {counted(len(facts['seeds']), 'seed')}{folds}"
     banner = [f"**{demo.BANNER}**", ""] if facts["demonstration"] else []
     told = [f"- {name}: `{words}`" for name, words in facts["grid"].items()]
     lines = [title, "", *banner, sweep_conditions(facts), "", *sweep_table(rows, facts), ""]
+    lines += [*told_lines(rows, facts), ""] if told_lines(rows, facts) else []
     return "\n".join([*lines, "What train.py was told for each run:", "", *told, ""])
 
 
@@ -68,7 +70,8 @@ def sweep_table(rows, facts):
     means = [f"{facts['headline'][s]}, {mean_of(facts)}" for s in scores]
     heads = [head + " [95% interval]" * (f"{s}_low" in base) for head, s in zip(means, scores, strict=True)]
     points = f"{facts['headline'][scores[0]]} from base (points)"
-    header = ["run", *heads, points, "MB", f"{unit}/s", "p50 ms", "on the Pareto front of"]
+    points = [points, "told from base"] if any("told" in row for row in rows) else [points]
+    header = ["run", *heads, *points, "MB", f"{unit}/s", "p50 ms", "on the Pareto front of"]
     body = [
         [
             row["run"],
@@ -81,10 +84,22 @@ def sweep_table(rows, facts):
     return markdown_table(header, body)
 
 
+def points_cells(row, base, score):
+    """Cells: points from base; if tested, with their interval, and whether the run is told from base."""
+    points = f"{100 * row[f'{score}_from_base']:+.2f}"
+    if f"{score}_p" not in base:
+        return [points]
+    if row is base or "told" not in row:
+        return [points, ""]
+    low, high = (100 * row[f"{score}_from_base_{end}"] for end in ("low", "high"))
+    told = row["told"] if row["told"] == "no" else f"**{row['told']}**"
+    return [f"{points} [{low:+.2f}, {high:+.2f}]", f"{told}, p {p_value(row['p_holm'])}"]
+
+
 def sweep_costs(row, base, score):
-    """Cells: points from base; MB, rows per second, milliseconds, each with times better than base."""
+    """Cells: points_cells; MB, rows per second, milliseconds, each with times better than base."""
     return [
-        f"{100 * row[f'{score}_from_base']:+.2f}",
+        *points_cells(row, base, score),
         times(f"{row['bytes'] / 1e6:.1f}", base["bytes"], row["bytes"]),
         times(f"{row['rows_per_s']:,.0f}", row["rows_per_s"], base["rows_per_s"]),
         times(f"{row['p50_ms']:.2f}", base["p50_ms"], row["p50_ms"]),
@@ -96,10 +111,36 @@ def base_of(rows):
     return next(row for row in rows if row["run"] == "base")
 
 
+def folds_of(facts):
+    """How many folds the notes were cut into; 1 = none."""
+    return facts["evidence"]["folds"] if "evidence" in facts else 1
+
+
 def mean_of(facts):
     """'mean of 3 seeds', or 'one seed'."""
     count = len(facts["seeds"])
     return f"mean of {count} seeds" if count > 1 else "one seed"
+
+
+def told_lines(rows, facts):
+    """Sentences on which runs can be told from base; none if nothing was tested."""
+    score = facts["headline"][next(iter(facts["headline"]))]
+    groups = {told: [row["run"] for row in rows if row.get("told") == told] for told in WORDING}
+    lines = [
+        wording.format(", ".join(names), score)
+        for told, wording in WORDING.items()
+        if (names := groups[told])
+    ]
+    if lines and len(facts["seeds"]) == 1:
+        lines.append("This is said of these trained models: another seed may say otherwise.")
+    return [" ".join(lines)] if lines else []
+
+
+WORDING = {
+    "better": "Better than base in {1}: {0}.",
+    "worse": "Worse than base in {1}: {0}.",
+    "no": "Not told from base, which does not mean equal to it: {0}.",
+}
 
 
 def split_sizes(data, unit):
@@ -112,16 +153,43 @@ def sweep_conditions(facts):
     """How the figures of a sweep were obtained, in one paragraph."""
     unit, data, timing, machine = (facts[key] for key in ("unit", "data", "timing", "machine"))
     one, seeds = unit.removesuffix("s"), ", ".join(map(str, facts["seeds"]))
-    average = "averaged over the seeds" if len(facts["seeds"]) > 1 else "of that seed"
     return (
-        f"{split_sizes(data, unit).capitalize()}; {data['mean_tokens']:.0f} tokens per {one} on average. "
-        f"Test scores: {mean_of(facts)} ({seeds}). Brackets after scores: 95% bootstrap interval, {average}; "
-        f"brackets after costs: how many times better than base. Points: distance from the same seed's base. "
+        f"{test_notes(facts)}; {data['mean_tokens']:.0f} tokens per {one} on average. "
+        f"Test scores: {mean_of(facts)} ({seeds}). {sweep_brackets(facts)} "
         f"MB: on disk. {unit.capitalize()}/s: the model alone, on the {timing['rows']:,} validation rows, "
         f"in batches of {timing['batch_tokens']:,} tokens. p50: one {one} of {timing['length']} tokens. "
         f"Medians of {counted(timing['rounds'], 'round')} in rotating order, seed {timing['seed']}, "
         f"{described(machine)}. {commits_of(facts)} "
         "Rows on the Pareto front: no other row has an equal or better validation score at a lower cost."
+    )
+
+
+def test_notes(facts):
+    """How many notes each split has; with folds, that all of them are test notes once."""
+    unit, data, folds = facts["unit"], facts["data"], folds_of(facts)
+    sizes = split_sizes(data, unit).capitalize()
+    if folds == 1:
+        return sizes
+    return f"{facts['evidence']['notes']:,} {unit} in {folds} folds, each tested once (in the first: {sizes})"
+
+
+def sweep_brackets(facts):
+    """What the brackets after scores, points and costs are."""
+    several = len(facts["seeds"]) > 1
+    points = (
+        "brackets after costs: how many times better than base. Points: distance from the same seed's base."
+    )
+    if "evidence" not in facts:
+        average = "averaged over the seeds" if several else "of that seed"
+        return f"Brackets after scores: 95% bootstrap interval, {average}; {points}"
+    evidence, unit = facts["evidence"], facts["unit"]
+    drawn = f"{evidence['notes']:,} test {unit}"
+    if evidence["clusters"] < evidence["notes"]:
+        drawn += f" by their {evidence['clusters']:,} patients or documents"
+    over = f"over seeds and {drawn} together" if several else f"over {drawn}, of that seed's models"
+    return (
+        f"Brackets after scores and points: 95% interval {over}; {points} Told from base: paired test, "
+        f"p after Holm's correction below {evidence['level']:g} (docs/evidence.md)."
     )
 
 

@@ -238,7 +238,9 @@ RUN = {
     **dict.fromkeys(("demonstration", "demo_model"), bool),
     **dict.fromkeys(("arguments.data", "arguments.model"), str),
     **dict.fromkeys(("arguments.max_length", "arguments.split_seed", "data.notes"), int),
-    **dict.fromkeys(("arguments.validation", "arguments.test"), (int, float, str)),
+    "arguments.validation": (int, float, str),
+    "arguments.test": (int, float, str, list),
+    "arguments.test.*": int,
     **dict.fromkeys(("arguments.fraction", "best_epoch", "train_seconds"), NUMBER),
     **dict.fromkeys(("arguments", "task", "task.options", "data.splits", "machine", "history.*"), dict),
     **dict.fromkeys(("data.sizes.*", "data.rows.*", "data.splits.*.*", "sizes.*", "test.confusion.*.*"), int),
@@ -313,6 +315,9 @@ def read_run(directory, *needs):
     if not isinstance(facts, dict):
         raise BadInput(f"{path}: is damaged: no JSON object")
     check_types(path, facts, RUN, needs)
+    test = facts.get("arguments", {}).get("test")
+    if isinstance(test, list) and not (len(test) == 2 and 1 <= test[0] <= test[1] != 1):
+        raise BadInput(f"{path}: is damaged: its test split is no fold")
     if facts.get("precision", PRECISIONS[0]) not in PRECISIONS:
         raise BadInput(f"{path}: is damaged: no precision of this name")
     return facts

@@ -168,6 +168,17 @@ class LabelSets(Task):
         """The true names, joined by ;."""
         return self._names(self._truth([example])[0])
 
+    def rescored(self, rows):
+        """Classes as single labels, sets by metrics.multi_label."""
+        if not self.sets:
+            return super().rescored(rows)
+        truth, called = (
+            np.array([[f";{name};" in f";{row[key]};" for name in self.labels] for row in rows])
+            for key in ("label", "predicted")
+        )
+        scores = metrics.multi_label(truth, called, self.labels)
+        return scores.overall, metrics.weighted_multi_label(truth, called)
+
     def answer(self, example, prediction):
         """The label or labels predicted, and all probabilities."""
         called = [name for name, yes in zip(self.labels, self.called(prediction), strict=True) if yes]

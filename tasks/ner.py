@@ -302,6 +302,16 @@ class Ner(Task):
         """The true spans, written the same."""
         return _spelled([self.labels[i] for i in example.label])
 
+    def rescored(self, rows):
+        """Exact spans, counted by sentence."""
+        pairs = [(set(row["label"].split()), set(row["predicted"].split())) for row in rows]
+        counts = np.array([[len(true & called), len(true), len(called)] for true, called in pairs])
+        scores = metrics.weighted_spans(counts)
+        once = np.ones((1, len(counts)), np.float32)
+        with np.errstate(invalid="ignore"):  # without predictions precision is undefined
+            overall = {name: float(score(once)[0]) for name, score in scores.items()}
+        return {name: None if np.isnan(x) else x for name, x in overall.items()}, scores
+
     def answer(self, example, prediction):
         """Spans with type, place and confidence.
 

@@ -316,6 +316,13 @@ class Readmission(Task):
         """The probability of a return, (N, 1)."""
         return np.array([[e.label == 1] for e in examples]), np.array(predictions)[:, None]
 
+    def rescored(self, rows):
+        """metrics.binary of predictions.csv."""
+        truth, called, probabilities = self.read_back(rows)
+        columns = truth[:, 1], called[:, 1], probabilities[:, 1]
+        scores = metrics.binary(truth.argmax(1), probabilities[:, 1], self.labels)
+        return scores.overall, metrics.weighted_binary(*columns)
+
     def record(self, prediction):
         """[class, probability of 0, probability of 1]."""
         said = self.stated(prediction)

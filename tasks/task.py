@@ -32,6 +32,7 @@ from data import (
     repeated,
     sampled,
     split_by_subject,
+    split_fold,
     text_key,
 )
 from parts import in_parts
@@ -162,9 +163,9 @@ class Task:
     def load(self, path, fraction, validation, test, seed):
         """Read, fold, label and split. validation, test: a share of `path`, or the path of a file of its own.
 
-        Returns ({split: [example]}, facts to print and to store). Raises BadInput if nothing can be learnt
-        or scored, or if a split dealt out of `path` lacks a label that the task needs. A file of its own may
-        lack labels: they are named.
+        test may also be [k, n]: the k-th of n folds of `path`. Returns ({split: [example]}, facts to print
+        and store). Raises BadInput if nothing can be learnt or scored, or if a split dealt out of `path`
+        lacks a label that the task needs. A file of its own may lack labels: they are named.
         """
         counts, given = Counter({"rows": 0}), {"test": test, "validation": validation}
         own = {split: file for split, file in given.items() if isinstance(file, str)}
@@ -243,11 +244,18 @@ class Task:
     def split(self, examples, home, shares, path, seed):
         """{split: [example]}. Those of `path` are dealt out by subject to train and to {split: share}.
 
-        home {id(example): the split whose file it came from, if not train's}; they stay there.
+        home {id(example): the split whose file it came from, if not train's}; they stay there. The share of
+        test may be a fold [k, n].
         """
         splits = {split: [] for split in SPLITS}
         for example in examples:
             splits[home.get(id(example), "train")].append(example)
+        if isinstance(fold := shares.get("test"), list | tuple):
+            self.check_dealable(path, splits["train"], max(fold[1], 1 + len(shares)))
+            return {
+                **splits,
+                **split_fold(splits["train"], fold, shares.get("validation"), seed, self.strata),
+            }
         if shares:
             self.check_dealable(path, splits["train"], 1 + len(shares))
         shares = {"train": 1 - sum(shares.values()), **shares}
@@ -595,6 +603,23 @@ class Task:
     def truth(self, example):
         """The example's label as predictions.csv shows it."""
         return self.labels[example.label]
+
+    # --- predictions.csv -> scores
+
+    def read_back(self, rows):
+        """Rows of predictions.csv -> (truth, called, probabilities), (N, L) each, the first two bool."""
+        names = np.array(self.labels)
+        truth, called = (
+            np.array([row[key] for row in rows])[:, None] == names for key in ("label", "predicted")
+        )
+        columns = [f"p_{label}" for label in self.labels]
+        return truth, called, np.array([[float(row[column]) for column in columns] for row in rows])
+
+    def rescored(self, rows):
+        """(overall scores, {score: function of weights (R, N) -> (R,)}) of the rows of predictions.csv."""
+        truth, called, probabilities = self.read_back(rows)
+        scores = metrics.single_label(truth.argmax(1), probabilities, self.labels)
+        return scores.overall, metrics.weighted_single_label(truth, called, probabilities)
 
     def describe(self):
         """JSON facts from which from_facts makes the same task again."""
