@@ -532,7 +532,8 @@ def budget_batches(lengths, tokens):
 def collate(encoded, rows, pad_id, device="cpu"):
     """Pad the named rows (B,) to their longest: a dict of tensors on the device, and of the rows themselves.
 
-    input_ids, attention_mask (B, T) int64; labels, if there are any, (B,), (B, C) or by token (B, T).
+    input_ids, attention_mask (B, T) int64; labels, if there are any, (B,), (B, C) or by token (B, T). On CUDA
+    "full" is set where no row is padded: without a mask attention takes the flash kernel, compiled too.
     """
     starts, stops = encoded.starts[rows], encoded.starts[rows + 1]
     shape = (len(rows), int((stops - starts).max()))  # (B, T)
@@ -547,4 +548,7 @@ def collate(encoded, rows, pad_id, device="cpu"):
         batch["attention_mask"][i, : stop - start] = 1
         if encoded.token_labels is not None:
             batch["labels"][i, : stop - start] = encoded.token_labels[start:stop]
-    return {"rows": rows, **{name: torch.from_numpy(array).to(device) for name, array in batch.items()}}
+    batch = {name: torch.from_numpy(array).to(device) for name, array in batch.items()}
+    if batch["input_ids"].is_cuda and (stops - starts == shape[1]).all():
+        batch["full"] = True
+    return {"rows": rows, **batch}

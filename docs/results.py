@@ -121,8 +121,16 @@ PARTS = {
          "notes_per_s": ("notes/s", "{:,.0f}"), "peak_bytes": ("peak memory, MB", "{:,.0f}")},
         None, (),
     ),
+    "gpu": (
+        {"row": ("BERT-base shape, bf16", "{}"), "compiled": ("torch.compile", "{}"),
+         "batch": ("batch", "{}"), "ms": ("ms", "{:,.2f}"), "tokens_per_s": ("tokens/s", "{:,.0f}"),
+         "flops_per_s": ("TFLOP/s", "{:.0f}"), "peak_share": ("of bf16 peak", "{:.2f}"),
+         "peak_bytes": ("peak memory, MB", "{:,.0f}")},
+        None, (),
+    ),
 }  # fmt: skip
-MILLION = ("bytes", "macs", "peak_bytes")  # columns shown in millions
+# what a column is shown in, if not in ones
+UNITS = {"bytes": 1e6, "macs": 1e6, "peak_bytes": 1e6, "flops_per_s": 1e12}
 LESS_IS_BETTER = ("bytes", "p50_ms")
 
 
@@ -162,7 +170,9 @@ def speed_cell(key, form, row, other):
     if value is None:
         return ""
     better, worse = (theirs, value) if key in LESS_IS_BETTER else (value, theirs)
-    return tables.times(form.format(value / 1e6 if key in MILLION else value), better, worse)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return tables.times(form.format(value / UNITS[key] if key in UNITS else value), better, worse)
 
 
 # --- README.md ------------------------------------------------------------------------------------

@@ -484,7 +484,8 @@ class Task:
 
     def forward(self, model, batch, **keywords):
         """The model's outputs for a batch, logits among them."""
-        return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **keywords)
+        mask = None if "full" in batch else batch["attention_mask"]
+        return model(input_ids=batch["input_ids"], attention_mask=mask, **keywords)
 
     def loss(self, model, batch, outputs):
         """Cross-entropy, class-weighted if asked for: logits (B, C), labels (B,) -> scalar."""
