@@ -34,7 +34,7 @@ TOLERANCE = 1e-3  # largest difference of a logit, in fp32, that is rounding
 def first_notes(task, path, count):
     """The first `count` notes of a CSV that have text. Raises BadInput if there are none."""
     task.options.row_column = task.options.subject_column = None
-    rows = task.rows(Table(path, progress=False), Counter())
+    rows = task.rows(Table(path, False, task.options.max_row_mb), Counter())
     examples = [task.example(row_id, text) for _, row_id, _, text, _ in itertools.islice(rows, count)]
     if not examples:
         raise BadInput(f"{path}: no row with text; give notes to check with")
@@ -52,6 +52,7 @@ def validation_notes(run, directory, count):
         if isinstance(file, str) and not Path(file).exists():
             raise BadInput(f"{file}: the run's own notes are not there; name a CSV of notes with --notes")
     task = type(run.task).from_facts(run.facts["task"])
+    task.options.max_row_mb = run.task.options.max_row_mb
     splits, _ = task.load(data, arguments["fraction"], validation, test, arguments["split_seed"])
     return splits["validation"][:count], validation if isinstance(validation, str) else data
 
@@ -132,10 +133,16 @@ def main(argv=None):
     parser.add_argument(
         "--count", type=number(int, 1, 10**6), default=64, help="number of notes to check with (64)"
     )
+    parser.add_argument(
+        "--max-row-mb",
+        type=number(int, 1, 2000),
+        help="millions of characters that a row of the notes may have (as the run was trained)",
+    )
     args = parser.parse_args(argv)
 
     libraries()
     run = checkpoint.load(args.run)
+    run.task.options.max_row_mb = args.max_row_mb or run.task.options.max_row_mb
     if compress.cpu_only(run.compression):
         raise BadInput(
             f"{args.run}: holds torch's int8 layers, which have no ONNX form; "

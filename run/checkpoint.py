@@ -100,12 +100,12 @@ def only_data(source, revision=None):
 def checked_config(source, task, revision):
     """A checkpoint's config, for this task. Raises BadInput if it names code or does not fit its weights.
 
-    run/untrusted.py says what is checked. The weights of a hub name are not here yet, so only its config is.
+    run/untrusted.py says what is checked.
     """
-    directory, weights = Path(source), untrusted.Weights({})
+    directory = Path(source)
     if directory.is_dir():
         untrusted.check_files(directory)
-        weights = untrusted.read_headers(directory)
+    weights = untrusted.read_headers(directory) if directory.is_dir() else hub_weights(source, revision)
     words, _ = PreTrainedConfig.get_config_dict(source, **only_data(source, revision))
     untrusted.check_config(source, words, weights)
     if words.get("transformers_weights", untrusted.ONE_FILE) != untrusted.ONE_FILE:
@@ -116,6 +116,15 @@ def checked_config(source, task, revision):
     if weights.shapes:
         untrusted.measured(source, weights, lambda: untrained(task, config), untrusted.PLAIN_ROOM)
     return config
+
+
+def hub_weights(source, revision):
+    """The Weights of a hub name, fetched; those of a pickle or of several files are not measured."""
+    try:
+        path = huggingface_hub.hf_hub_download(source, untrusted.ONE_FILE, revision=revision)
+    except huggingface_hub.errors.EntryNotFoundError:
+        return untrusted.Weights({})
+    return untrusted.read_header(path)
 
 
 def untrained(task, config):
