@@ -55,13 +55,13 @@ def read_labelled(task, path):
                        f"{listed(task.labels)}")  # fmt: skip
     print_rows(counts, len(examples), task.unit)
     if unknown:
-        print(f"note: {unknown_labels(unknown, len(examples))}")
+        print(f"note: {unknown_labels(unknown)}")
     return examples
 
 
-def unknown_labels(unknown, known):
+def unknown_labels(unknown):
     """A sentence on labels that the run does not know; it names those that look like names, not like text."""
-    free_text = len(unknown) > max(2, known / 3)
+    free_text = len(unknown) > max(5, unknown.total() / 3)  # nearly every row has another
     names = [] if free_text else [name for name, _ in unknown.most_common() if not strange_names([name])]
     shown = listed([f"{name} ({unknown[name]:,})" for name in names])
     hidden = f"{len(unknown) - len(names)} that look like text" if len(names) < len(unknown) else ""
@@ -184,6 +184,8 @@ def evaluate_file(args):
     run, out, name = checkpoint.load(args.run), Path(args.out), Path(args.run).resolve().name
     task, device = run.task, pick_device("cpu" if compress.cpu_only(run.compression) else args.device)
     take_options(task, args)
+    if checkpoint.is_finished(out) or out.resolve() == Path(args.run).resolve().parent:
+        raise BadInput(f"--out {out}: holds the run's own scores; name another directory")
     writable_directory(out)
     examples = read_labelled(task, args.data)
     earlier, seen = earlier_rows(examples), learnt_from(args.run, examples)

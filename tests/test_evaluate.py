@@ -136,6 +136,8 @@ def test_unknown_labels_are_left_out_counted_and_named(trained, tmp_path, capsys
     line = refuses(evaluate.main, [run, "--data", other, "--label-column", "reason", "--out", tmp_path / "x"])
     assert "none of its 9 rows has a label of the run's" in line and "Jane" not in line
     assert not (tmp_path / "x/eval_metrics.json").exists()
+    for out in (run, run.parent):
+        assert "holds the run's own scores" in refuses(evaluate.main, [run, "--data", data, "--out", out])
     mixed = write_notes(
         tmp_path / "o.csv", [*rows[:9], *((i, f"t {i}", f"Jane {i}") for i in range(9))], header
     )
