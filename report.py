@@ -1,10 +1,13 @@
 """Results of many runs -> one table beside the paper's, and plots: python report.py results/symptoms
 
 Writes results.csv, results.json, results.md and PNGs into the results directory. Reads run.json and
-predictions.csv of every finished run there, and benchmark.csv if benchmark.py was run. Nothing is scored
-again.
+predictions.csv of every finished run there, and benchmark.csv if benchmark.py was run. Where the directory
+holds no runs but seed1, seed2 and so on, as run_all.sh --seeds makes them, scores are means over the seeds;
+sizes, times, curves and confusion matrices are those of the first. Intervals and tests: docs/evidence.md.
 """
 
+import re
+import statistics
 from pathlib import Path
 
 import compress
@@ -12,6 +15,7 @@ from cli import BadInput, Parser, run_script
 from files import read_json, write_json, write_whole
 from metrics import OVERALL, mcnemar
 from run import checkpoint, plots
+from run.evidence import compare_runs, evidence_facts
 from run.results import find_runs, pareto, read_rows, read_table, shown, techniques_of, write_rows
 from run.tables import report_page
 from run.untrusted import REPORTED, fitting, read_run, read_task
@@ -20,6 +24,25 @@ from run.untrusted import REPORTED, fitting, read_run, read_task
 REFERENCE = Path(__file__).parent / "reference"
 SETTINGS = ("data", "model", "batch_size", "max_length", "seed", "split_seed")
 TIMED = ("macs", "p50_ms", "p95_ms", "notes_per_s")  # columns of benchmark.csv
+
+
+def homes_in(out):
+    """The directories in which runs stand: `out`, or its seed1, seed2, ... if it holds no runs itself."""
+    homes = [path for path in out.glob("seed*") if re.fullmatch(r"seed\d+", path.name) and path.is_dir()]
+    if not homes or any(checkpoint.is_finished(path) for path in out.iterdir()):
+        return [out]
+    return sorted(homes, key=lambda path: int(path.name[4:]))
+
+
+def runs_by_seed(homes):
+    """{name: [run.json of each seed]} of the runs that every seed has; the others are named."""
+    seeds = [runs_in(home) for home in homes]
+    common = [name for name in seeds[0] if all(name in runs for runs in seeds)]
+    if left := sorted({name for runs in seeds for name in runs} - set(common)):
+        print(f"note: left out, as not every seed has it: {', '.join(left)}")
+    if not common:
+        raise BadInput(f"{homes[0].parent}: no run that every seed has; train the missing ones")
+    return {name: [runs[name] for runs in seeds] for name in common}
 
 
 def runs_in(out):
@@ -60,42 +83,82 @@ def timings_of(out, runs):
 # --- runs -> the data of the report ---------------------------------------------------------------
 
 
-def report_rows(out, task, runs, timings):
-    """One row per run: scores, intervals, the test against base, sizes, times, the paper's figures."""
+def report_rows(homes, task, seeds, timings):
+    """One row per run: scores, intervals, the test against base, sizes, times, the paper's figures.
+
+    seeds {name: [run.json of each seed]}.
+    """
+    out, runs = homes[0], {name: several[0] for name, several in seeds.items()}
+    cells = compare_runs(task, {name: [[home / name] for home in homes] for name in runs})
     paper = {row["technique"]: row for row in read_rows(REFERENCE / "table1.csv") if task.name == "symptoms"}
     rows = []
     for name, run in runs.items():
         row = {"technique": name, "techniques": techniques_of(out / name)}
         with fitting(out / name):
-            row |= score_cells(task, run["test"]) | against_base_cells(out, name, runs)
-            row |= {"validation": run["validation"]["overall"][next(iter(task.headline))], **run["sizes"]}
+            row |= score_cells(task, [each["test"] for each in seeds[name]], cells[name])
+            row |= against_base_cells(out, name, runs) if len(homes) == 1 else {}
+            row |= {"validation": validation_score(task, seeds[name]), **run["sizes"]}
         row |= {f"paper_{score.lower()}": paper[name][score.lower()] for score in OVERALL if name in paper}
         row |= {"train_seconds": run["train_seconds"], "test_notes": run["data"]["sizes"]["test"]}
         row |= {column: timings[name][column] for column in TIMED if name in timings}
         rows.append(row)
 
+    mark_front(rows)
+    return rows
+
+
+def mark_front(rows):
+    """Add to each row whether it is on the Pareto front of validation score and latency."""
     timed = [
         {**row, "run": row["technique"]} for row in rows if "p50_ms" in row and row["validation"] is not None
     ]
     for row in rows:
         row["front_p50_ms"] = row["technique"] in pareto(timed, "p50_ms")
-    return rows
 
 
 def report_data(out):
     """(task, {name: run.json}, rows, facts) of a results directory. Raises BadInput if a run is damaged."""
     with fitting(out):
-        runs = runs_in(out)
-        task, timings = common_task(out, runs), timings_of(out, runs)
-        rows = report_rows(out, task, runs, timings)
-        return task, runs, rows, report_facts(task, runs, timings)
+        homes = homes_in(out)
+        seeds = runs_by_seed(homes)
+        runs = {name: several[0] for name, several in seeds.items()}
+        task, timings = common_task(homes[0], runs), timings_of(homes[0], runs)
+        rows = report_rows(homes, task, seeds, timings)
+        return task, runs, rows, report_facts(task, homes, seeds, timings)
 
 
-def score_cells(task, test):
-    """{score in lower case: value, with _low and _high if it has an interval} of a test split."""
-    cells = {score.lower(): test["overall"][score] for score in task.overall}
-    for score, (low, high) in test["intervals"].items():
-        cells |= {f"{score.lower()}_low": low, f"{score.lower()}_high": high}
+def mean_or_none(values):
+    """The mean; None if one of the values is."""
+    return None if None in values else statistics.mean(values)
+
+
+def validation_score(task, runs):
+    """The first headline score on validation, the mean over the seeds."""
+    first = next(iter(task.headline))
+    return mean_or_none([run["validation"]["overall"][first] for run in runs])
+
+
+def score_cells(task, tests, found):
+    """{score in lower case: mean over seeds, with _low and _high if it has an interval} of test splits.
+
+    found: the cells of compare_runs, whose intervals come first; another score has that of a single seed. The
+    first headline score has its distance from base, and whether that tells the run from base.
+    """
+    cells = {
+        score.lower(): mean_or_none([test["overall"][score] for test in tests]) for score in task.overall
+    }
+    intervals = tests[0]["intervals"] if len(tests) == 1 else {}
+    for score in task.overall:
+        low, high = intervals.get(score, (None, None))
+        low, high = found.get(f"{score}_low", low), found.get(f"{score}_high", high)
+        if low is not None:
+            cells |= {f"{score.lower()}_low": low, f"{score.lower()}_high": high}
+        if f"{score}_sd" in found:
+            cells[f"{score.lower()}_sd"] = found[f"{score}_sd"]
+    if "told" in found:
+        apart = f"{next(iter(task.headline))}_from_base"
+        cells |= {f"from_base{end}": found[apart + end] for end in ("", "_low", "_high")}
+        cells |= {"p_holm": found["p_holm"], "told": found["told"]}
     return cells
 
 
@@ -112,9 +175,11 @@ def against_base_cells(out, name, runs):
     return dict(zip(("only_base_right", "only_this_right", "mcnemar_p"), mcnemar(base, this), strict=True))
 
 
-def report_facts(task, runs, timings):
+def report_facts(task, homes, seeds, timings):
     """What the tables need beside the rows, for results.json."""
-    first = next(iter(runs.values()))
+    runs = {name: several[0] for name, several in seeds.items()}
+    first, several = next(iter(runs.values())), next(iter(seeds.values()))
+    made = {name: [[home / name] for home in homes] for name in runs}
     test, sizes = first["data"]["splits"]["test"], first["data"]["sizes"]
     usual = {"Precision": "precision", "Recall": "recall"}
     commonest = (
@@ -131,10 +196,12 @@ def report_facts(task, runs, timings):
         "demonstration": any(run["demonstration"] for run in runs.values()),
         "other_test": len({run["data"]["split"] for run in runs.values()}) > 1,
         "always": commonest,
+        "seeds": [run["arguments"]["seed"] for run in several],
+        "evidence": evidence_facts(task, made),
         "settings": {key: shown(str(first["arguments"][key])) for key in SETTINGS},
         "differing": differing_arguments(runs),
         "data": {key: first["data"][key] for key in ("rows", "notes", "subjects", "sizes", "splits")},
-        **label_facts(task, runs),
+        **label_facts(task, seeds),
         "machine": first["machine"],
         "trained_at": {name: run["machine"]["commit"] for name, run in runs.items()},
         "timing": timing_facts(timings),
@@ -142,13 +209,19 @@ def report_facts(task, runs, timings):
 
 
 def label_facts(task, runs):
-    """F1 of every label by run, with the paper's, and what the labels are counted in."""
-    first = next(iter(runs.values()))
+    """F1 of every label by run, the mean over its seeds, with the paper's; what the labels are counted in.
+
+    runs {name: [run.json of each seed]}.
+    """
+    first = next(iter(runs.values()))[0]
     test = first["data"]["splits"]["test"]
     per_label = {
         label: {
             "Support": row.get("Support", test.get(label)),
-            "F1": {name: run["test"]["per_label"].get(label, {}).get("F1") for name, run in runs.items()},
+            "F1": {
+                name: mean_or_none([run["test"]["per_label"].get(label, {}).get("F1") for run in seeds])
+                for name, seeds in runs.items()
+            },
         }
         for label, row in first["test"]["per_label"].items()
     }
@@ -198,7 +271,8 @@ def draw_all(out, task, runs, rows, facts):
         wording = task.headline.get(task.selection, task.selection)
         plots.plot_curves(histories, looks, task.selection, wording, out / "learning_curves.png")
     if "Brier" in task.overall:
-        predictions = {name: read_table(out / name / "predictions.csv") for name in runs}
+        home = homes_in(out)[0]
+        predictions = {name: read_table(home / name / "predictions.csv") for name in runs}
         plots.plot_calibration(predictions, looks, out / "calibration.png")
     for name, run in runs.items():
         if run["test"]["confusion"] and len(task.labels) <= 20:
