@@ -53,7 +53,7 @@ def sweep_page(rows, facts):
     folds = f" in {folds_of(facts)} folds" * (folds_of(facts) > 1)
     title = f"# {facts['task']}: {len(rows)} runs, {counted(len(facts['seeds']), 'seed')}{folds}"
     banner = [f"**{demo.BANNER}**", ""] if facts["demonstration"] else []
-    told = [f"- {name}: `{words}`" for name, words in facts["grid"].items()]
+    told = told_words(facts)
     lines = [title, "", *banner, sweep_conditions(facts), "", *sweep_table(rows, facts), ""]
     lines += [*told_lines(rows, facts), ""] if told_lines(rows, facts) else []
     return "\n".join([*lines, "What train.py was told for each run:", "", *told, ""])
@@ -126,7 +126,7 @@ def mean_of(facts):
 
 
 def told_lines(rows, facts):
-    """Sentences on which runs can be told from base; none if nothing was tested."""
+    """Sentences on which runs can be told from base, and how they stand to a regression on word counts."""
     score = facts["headline"][next(iter(facts["headline"]))]
     groups = {told: [row["run"] for row in rows if row.get("told") == told] for told in WORDING}
     lines = [
@@ -136,6 +136,7 @@ def told_lines(rows, facts):
     ]
     if lines and len(facts.get("seeds", [1])) == 1:
         lines.append("This is said of these trained models: another seed may say otherwise.")
+    lines += baseline_line(rows, next(iter(facts["headline"])), score)
     return [" ".join(lines)] if lines else []
 
 
@@ -196,6 +197,25 @@ def sweep_brackets(facts):
     )
 
 
+def told_words(facts):
+    """Lines: what train.py was told for each row of a sweep."""
+    return [f"- {row}: {f'`{words}`' if words else '`baselines.py`'}" for row, words in facts["grid"].items()]
+
+
+def baseline_line(rows, score, wording):
+    """A sentence on how the runs stand to the regression on word counts; none without it."""
+    by_name = {row["run"]: row.get(score) for row in rows}
+    if (reached := by_name.pop("tfidf", None)) is None:
+        return []
+    models = {name: value for name, value in by_name.items() if value is not None and name not in TRIVIAL}
+    ahead = [name for name, value in models.items() if value < reached]
+    than = f"higher than {', '.join(ahead)}" if ahead else "lower than every model here, or equal"
+    return [f"TF-IDF and logistic regression, without a network, has {wording} {reached:.4f}: {than}."]
+
+
+TRIVIAL = ("majority", "rule", "dictionary")  # the other baselines
+
+
 def commits_of(facts):
     """A sentence on the commits at which the runs were trained and timed."""
     trained = dict.fromkeys(commit for commits in facts["trained_at"].values() for commit in commits)
@@ -218,7 +238,8 @@ def report_body(rows, facts, level):
     lines = [*report_warnings(facts), report_settings(facts), ""]
     lines += [f"{level} Scores on the test split" + ", beside the paper's" * paper, ""]
     lines += [report_reading(facts, paper), "", *([facts["published"], ""] if facts["published"] else [])]
-    named = [{**row, "run": row["technique"]} for row in rows]
+    first = next(iter(facts["headline"]))
+    named = [{**row, "run": row["technique"], first: row.get(first.lower())} for row in rows]
     told = [line for sentence in told_lines(named, facts) for line in ("", sentence)]
     lines += [*score_table(rows, facts, paper), *told, *differing_lines(facts), "", f"{level} Cost", ""]
     lines += [*timing_lines(facts), *cost_table(rows), ""]

@@ -52,6 +52,7 @@ class Ner(Task):
     overall, per_label, label_column = metrics.SPANS, (*metrics.SPANS, "Support"), "Type"
     per_label_csv = "per_type_{}_metrics.csv"
     headline = {"F1": "F1", "Precision": "precision", "Recall": "recall"}
+    baselines = ("dictionary",)
     json_lines, resampled = True, "documents, or sentences where there are none"
     published = (
         "Reference (other, synthetic data; menstrual and IVF conversations, five types): "
@@ -277,6 +278,10 @@ class Ner(Task):
         with np.errstate(invalid="ignore"):  # without predictions precision is undefined
             overall = {name: float(score(once)[0]) for name, score in scores.items()}
         return {name: None if np.isnan(x) else x for name, x in overall.items()}, scores
+
+    def allowed_tags(self, tags):
+        """Tags as BIO allows them: an I- that continues nothing becomes B-."""
+        return repair(tags)[0]
 
     def answer(self, example, prediction):
         """Spans with type, character offsets (end excluded) and confidence.

@@ -316,6 +316,10 @@ class Readmission(Task):
             np.array([e.label for e in examples]), np.array(predictions), self.labels, intervals
         )
 
+    def from_probabilities(self, probabilities):
+        """That of a return."""
+        return list(probabilities[:, 1])
+
     def rescored(self, rows):
         """metrics.binary of predictions.csv."""
         truth, called, probabilities = self.read_back(rows)

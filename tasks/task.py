@@ -125,6 +125,7 @@ class Task:
     json_lines = False  # whether predict.py writes JSON lines instead of a CSV
     published = None  # a line on the reference's figures, for the report
     techniques = ("base", "pruning", "lowrank", "distillation", "quantization")  # what run_all.sh trains
+    baselines = ("majority", "tfidf")  # what baselines.py fits, names in run/baseline.py
     demo_files = ()  # what write_demonstration writes; the first is what a run reads as --data
 
     @classmethod
@@ -460,6 +461,10 @@ class Task:
     def record(self, prediction):
         """A prediction as the cells of header()."""
         return [self.labels[int(prediction.argmax())], *(f"{p:.6f}" for p in prediction)]
+
+    def from_probabilities(self, probabilities):
+        """(N, C) -> predictions, as a model's are: for baselines."""
+        return list(probabilities)
 
     def answer(self, example, prediction):
         """A prediction as JSON, for one note from standard input."""
