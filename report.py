@@ -1,8 +1,9 @@
 """Results of many runs -> one table beside the paper's, and plots: python report.py results/symptoms
 
 Writes results.csv, results.json, results.md and PNGs into the results directory. Reads run.json and
-predictions.csv of every finished run there, and benchmark.csv if benchmark.py was run. Nothing is scored
-again.
+predictions.csv of every finished run there, and benchmark.csv if benchmark.py was run. Where the directory
+holds no runs but seed1, seed2 and so on, as run_all.sh --seeds makes them, scores are means over the seeds;
+sizes, times, curves and confusion matrices are those of the first. Intervals and tests: docs/evidence.md.
 """
 
 import math
@@ -33,6 +34,25 @@ from run.untrusted import REPORTED, fitting, read_run, read_task
 REFERENCE = Path(__file__).parent / "reference"
 SETTINGS = ("data", "model", "batch_size", "max_length", "seed", "split_seed")
 TIMED = ("macs", "p50_ms", "p95_ms", "notes_per_s")  # columns of benchmark.csv
+
+
+def homes_in(out):
+    """The directories in which runs stand: `out`, or its seed1, seed2, ... if it holds no runs itself."""
+    homes = [path for path in out.glob("seed*") if re.fullmatch(r"seed\d+", path.name) and path.is_dir()]
+    if not homes or any(checkpoint.is_finished(path) for path in out.iterdir()):
+        return [out]
+    return sorted(homes, key=lambda path: int(path.name[4:]))
+
+
+def runs_by_seed(homes):
+    """{name: [run.json of each seed]} of the runs that every seed has; the others are named."""
+    seeds = [runs_in(home) for home in homes]
+    common = [name for name in seeds[0] if all(name in runs for runs in seeds)]
+    if left := sorted({name for runs in seeds for name in runs} - set(common)):
+        print(f"note: left out, as not every seed has it: {', '.join(left)}")
+    if not common:
+        raise BadInput(f"{homes[0].parent}: no run that every seed has; train the missing ones")
+    return {name: [runs[name] for runs in seeds] for name in common}
 
 
 def runs_in(out):
@@ -82,19 +102,25 @@ def report_rows(out, task, runs, timings):
     for name, run in runs.items():
         row = {"technique": name, "techniques": techniques_of(out / name)}
         with fitting(out / name):
-            row |= score_cells(task, run["test"]) | against_base_cells(out, name, runs)
-            row |= {"validation": run["validation"]["overall"][next(iter(task.headline))], **run["sizes"]}
+            row |= score_cells(task, [each["test"] for each in seeds[name]], cells[name])
+            row |= against_base_cells(out, name, runs) if len(homes) == 1 else {}
+            row |= {"validation": validation_score(task, seeds[name]), **run["sizes"]}
         row |= {f"paper_{score.lower()}": paper[name][score.lower()] for score in OVERALL if name in paper}
         row |= {"train_seconds": run["train_seconds"], "test_notes": run["data"]["sizes"]["test"]}
         row |= {column: timings[name][column] for column in TIMED if name in timings}
         rows.append(row)
 
+    mark_front(rows)
+    return rows
+
+
+def mark_front(rows):
+    """Add to each row whether it is on the Pareto front of validation score and latency."""
     timed = [
         {**row, "run": row["technique"]} for row in rows if "p50_ms" in row and row["validation"] is not None
     ]
     for row in rows:
         row["front_p50_ms"] = row["technique"] in pareto(timed, "p50_ms")
-    return rows
 
 
 def report_data(out):
@@ -127,9 +153,11 @@ def against_base_cells(out, name, runs):
     return dict(zip(("only_base_right", "only_this_right", "mcnemar_p"), mcnemar(base, this), strict=True))
 
 
-def report_facts(task, runs, timings):
+def report_facts(task, homes, seeds, timings):
     """What the tables need beside the rows, for results.json."""
-    first = next(iter(runs.values()))
+    runs = {name: several[0] for name, several in seeds.items()}
+    first, several = next(iter(runs.values())), next(iter(seeds.values()))
+    made = {name: [[home / name] for home in homes] for name in runs}
     test, sizes = first["data"]["splits"]["test"], first["data"]["sizes"]
     usual = {"Precision": "precision", "Recall": "recall"}
     commonest = (
@@ -147,6 +175,8 @@ def report_facts(task, runs, timings):
         "demonstration": any(run["demonstration"] for run in runs.values()),
         "other_test": len({run["data"]["split"] for run in runs.values()}) > 1,
         "always": commonest,
+        "seeds": [run["arguments"]["seed"] for run in several],
+        "evidence": evidence_facts(task, made),
         "settings": {key: shown(str(first["arguments"][key])) for key in SETTINGS},
         "differing": differing_arguments(runs),
         "data": {key: first["data"][key] for key in ("rows", "notes", "subjects", "sizes", "splits")},
@@ -159,13 +189,19 @@ def report_facts(task, runs, timings):
 
 
 def label_facts(task, runs):
-    """F1 of every label by run, with the paper's, and what the labels are counted in."""
-    first = next(iter(runs.values()))
+    """F1 of every label by run, the mean over its seeds, with the paper's; what the labels are counted in.
+
+    runs {name: [run.json of each seed]}.
+    """
+    first = next(iter(runs.values()))[0]
     test = first["data"]["splits"]["test"]
     per_label = {
         label: {
             "Support": row.get("Support", test.get(label)),
-            "F1": {name: run["test"]["per_label"].get(label, {}).get("F1") for name, run in runs.items()},
+            "F1": {
+                name: mean_or_none([run["test"]["per_label"].get(label, {}).get("F1") for run in seeds])
+                for name, seeds in runs.items()
+            },
         }
         for label, row in first["test"]["per_label"].items()
     }

@@ -23,6 +23,7 @@ import contextlib
 import statistics
 import time
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,13 +36,13 @@ from cli import BadInput, Parser, number, run_script, seed_list
 from data import collate
 from fast import cpu
 from files import Busy, read_json, writable_directory, write_json, write_whole
-from run import arguments, checkpoint, inference, plots
+from run import arguments, baseline, checkpoint, inference, plots
 from run.evidence import compare_runs, evidence_facts
 from run.machine import this_machine
 from run.results import pareto, read_rows, shown, techniques_of, write_rows
 from run.tables import FRONTS, sweep_page
 from run.untrusted import COMPARED, read_run
-from tasks import demo
+from tasks import TASKS, demo
 
 GRID = Path(__file__).parent / "experiments" / "grid.json"
 
@@ -58,7 +59,14 @@ class Job(NamedTuple):
 
     row: str
     place: str  # 'seed 1, fold 2'
-    args: Namespace  # of train.py
+    args: Namespace  # of train.py; of a baseline those that say which notes
+
+    def make(self):
+        """Train it, or fit it if it is a baseline; nothing if that is done."""
+        if self.row in baseline.BASELINES:
+            baseline.make_baseline(self.args, self.row)
+        else:
+            train.run_all(self.args)
 
     @property
     def directory(self):
@@ -127,6 +135,13 @@ def chosen_grid(path, only, model):
     return {name: words for name, words in grid.items() if name in wanted}
 
 
+def with_baselines(grid, task):
+    """A grid with the task's baselines, which train.py does not make."""
+    if taken := [name for name in grid if name in baseline.BASELINES]:
+        raise BadInput(f"--grid: {taken[0]} is the name of a baseline; give the row another")
+    return {**grid, **dict.fromkeys(TASKS[task].baselines, "")}
+
+
 def run_places(out, seed, folds):
     """Where the runs of a seed stand: [Path], one for each fold."""
     home = out / f"seed{seed}"
@@ -182,6 +197,7 @@ def plan_sweep(argv=None):
         default=5,
         help="times that all validation notes are read for the timing (5)",
     )
+    add("--baselines", action="store_true", help="rows of baselines.py, too (off)")
     add(
         "--train-only",
         action="store_true",
@@ -194,6 +210,8 @@ def plan_sweep(argv=None):
         raise BadInput(f"{taken[0]}: the grid, --seeds and --folds say that; leave it out")
     given = arguments.parse_arguments(common)
     grid, out = chosen_grid(args.grid, args.only, given.model), Path(given.out)
+    if args.baselines:
+        grid = with_baselines(grid, given.task)
     jobs = plan_jobs(grid, common, args.seeds, args.folds, out)
     return Sweep(common, args.seeds, args.folds, grid, out, args.rounds, args.train_only, jobs)
 
@@ -212,7 +230,7 @@ def train_all(jobs):
                 continue
             try:
                 print(f"--- {job.row}, {job.place}", flush=True)
-                train.run_all(job.args)
+                job.make()
             except Busy:
                 waiting.append(job)
         if waiting == left:
@@ -222,6 +240,8 @@ def train_all(jobs):
 
 def needed(job):
     """Directories of the runs that must be finished before a job can begin: base, where it starts from."""
+    if job.row in baseline.BASELINES:
+        return set()
     base = job.directory.with_name("base")
     return {Path(path) for path in (base, job.args.start, job.args.teacher) if path} - {job.directory}
 
@@ -237,28 +257,45 @@ def made_runs(sweep):
 # --- timing ---------------------------------------------------------------------------------------
 
 
-def read_all(run, task, encoded):
-    """Read every encoded row once, as predict.py would."""
-    inference.predict_rows(run.model, task, encoded, run.tokenizer.pad_token_id)
+class Calls(NamedTuple):
+    """How a run reads all validation notes, and one of them."""
+
+    every: Callable
+    one: Callable
 
 
-def validation_rows(run, out):
-    """The encoded validation rows of a base run of the sweep in `out`, read from its data again."""
+def model_calls(run, task, encoded):
+    """The Calls of a checkpoint.Run: the model alone, from token ids to answers."""
+    middle = np.argsort(encoded.lengths)[[len(encoded.lengths) // 2]]
+    one = collate(encoded, middle, run.tokenizer.pad_token_id)
+    return Calls(
+        lambda: inference.predict_rows(run.model, task, encoded, run.tokenizer.pad_token_id),
+        lambda: task.forward(run.model, one),
+    )
+
+
+def baseline_calls(found, examples, encoded):
+    """The Calls of a baseline: from texts to answers, on one thread."""
+    middle = encoded.owner[np.argsort(encoded.lengths)[len(encoded.lengths) // 2]]
+    return Calls(lambda: found.predict(examples), lambda: found.predict([examples[middle]]))
+
+
+def validation_notes_of(run, out):
+    """(validation examples, their encoded rows) of a base run of the sweep in `out`, read again."""
     settings, task = run.facts["arguments"], run.task
     path = demo.make(out / "demo", task.name)[0] if settings["data"] == "demo" else settings["data"]
     where = (settings[key] for key in ("fraction", "validation", "test", "split_seed"))
     notes = type(task).from_facts(run.facts["task"]).load(str(path), *where)[0]["validation"]
-    return task.encode(notes, run.tokenizer, settings["max_length"])
+    return notes, task.encode(notes, run.tokenizer, settings["max_length"])
 
 
 @torch.inference_mode()
-def time_all(runs, task, encoded, rounds):
-    """{name: (rows/s over all encoded rows, p50 ms of one row of median length)} of runs.
+def time_all(runs, rows, rounds):
+    """{name: (rows/s over all rows, p50 ms of one row of median length)} of {name: Calls}.
 
     Each round begins with another run. Each visit begins with two passes that do not count: the first ones
     after other models are slower than a model at work alone.
     """
-    middle = np.argsort(encoded.lengths)[[len(encoded.lengths) // 2]]
     all_rows, single = {name: [] for name in runs}, {name: [] for name in runs}
     names = list(runs)
     for turn in tqdm(range(rounds), desc="timing", unit="round", leave=False, disable=None):
@@ -268,17 +305,28 @@ def time_all(runs, task, encoded, rounds):
             run = runs[name]
             for counts in (False, False, True):
                 began = time.perf_counter()
-                read_all(run, task, encoded)
+                run.every()
                 all_rows[name] += [time.perf_counter() - began] * counts
-            one = collate(encoded, middle, run.tokenizer.pad_token_id)
             for _ in range(10):
                 began = time.perf_counter()
-                task.forward(run.model, one)
+                run.one()
                 single[name].append(time.perf_counter() - began)
-    return {
-        n: (len(encoded.lengths) / statistics.median(all_rows[n]), 1e3 * statistics.median(single[n]))
-        for n in runs
-    }
+    return {n: (rows / statistics.median(all_rows[n]), 1e3 * statistics.median(single[n])) for n in runs}
+
+
+def timed(made, base, first, rounds):
+    """({name: times}, encoded validation rows): the first seed's runs, in one process."""
+    examples, encoded = validation_notes_of(base, first)
+    with contextlib.ExitStack() as opened:
+        calls = {}
+        for name, seeds in made.items():
+            if name in baseline.BASELINES:
+                calls[name] = baseline_calls(baseline.load_baseline(seeds[0][0]), examples, encoded)
+                continue
+            run = checkpoint.load(seeds[0][0])
+            opened.enter_context(inference.reading(run.model, run.task, frozen=True))
+            calls[name] = model_calls(run, base.task, encoded)
+        return time_all(calls, len(encoded.lengths), rounds), encoded
 
 
 # --- the data of the tables -----------------------------------------------------------------------
@@ -350,13 +398,8 @@ def main(argv=None):
     made, first = made_runs(sweep), sweep.places[0][0]
     if sweep.train_only:
         return out
-    runs = {name: checkpoint.load(seeds[0][0]) for name, seeds in made.items()}
-    base = runs["base"]
-    encoded = validation_rows(base, first)
-    with contextlib.ExitStack() as opened:
-        for run in runs.values():
-            opened.enter_context(inference.reading(run.model, run.task, frozen=True))
-        times = time_all(runs, base.task, encoded, sweep.rounds)
+    base = checkpoint.load(made["base"][0][0])
+    times, encoded = timed(made, base, first, sweep.rounds)
 
     write_rows(out / "sweep.csv", sweep_rows(base.task, made, times))
     write_json(out / "sweep.json", sweep_facts(sweep, made, base, encoded))

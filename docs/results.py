@@ -66,7 +66,7 @@ def command(root, name, script):
 def sweep_section(name, rows, facts):
     """Lines on a sweep: command, conditions, table, plots, what each row was told."""
     score = facts["headline"][next(iter(facts["headline"]))]
-    told = [f"- {row}: `{words}`" for row, words in facts["grid"].items()]
+    told = tables.told_words(facts)
     return [
         *(f"## {heading(name)}", ""),
         *("```bash", f"python sweep.py @experiments/{name}.args", "```", ""),

@@ -20,6 +20,7 @@ LEVEL = 0.05  # of the p values, after Holm's correction, below which a run is t
 class SeedAnswers(NamedTuple):
     """What the runs of one seed answered: one run, or one for each fold, whose test notes are joined."""
 
+    split: tuple  # fingerprints of the splits
     overall: dict  # {score: value} on all test notes
     weighted: dict  # {score: function of weights (R, N) -> (R,)}; empty without predictions.csv
     notes: tuple  # row ids
@@ -33,15 +34,17 @@ def read_answers(task, directories):
         table = read_table(directory / "predictions.csv")
         rows += table
         clusters += [(fold, row.get("cluster", f"row {at}")) for at, row in enumerate(table)]
-    overall = read_run(directories[0], *COMPARED)["test"]["overall"]
+    runs = [read_run(directory, *COMPARED) for directory in directories]
+    split, overall = tuple(run.get("data", {}).get("split") for run in runs), runs[0]["test"]["overall"]
     if not rows:  # a task without one answer per note
         if len(directories) > 1:
             raise BadInput(f"{directories[0]}: no predictions.csv, so its folds cannot be joined")
-        return SeedAnswers(overall, {}, (), ())
+        return SeedAnswers(split, overall, {}, (), ())
     with fitting(directories[0]):
         joined, weighted = task.rescored(rows)
     numbers = {name: at for at, name in enumerate(dict.fromkeys(clusters))}
     return SeedAnswers(
+        split,
         joined if len(directories) > 1 else overall,
         weighted,
         tuple(row["row_id"] for row in rows),
@@ -130,7 +133,7 @@ def compare_runs(task, made):
 
 def same_notes(answers, others):
     """Whether all seeds of two runs answered the same test notes."""
-    return len({seed.notes for seed in [*answers, *others]}) == 1
+    return len({(seed.split, seed.notes) for seed in [*answers, *others]}) == 1
 
 
 def mark(cells, score):

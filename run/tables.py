@@ -53,7 +53,7 @@ def sweep_page(rows, facts):
     folds = f" in {folds_of(facts)} folds" * (folds_of(facts) > 1)
     title = f"# {facts['task']}: {len(rows)} runs, {counted(len(facts['seeds']), 'seed')}{folds}"
     banner = [f"**{demo.BANNER}**", ""] if facts["demonstration"] else []
-    told = [f"- {name}: `{words}`" for name, words in facts["grid"].items()]
+    told = told_words(facts)
     lines = [title, "", *banner, sweep_conditions(facts), "", *sweep_table(rows, facts), ""]
     lines += [*told_lines(rows, facts), ""] if told_lines(rows, facts) else []
     return "\n".join([*lines, "What train.py was told for each run:", "", *told, ""])
@@ -89,11 +89,14 @@ def points_cells(row, base, score):
     points = f"{100 * row[f'{score}_from_base']:+.2f}"
     if f"{score}_p" not in base:
         return [points]
-    if row is base or "told" not in row:
-        return [points, ""]
-    low, high = (100 * row[f"{score}_from_base_{end}"] for end in ("low", "high"))
+    return [points, ""] if row is base or "told" not in row else distance_cells(row, f"{score}_from_base")
+
+
+def distance_cells(row, key):
+    """'+0.52 [-0.40, +1.44]' and 'no, p = 0.270': points from base, and whether they tell the run from it."""
+    points, low, high = (100 * row[f"{key}{end}"] for end in ("", "_low", "_high"))
     told = row["told"] if row["told"] == "no" else f"**{row['told']}**"
-    return [f"{points} [{low:+.2f}, {high:+.2f}]", f"{told}, p {p_value(row['p_holm'])}"]
+    return [f"{points:+.2f} [{low:+.2f}, {high:+.2f}]", f"{told}, p {p_value(row['p_holm'])}"]
 
 
 def sweep_costs(row, base, score):
@@ -123,7 +126,7 @@ def mean_of(facts):
 
 
 def told_lines(rows, facts):
-    """Sentences on which runs can be told from base; none if nothing was tested."""
+    """Sentences on which runs can be told from base, and how they stand to a regression on word counts."""
     score = facts["headline"][next(iter(facts["headline"]))]
     groups = {told: [row["run"] for row in rows if row.get("told") == told] for told in WORDING}
     lines = [
@@ -131,8 +134,9 @@ def told_lines(rows, facts):
         for told, wording in WORDING.items()
         if (names := groups[told])
     ]
-    if lines and len(facts["seeds"]) == 1:
+    if lines and len(facts.get("seeds", [1])) == 1:
         lines.append("This is said of these trained models: another seed may say otherwise.")
+    lines += baseline_line(rows, next(iter(facts["headline"])), score)
     return [" ".join(lines)] if lines else []
 
 
@@ -193,6 +197,25 @@ def sweep_brackets(facts):
     )
 
 
+def told_words(facts):
+    """Lines: what train.py was told for each row of a sweep."""
+    return [f"- {row}: {f'`{words}`' if words else '`baselines.py`'}" for row, words in facts["grid"].items()]
+
+
+def baseline_line(rows, score, wording):
+    """A sentence on how the runs stand to the regression on word counts; none without it."""
+    by_name = {row["run"]: row.get(score) for row in rows}
+    if (reached := by_name.pop("tfidf", None)) is None:
+        return []
+    models = {name: value for name, value in by_name.items() if value is not None and name not in TRIVIAL}
+    ahead = [name for name, value in models.items() if value < reached]
+    than = f"higher than {', '.join(ahead)}" if ahead else "lower than every model here, or equal"
+    return [f"TF-IDF and logistic regression, without a network, has {wording} {reached:.4f}: {than}."]
+
+
+TRIVIAL = ("majority", "rule", "dictionary")  # the other baselines
+
+
 def commits_of(facts):
     """A sentence on the commits at which the runs were trained and timed."""
     trained = dict.fromkeys(commit for commits in facts["trained_at"].values() for commit in commits)
@@ -215,7 +238,10 @@ def report_body(rows, facts, level):
     lines = [*report_warnings(facts), report_settings(facts), ""]
     lines += [f"{level} Scores on the test split" + ", beside the paper's" * paper, ""]
     lines += [report_reading(facts, paper), "", *([facts["published"], ""] if facts["published"] else [])]
-    lines += [*score_table(rows, facts, paper), *differing_lines(facts), "", f"{level} Cost", ""]
+    first = next(iter(facts["headline"]))
+    named = [{**row, "run": row["technique"], first: row.get(first.lower())} for row in rows]
+    told = [line for sentence in told_lines(named, facts) for line in ("", sentence)]
+    lines += [*score_table(rows, facts, paper), *told, *differing_lines(facts), "", f"{level} Cost", ""]
     lines += [*timing_lines(facts), *cost_table(rows), ""]
     if any("temperature" in row for row in rows):
         lines += [f"{level} Calibration on the test split", "", calibration_reading(facts), ""]
@@ -250,31 +276,51 @@ def report_settings(facts):
     settings, data, always = facts["settings"], facts["data"], facts["always"]
     told = f"Data {settings['data']} ({split_sizes(data, facts['unit'])}), model {settings['model']}, "
     told += f"batch {settings['batch_size']}, "
-    told += f"{settings['max_length']} tokens, seed {settings['seed']}, split seed {settings['split_seed']}."
+    several = facts.get("seeds", [])[1:]
+    seed = f"seeds {', '.join(map(str, facts['seeds']))}" if several else f"seed {settings['seed']}"
+    told += f"{settings['max_length']} tokens, {seed}, split seed {settings['split_seed']}."
     return told + (f" Always answering {always[0]!r} scores {always[1]:.4f}." if always else "")
 
 
 def report_reading(facts, paper):
     """How to read the brackets and the comparisons of the score table."""
     unit, test = facts["unit"], facts["data"]["sizes"]["test"]
-    return (
-        f"Brackets: 95% interval, bootstrap over {facts['resampled'] or f'the {test:,} test {unit}'}. "
-        f"Differs from base: the number of {unit} that only base gets right, the number that only this run "
+    seeds = len(facts.get("seeds", [1]))
+    over = f"the {seeds} seeds and " if seeds > 1 else ""
+    mcnemar = (
+        f" Differs from base: the number of {unit} that only base gets right, the number that only this run "
         "gets right, and the exact McNemar p-value."
-        + " The paper's figures are of other notes (MIMIC-III, 435 test notes)."
-        * paper
+    )
+    told = (
+        f" Told from base: by a paired test of {facts['headline'][next(iter(facts['headline']))]}, "
+        f"p after Holm's correction below {facts['evidence']['level']:g} (docs/evidence.md)."
+        if "evidence" in facts
+        else ""
+    )
+    return (
+        f"Brackets: 95% interval, bootstrap over {over}{facts['resampled'] or f'the {test:,} test {unit}'}."
+        + (
+            mcnemar
+            if seeds == 1
+            else f" Scores: {mean_of(facts)}; costs, curves and confusion: the first seed."
+        )
+        + told
+        + " The paper's figures are of other notes (MIMIC-III, 435 test notes)." * paper
     )
 
 
 def score_table(rows, facts, paper):
     """Lines: every overall score, the test against base, the paper's figures."""
-    header = ["technique", *facts["scores"].values(), "differs from base"]
+    seeds, tested = len(facts.get("seeds", [1])), any("told" in row for row in rows)
+    against = ["differs from base"] * (seeds == 1) + ["points from base", "told from base"] * tested
+    header = ["technique", *facts["scores"].values(), *against]
     body = []
     for row in rows:
         cells = [
             row["technique"],
             *(with_interval(row, score.lower()) for score in facts["scores"]),
-            against_base(row),
+            *[against_base(row)] * (seeds == 1),
+            *told_cells(row) * tested,
         ]
         body.append(cells + [from_paper(row)] * paper)
     return markdown_table(header + ["paper: accuracy / F1 / AUROC"] * paper, body)
@@ -285,6 +331,11 @@ def against_base(row):
     if "mcnemar_p" not in row:
         return ""
     return f"{row['only_base_right']} / {row['only_this_right']}, p {p_value(row['mcnemar_p'])}"
+
+
+def told_cells(row):
+    """distance_cells of a report's row, empty for base and what was not tested."""
+    return distance_cells(row, "from_base") if "told" in row else ["", ""]
 
 
 def from_paper(row):

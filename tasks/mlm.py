@@ -47,7 +47,7 @@ class Mlm(Task):
     demo_files = ("trials.csv", "stop_reasons.csv")
     auto_class = AutoModelForMaskedLM
     reads_first, redraws, fewest_labels = False, True, 0
-    techniques = ("base", "lora")
+    techniques, baselines = ("base", "lora"), ()
     length_flag = "block_size"
     overall, per_label = metrics.MASKED, ()
     headline = {"Accuracy": "masked-token accuracy", "Perplexity": "perplexity"}

@@ -55,6 +55,7 @@ class Ner(Task):
     per_label_csv = "per_type_{}_metrics.csv"
     headline = {"F1": "F1", "Precision": "precision", "Recall": "recall"}
     group_score = "F1"
+    baselines = ("dictionary",)
     json_lines, resampled = True, "documents, or sentences where there are none"
     pipeline_tag = "token-classification"
     published = (
@@ -311,6 +312,10 @@ class Ner(Task):
         with np.errstate(invalid="ignore"):  # without predictions precision is undefined
             overall = {name: float(score(once)[0]) for name, score in scores.items()}
         return {name: None if np.isnan(x) else x for name, x in overall.items()}, scores
+
+    def allowed_tags(self, tags):
+        """Tags as BIO allows them: an I- that continues nothing becomes B-."""
+        return repair(tags)[0]
 
     def answer(self, example, prediction):
         """Spans with type, place and confidence.

@@ -316,6 +316,10 @@ class Readmission(Task):
         """The probability of a return, (N, 1)."""
         return np.array([[e.label == 1] for e in examples]), np.array(predictions)[:, None]
 
+    def from_probabilities(self, probabilities):
+        """That of a return."""
+        return list(probabilities[:, 1])
+
     def rescored(self, rows):
         """metrics.binary of predictions.csv."""
         truth, called, probabilities = self.read_back(rows)

@@ -81,6 +81,7 @@ class Symptoms(LabelSets):
     overall_csv, per_label_csv = "multiclass_{}_metrics.csv", "per_symptom_{}_metrics.csv"
     label_column = "Symptom"
     demo_files = ("NOTEEVENTS.csv",)
+    baselines = ("majority", "rule", "tfidf")
     OPTIONS = {
         "--symptoms": {
             "default": ",".join(SYMPTOMS),
@@ -280,6 +281,12 @@ class Symptoms(LabelSets):
         if NONE not in self.labels:
             found.append("A note that names none of these words still gets one of them as its answer.")
         return found
+
+    def rule(self, text):
+        """Index of the label that the rule finds in a prepared text; None if it is none of the run's."""
+        names = LEXICON if self.options.top_k else self.labels
+        found = first_match(text, names)
+        return None if found is None or names[found] not in self.labels else self.labels.index(names[found])
 
     # --- what the splits must hold
 

@@ -142,6 +142,7 @@ class Task:
     published = None  # a line on the reference's figures, for the report
     as_published = False  # whether the paper's tables (reference/) can stand beside its scores
     techniques = ("base", "pruning", "lowrank", "distillation", "quantization")  # what run_all.sh trains
+    baselines = ("majority", "tfidf")  # what baselines.py fits, names in run/baseline.py
     demo_files = ()  # what write_demonstration writes; the first is what a run reads as --data
 
     @classmethod
@@ -594,6 +595,10 @@ class Task:
     def record(self, prediction):
         """A prediction as the cells of header()."""
         return [self.labels[int(prediction.argmax())], *(f"{p:.6f}" for p in self.stated(prediction))]
+
+    def from_probabilities(self, probabilities):
+        """(N, C) -> predictions, as a model's are: for baselines."""
+        return list(probabilities)
 
     def answer(self, example, prediction):
         """A prediction as JSON, for one note from standard input."""
