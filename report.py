@@ -7,6 +7,8 @@ sizes, times, curves and confusion matrices are those of the first. Intervals an
 """
 
 import math
+import re
+import statistics
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +19,7 @@ from cli import BadInput, Parser, run_script
 from files import read_json, write_json, write_whole
 from metrics import OVERALL, mcnemar
 from run import checkpoint, plots
+from run.evidence import compare_runs, evidence_facts
 from run.results import (
     calibration_cells,
     find_runs,
@@ -95,8 +98,13 @@ def timings_of(out, runs):
 # --- runs -> the data of the report ---------------------------------------------------------------
 
 
-def report_rows(out, task, runs, timings):
-    """One row per run: scores, intervals, the test against base, sizes, times, the paper's figures."""
+def report_rows(homes, task, seeds, timings):
+    """One row per run: scores, intervals, the test against base, sizes, times, the paper's figures.
+
+    seeds {name: [run.json of each seed]}.
+    """
+    out, runs = homes[0], {name: several[0] for name, several in seeds.items()}
+    cells = compare_runs(task, {name: [[home / name] for home in homes] for name in runs})
     paper = {row["technique"]: row for row in read_rows(REFERENCE / "table1.csv") if task.as_published}
     rows = []
     for name, run in runs.items():
@@ -107,7 +115,7 @@ def report_rows(out, task, runs, timings):
             row |= {"validation": validation_score(task, seeds[name]), **run["sizes"]}
         row |= {f"paper_{score.lower()}": paper[name][score.lower()] for score in OVERALL if name in paper}
         row |= {"train_seconds": run["train_seconds"], "test_notes": run["data"]["sizes"]["test"]}
-        row |= {column: timings[name][column] for column in TIMED if name in timings}
+        row |= {column: value for column, value in timings.get(name, {}).items() if column in TIMED}
         rows.append(row)
 
     mark_front(rows)
@@ -126,18 +134,47 @@ def mark_front(rows):
 def report_data(out):
     """(task, rows, facts, what else is drawn) of a results directory. Raises BadInput if a run is damaged."""
     with fitting(out):
-        runs = runs_in(out)
-        task, timings = common_task(out, runs), timings_of(out, runs)
-        rows = report_rows(out, task, runs, timings)
-        return task, rows, report_facts(task, runs, timings), drawn_of(out, task, runs)
+        homes = homes_in(out)
+        seeds = runs_by_seed(homes)
+        runs = {name: several[0] for name, several in seeds.items()}
+        task, timings = common_task(homes[0], runs), timings_of(homes[0], runs)
+        rows = report_rows(homes, task, seeds, timings)
+        return task, rows, report_facts(task, homes, seeds, timings), drawn_of(out, task, runs)
 
 
-def score_cells(task, test):
-    """{score in lower case: value, with _low and _high if it has an interval}, and calibration, of a test."""
-    cells = {score.lower(): test["overall"][score] for score in task.overall}
-    for score, (low, high) in test["intervals"].items():
-        cells |= {f"{score.lower()}_low": low, f"{score.lower()}_high": high}
-    return cells | calibration_cells(test.get("calibration"))
+def mean_or_none(values):
+    """The mean; None if one of the values is."""
+    return None if None in values else statistics.mean(values)
+
+
+def validation_score(task, runs):
+    """The first headline score on validation, the mean over the seeds."""
+    first = next(iter(task.headline))
+    return mean_or_none([run["validation"]["overall"][first] for run in runs])
+
+
+def score_cells(task, tests, found):
+    """{score in lower case: mean over seeds, with _low and _high if it has an interval} of test splits.
+
+    found: the cells of compare_runs, whose intervals come first; another score has that of a single seed. The
+    first headline score has its distance from base, and whether that tells the run from base.
+    """
+    cells = {
+        score.lower(): mean_or_none([test["overall"][score] for test in tests]) for score in task.overall
+    }
+    intervals = tests[0]["intervals"] if len(tests) == 1 else {}
+    for score in task.overall:
+        low, high = intervals.get(score, (None, None))
+        low, high = found.get(f"{score}_low", low), found.get(f"{score}_high", high)
+        if low is not None:
+            cells |= {f"{score.lower()}_low": low, f"{score.lower()}_high": high}
+        if f"{score}_sd" in found:
+            cells[f"{score.lower()}_sd"] = found[f"{score}_sd"]
+    if "told" in found:
+        apart = f"{next(iter(task.headline))}_from_base"
+        cells |= {f"from_base{end}": found[apart + end] for end in ("", "_low", "_high")}
+        cells |= {"p_holm": found["p_holm"], "told": found["told"]}
+    return cells | calibration_cells(tests[0].get("calibration"))
 
 
 def against_base_cells(out, name, runs):
@@ -180,7 +217,7 @@ def report_facts(task, homes, seeds, timings):
         "settings": {key: shown(str(first["arguments"][key])) for key in SETTINGS},
         "differing": differing_arguments(runs),
         "data": {key: first["data"][key] for key in ("rows", "notes", "subjects", "sizes", "splits")},
-        **label_facts(task, runs),
+        **label_facts(task, seeds),
         **group_facts(task, runs),
         "machine": first["machine"],
         "trained_at": {name: run["machine"]["commit"] for name, run in runs.items()},
@@ -273,7 +310,7 @@ def drawn_of(out, task, runs):
     histories = {
         name: [{"Epoch": float(row["Epoch"]), **finite(row, keys)} for row in run["history"]]
         for name, run in runs.items()
-        if run["history"]
+        if run.get("history")  # a baseline has none
     }
     confusions = {name: run["test"]["confusion"] for name, run in runs.items() if len(task.labels) <= 20}
     confusions = {name: np.array(counts, np.int64) for name, counts in confusions.items() if counts}

@@ -200,7 +200,6 @@ def run(planned):
     task = TASKS[args.task](**options_of(TASKS[args.task], args))
     examples, facts = task.load(data, args.fraction, args.validation, args.test, args.split_seed)
     facts["split"] = fingerprint(examples)
-    task.mark(examples["test"])
     print_data(task, facts)
 
     # the model to start from (test texts only to refuse a --start that saw them), token ids, technique

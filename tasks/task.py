@@ -186,6 +186,7 @@ class Task:
         refuse_empty(splits, files, self.unit, counts)
         tallies = {split: self.tally(members) for split, members in splits.items()}
         self.check_splits(files, tallies, own)
+        self.mark(splits["test"])
         refuse_strange_groups(splits["test"])
         subjects = values_in(splits, lambda example: example.subject) if self.by_subject else {}
         texts = values_in(splits, text_key) if own else {}

@@ -32,7 +32,7 @@ def test_binary_scores_equal_scikit_learn(seed):
     }
     for name, value in expected.items():
         assert ours.overall[name] == pytest.approx(value, abs=1e-12), name
-    edges = itertools.pairwise(np.linspace(0, 1, 11))  # a bin includes its upper edge, the first also 0
+    edges = itertools.pairwise(np.linspace(0, 1, 16))  # a bin includes its upper edge, the first also 0
     bins = [(probability <= high) & ((probability > low) | (low == 0)) for low, high in edges]
     gaps = [abs(probability[b].mean() - labels[b].mean()) * b.mean() for b in bins if b.any()]
     assert ours.overall["ECE"] == pytest.approx(sum(gaps))
