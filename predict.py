@@ -190,7 +190,7 @@ def build_prediction_parser():
     parser = Parser(prog="predict.py", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("run", help="run directory, such as results/symptoms/lowrank")
-    add("notes", help="CSV or CSV.gz of notes; - reads one note from standard input")
+    add("notes", help="CSV, .tsv or .jsonl of notes, plain or .gz; - reads one note from standard input")
     add("--out", default=None, help="file to write (predictions.csv, or predictions.jsonl for spans)")
     add("--text-columns", "--text-column", default=None, help="column of the note (as the run was trained)")
     add("--row-column", default=None, help="column of the row id (as the run was trained)")

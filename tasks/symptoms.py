@@ -175,9 +175,10 @@ class Symptoms(LabelSets):
     def read(self, path, keep, counts):
         """Notes that name a symptom, and others --with-none; their label: the indices of those they name.
 
-        One of --symptoms is enough, the first; which of the lexicon count is known when all notes were read.
+        The first is enough, but for sets, and for none among the --top-k, which are known at the end.
         """
-        most, notes = None if self.sets or self.options.top_k else 1, []
+        every = self.sets or (self.options.top_k and self.options.with_none)
+        most, notes = None if every else 1, []
         counts.update({"without text": 0, "without label": 0})
         table = self.open_table(path)
         groups = self.group_reader(table)
