@@ -29,10 +29,11 @@ from bench import gpu, shape, training, volume
 from cli import BadInput, Parser, number, run_script
 from fast import cpu
 from files import writable_directory, write_csv, write_json, write_whole
-from run import arguments, checkpoint
+from run import arguments, baseline, checkpoint
 from run.inference import pick_device
 from run.machine import this_machine
 from run.results import find_runs, markdown_table, shown
+from run.untrusted import read_run
 
 COLUMNS = ("technique", "bytes", "parameters", "nonzero", "macs", "p50_ms", "p95_ms", "notes_per_s",
            "length", "batch", "rounds", "device", "threads", "cpu", "torch", "finished")  # fmt: skip
@@ -93,8 +94,12 @@ def shown_run(args):
 
 def gpu_part(args, words, out):
     """BERT-base on a GPU."""
-    rows = gpu.gpu_rows()
-    return Measured(rows, gpu.gpu_table(rows), "Medians of 20 steps.")
+    rows = gpu.gpu_rows(length=args.length or 256, rounds=args.rounds)
+    conditions = (
+        f"Medians of {args.rounds} rounds of 5 steps; a bf16 product of 8192 x 8192 x 8192 reaches "
+        f"{rows[0]['peak_flops_per_s'] / 1e12:.0f} TFLOP/s."
+    )
+    return Measured(rows, gpu.gpu_table(rows), conditions)
 
 
 PARTS = {
@@ -185,20 +190,27 @@ def note_length(args, runs):
 
     Raises BadInput if a model cannot read so many.
     """
-    length = args.length or min(run.facts["arguments"]["max_length"] for run in runs.values())
-    longest = min(
-        getattr(run.model.config, "max_position_embeddings", None) or 10**6 for run in runs.values()
-    )
+    models = [run for run in runs.values() if isinstance(run, checkpoint.Run)]
+    length = args.length or min([run.facts["arguments"]["max_length"] for run in models], default=256)
+    positions = [getattr(run.model.config, "max_position_embeddings", None) or 10**6 for run in models]
+    longest = min(positions, default=10**6)
     if length > longest:
         raise BadInput(f"--length {length}: a model among them reads at most {longest} tokens")
     return length
 
 
 def measure_runs(runs, args, length):
-    """{name: what its row needs of COLUMNS: multiply-adds, times, conditions} of {name: checkpoint.Run}."""
+    """{name: what its row needs of COLUMNS: multiply-adds, times, conditions} of {name: Run, or baseline}.
+
+    A baseline reads texts of so many random words: from text to answer, on the CPU.
+    """
     facts, calls = {}, {}
     with contextlib.ExitStack() as opened:
         for name, run in runs.items():
+            if not isinstance(run, checkpoint.Run):
+                calls[name] = (baseline.reader(run, length, args.batch_size), 100, "cpu")
+                facts[name] = {"macs": None, "device": "cpu"}
+                continue
             device = "cpu" if compress.cpu_only(run.compression) else args.device
             model = opened.enter_context(shape.ready(run.model.to(device), run.task))
             calls[name] = (model, model.config.vocab_size, device)
@@ -220,7 +232,10 @@ def time_runs(args):
     if out := table_place(args):
         writable_directory(out)
     names = [path.name if path.parent == paths[0].parent else str(path) for path in paths]
-    runs = dict(zip(names, map(checkpoint.load, paths), strict=True))
+    runs = {
+        name: (baseline.load_baseline if baseline.is_baseline(path) else checkpoint.load)(path)
+        for name, path in zip(names, paths, strict=True)
+    }
     pick_device(args.device)
     length, machine = note_length(args, runs), this_machine()
     measured = measure_runs(runs, args, length)
@@ -231,8 +246,9 @@ def time_runs(args):
     )
     rows = []
     for name, path in zip(names, paths, strict=True):
-        row = {"technique": name, **checkpoint.sizes(path), **measured[name], **machine}
-        row["finished"] = runs[name].facts["finished"]
+        facts = read_run(path, "finished", "sizes.bytes", "sizes.parameters", "sizes.nonzero")
+        row = {"technique": name, **facts["sizes"], **measured[name], **machine}
+        row["finished"] = facts["finished"]
         rows.append(row)
         print(run_line(row, rows[0]))
     if out:
@@ -244,8 +260,8 @@ def run_line(row, first):
     return (
         f"{row['technique']}: {row['bytes'] / 1e6:.1f} MB, "
         f"{row['parameters']:,} parameters, {row['nonzero']:,} nonzero, "
-        f"{row['macs'] / 1e6:,.0f} M multiply-adds per note, "
-        f"batch 1 p50 {row['p50_ms']:.1f} ms p95 {row['p95_ms']:.1f} ms, "
+        + (f"{row['macs'] / 1e6:,.0f} M multiply-adds per note, " if row["macs"] else "")
+        + f"batch 1 p50 {row['p50_ms']:.1f} ms p95 {row['p95_ms']:.1f} ms, "
         f"{row['notes_per_s']:.1f} notes/s "
         f"({row['notes_per_s'] / first['notes_per_s']:.2f} x {first['technique']})"
     )

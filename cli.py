@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import shlex
 import sys
 import warnings
@@ -18,13 +19,15 @@ def run_script(main):
     So does what the system refuses, such as a full disk: code 2.
     """
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    if hasattr(sys.stdout, "reconfigure"):  # a file's name may hold what the terminal cannot show
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
             main()
         finally:
             sys.stdout.flush()
     except BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; the same command takes up where it left off", file=sys.stderr)
@@ -34,12 +37,17 @@ def run_script(main):
         sys.exit(141)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        print(f"error: {printable(f'{where}{error.strerror or error}')}", file=sys.stderr)
         try:
             sys.stdout.flush()
         except OSError:  # it was standard output that could not be written
             drop_output()
         sys.exit(2)
+
+
+def printable(message):
+    """A message as one line that a terminal can show; the name of a file may hold anything."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(message))
 
 
 def drop_output():
@@ -77,6 +85,28 @@ def share_or_file(text):
     return number(float, 0, 0.5, True, True)(text)
 
 
+def fold_of(text):
+    """An argparse type: '2/5', the second of five folds, as [2, 5]."""
+    found = re.fullmatch(r"(\d{1,4})/(\d{1,4})", text)
+    number_of, folds = map(int, found.groups()) if found else (0, 0)
+    if folds < 2 or not 1 <= number_of <= folds:
+        raise argparse.ArgumentTypeError(f"{text!r} is no fold; give e.g. 2/5, the second of five")
+    return [number_of, folds]
+
+
+def seed_list(text):
+    """An argparse type: '3' is the seeds 1 to 3, '5,8' these two, '7,' this one; a list of numbers."""
+    try:
+        seeds = [int(seed) for seed in text.split(",") if seed.strip()]
+    except ValueError:
+        seeds = []
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds) or seeds == [0]:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: give how many seeds, or whole numbers, comma-separated, that differ from each other"
+        )
+    return seeds if "," in text else list(range(1, seeds[0] + 1))
+
+
 def keyword(flag):
     """The keyword for a flag: '--student-layers' -> 'student_layers', '--global' -> 'global_'."""
     name = flag.lstrip("-").replace("-", "_")
@@ -92,8 +122,23 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **keywords):
         super().__init__(allow_abbrev=False, fromfile_prefix_chars="@", **keywords)
 
+    def parse_known_args(self, args=None, namespace=None):
+        """Also refuses an @FILE that is no text or names itself, and --flag=--, which argparse lets pass."""
+        try:
+            found, rest = super().parse_known_args(args, namespace)
+        except UnicodeDecodeError:
+            self.error("an @ file is not UTF-8")
+        except RecursionError:
+            self.error("an @ file names itself")
+        for action in self._actions:
+            if action.nargs is None and getattr(found, action.dest, None) == []:
+                self.error(f"argument {action.option_strings[0]}: expected one argument")
+        return found, rest
+
     def convert_arg_line_to_args(self, line):
         """The arguments in one line of an @FILE."""
+        if "\0" in line:
+            self.error("an @ file has a NUL byte")
         try:
             return shlex.split(line, comments=True)
         except ValueError:

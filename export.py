@@ -52,6 +52,7 @@ def validation_notes(run, directory, count):
         if isinstance(file, str) and not Path(file).exists():
             raise BadInput(f"{file}: the run's own notes are not there; name a CSV of notes with --notes")
     task = type(run.task).from_facts(run.facts["task"])
+    task.options.max_row_mb = run.task.options.max_row_mb
     splits, _ = task.load(data, arguments["fraction"], validation, test, arguments["split_seed"])
     return splits["validation"][:count], validation if isinstance(validation, str) else data
 
@@ -132,10 +133,16 @@ def main(argv=None):
     parser.add_argument(
         "--count", type=number(int, 1, 10**6), default=64, help="number of notes to check with (64)"
     )
+    parser.add_argument(
+        "--max-row-mb",
+        type=number(int, 1, 2000),
+        help="millions of characters that a row of the notes may have (as the run was trained)",
+    )
     args = parser.parse_args(argv)
 
     libraries()
     run = checkpoint.load(args.run)
+    run.task.options.max_row_mb = args.max_row_mb or run.task.options.max_row_mb
     if compress.cpu_only(run.compression):
         raise BadInput(
             f"{args.run}: holds torch's int8 layers, which have no ONNX form; "

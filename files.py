@@ -32,6 +32,10 @@ class Unwritable(BadInput):
     """A file cannot be written: the disk is full, the place is read-only, a limit is reached."""
 
 
+class Busy(BadInput):
+    """Another process is writing there."""
+
+
 def disk_fault(error):
     """What the system said when a write failed, in words; None if the error is about something else."""
     if isinstance(error, OSError):
@@ -59,6 +63,8 @@ def whole_path(path):
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    if path.exists() and not path.is_file():  # root could replace even /dev/null
+        raise Unwritable(f"{path}: is no regular file; choose another --out")
     remove_remains(path)
     try:
         with writing(path):
@@ -140,16 +146,14 @@ def remove_remains_of(directory):
 def locked(path, wait=False):
     """Hold a lock on `path`, a hidden file beside it; the system frees it however the process ends.
 
-    Raises BadInput if another process holds it, unless told to wait for that one.
+    Raises Busy if another process holds it, unless told to wait for that one.
     """
     lock = Path(path).with_name(f".{Path(path).name}.lock")
     with writing(lock):
         lock.parent.mkdir(parents=True, exist_ok=True)
         file = take_lock(lock, wait)
         if file is None:
-            raise BadInput(
-                f"{path}: another process is writing it; wait for that one or choose another --out"
-            )
+            raise Busy(f"{path}: another process is writing it; wait for that one or choose another --out")
     try:
         yield
     finally:

@@ -23,6 +23,7 @@ class Scores(NamedTuple):
     confusion: counts as nested lists, rows true, columns predicted.
     intervals {score: (low, high)}: 95% by bootstrap, of some overall scores, if asked for.
     undefined {score: [labels]}: the cells of per_label that are None.
+    calibration: as calibration_scores gives it, of final scores.
     """
 
     overall: dict
@@ -30,6 +31,7 @@ class Scores(NamedTuple):
     confusion: list | None = None
     intervals: dict | None = None
     undefined: dict | None = None
+    calibration: dict | None = None
 
 
 def _undefined(per_label):
@@ -120,6 +122,99 @@ def single_label(labels, probabilities, names, intervals=False):
     return Scores(overall, per_label, counts.tolist(), found, _undefined(per_label))
 
 
+# --- calibration ----------------------------------------------------------------------------------
+
+BINS = 15  # of equal width, as in Guo et al. (2017)
+
+
+def calibration(positive, probability, bins=BINS):
+    """[(mean probability, share of positives, rows)] of the non-empty bins of equal width.
+
+    A bin includes its upper edge, the first bin also 0, as in scikit-learn's calibration_curve.
+    """
+    from sklearn.calibration import calibration_curve
+
+    seen, said = calibration_curve(positive, probability, n_bins=bins)
+    edges = np.linspace(0, 1, bins + 1)
+    rows = np.bincount(np.searchsorted(edges[1:-1], probability))
+    return list(zip(said.tolist(), seen.tolist(), rows[rows > 0].tolist(), strict=True))
+
+
+def gap(points):
+    """Mean gap of probability and share of positives over bins, weighted by their rows."""
+    return sum(rows * abs(said - seen) for said, seen, rows in points) / sum(rows for *_, rows in points)
+
+
+def expected_calibration_error(positive, probability, bins=BINS):
+    """ECE (Naeini et al., 2015): the gap over the bins of `calibration`."""
+    return gap(calibration(positive, probability, bins))
+
+
+def brier(truth, probabilities):
+    """Brier score (1950): the mean squared error of probabilities.
+
+    Of classes, truth (N,) int and probabilities (N, C), summed over the classes, so from 0 to 2. Of separate
+    questions, both (N, L), the mean over all answers, from 0 to 1.
+    """
+    from sklearn import metrics as sk
+
+    if truth.ndim == 2:
+        return float(sk.brier_score_loss(truth.ravel(), probabilities.ravel(), pos_label=1))
+    classes = range(probabilities.shape[1])
+    exact = probabilities / probabilities.sum(1, keepdims=True)  # float32 sums to 1 only nearly
+    return float(sk.brier_score_loss(truth, exact, labels=classes, scale_by_half=False))
+
+
+def tempered(probabilities, temperature, separate=False):
+    """Probabilities after temperature scaling (Guo et al., 2017): logits divided by it, the same shape.
+
+    (..., C) are those of a softmax; of separate questions each is a sigmoid of its own. The order of the
+    probabilities stays.
+    """
+    from scipy import special
+
+    probabilities = np.asarray(probabilities, np.float64)
+    if separate:
+        return special.expit(special.logit(probabilities.clip(1e-7, 1 - 1e-7)) / temperature)
+    return special.softmax(np.log(probabilities.clip(1e-30)) / temperature, axis=-1)
+
+
+def fit_temperature(truth, probabilities):
+    """The temperature of the lowest negative log-likelihood, between exp(-3) and exp(3).
+
+    truth (N,) int and probabilities (N, C) of classes, or both (N, L) of separate questions. Where every
+    answer is right, it is the lower end: the surer, the likelier.
+    """
+    from scipy.optimize import minimize_scalar
+
+    separate = truth.ndim == 2
+
+    def surprise(log_temperature):
+        said = tempered(probabilities, np.exp(log_temperature), separate)
+        chosen = np.where(truth, said, 1 - said) if separate else said[np.arange(len(said)), truth]
+        return -np.log(chosen.clip(1e-30)).mean()
+
+    return round(float(np.exp(minimize_scalar(surprise, bounds=(-3, 3), method="bounded").x)), 4)
+
+
+def calibration_scores(truth, probabilities, temperature=None):
+    """{"temperature", "plain": {"ECE", "Brier", "bins"}, "scaled": the same after scaling, or None}.
+
+    truth and probabilities as for fit_temperature. Of classes ECE and bins are about the likeliest class: its
+    probability, and how often it is the true one. Of separate questions they are about all answers together.
+    """
+
+    def scores(said):
+        if truth.ndim == 2:
+            points = calibration(truth.ravel(), said.ravel())
+        else:
+            points = calibration(said.argmax(1) == truth, said.max(1))
+        return {"ECE": gap(points), "Brier": brier(truth, said), "bins": points}
+
+    scaled = temperature and scores(tempered(probabilities, temperature, truth.ndim == 2))
+    return {"temperature": temperature, "plain": scores(probabilities), "scaled": scaled}
+
+
 # --- two classes ----------------------------------------------------------------------------------
 
 BINARY = ("Accuracy", "Majority", "AUROC", "AUPRC", "RecallAtP80", "Brier", "ECE", "F1")
@@ -143,25 +238,6 @@ def recall_at_precision(positive, score, precision=0.8):
         return None
     reached, recall, _ = sk.precision_recall_curve(positive, score)  # ends at precision 1, recall 0
     return float(recall[reached >= precision].max())
-
-
-def calibration(positive, probability, bins=10):
-    """[(mean probability, share of positives, rows)] of the non-empty bins of equal width.
-
-    A bin includes its upper edge, the first bin also 0, as in scikit-learn's calibration_curve.
-    """
-    from sklearn.calibration import calibration_curve
-
-    seen, said = calibration_curve(positive, probability, n_bins=bins)
-    edges = np.linspace(0, 1, bins + 1)
-    rows = np.bincount(np.searchsorted(edges[1:-1], probability))
-    return list(zip(said.tolist(), seen.tolist(), rows[rows > 0].tolist(), strict=True))
-
-
-def expected_calibration_error(positive, probability, bins=10):
-    """Mean gap of probability and share of positives over the bins, by rows (Naeini et al., 2015)."""
-    points = calibration(positive, probability, bins)
-    return sum(rows * abs(said - seen) for said, seen, rows in points) / len(positive)
 
 
 def binary(labels, probability, names, intervals=False):
@@ -312,6 +388,98 @@ def masked_tokens(counts, intervals=False):
     if intervals:
         found = {"Accuracy": bootstrap_sums(counts, lambda sums: sums[:, 0] / sums[:, 1])}
     return Scores(overall, {}, None, found)
+
+
+# --- notes that count several times, as a bootstrap draws them -----------------------------------
+
+
+def weighted_sums(rows, score):
+    """A function of weights (R, N) -> (R,): the score of weighted sums of rows (N, ...) of counts."""
+    rows = np.asarray(rows, np.float32)  # exact up to 2**24
+    return lambda weights: score(np.tensordot(weights, rows, 1))
+
+
+def _share_of_sums(sums):
+    """The first of (..., 2) sums over the second."""
+    return sums[..., 0] / sums[..., 1]
+
+
+def _ranked(positive, score, weights):
+    """Weights of positives and of negatives that score at least as much, at each distinct score downwards.
+
+    positive (N,) bool, score (N,), weights (R, N) -> (R, distinct scores) twice.
+    """
+    order = np.argsort(-score, kind="stable")
+    last = np.flatnonzero(np.diff(score[order], append=np.nan))  # of rows that tie
+    weights, positive = weights[:, order], positive[order]
+    return tuple(np.cumsum(weights * side, 1, dtype=float)[:, last] for side in (positive, ~positive))
+
+
+def weighted_auroc(positive, score, weights):
+    """auroc under weights (R, N) -> (R,); NaN without positives or negatives."""
+    hits, false = _ranked(positive, score, weights)
+    steps = np.diff(false, prepend=0) * (hits + np.pad(hits, ((0, 0), (1, 0)))[:, :-1]) / 2
+    pairs = hits[:, -1] * false[:, -1]
+    return np.divide(steps.sum(1), pairs, out=np.full_like(pairs, np.nan), where=pairs > 0)
+
+
+def weighted_average_precision(positive, score, weights):
+    """average_precision under weights (R, N) -> (R,); NaN without positives."""
+    hits, false = _ranked(positive, score, weights)
+    precision = np.divide(hits, hits + false, out=np.zeros_like(hits), where=hits + false > 0)
+    total = hits[:, -1]
+    steps = (np.diff(hits, prepend=0) * precision).sum(1)
+    return np.divide(steps, total, out=np.full_like(total, np.nan), where=total > 0)
+
+
+def _counted(truth, called):
+    """Of each note and label whether it was hit, true, called: (N, L) bool twice -> (N, L, 3)."""
+    return np.stack([truth & called, truth, called], -1)
+
+
+def weighted_single_label(truth, called, probabilities):
+    """{score: function of weights} for single_label; truth, called one-hot (N, C) bool."""
+    counts = _counted(truth, called)
+
+    def macro_auroc(weights):
+        pairs = zip(truth.T, probabilities.T, strict=True)
+        return np.mean([weighted_auroc(positive, score, weights) for positive, score in pairs], 0)
+
+    return {
+        "Accuracy": weighted_sums(counts.sum(1), _share_of_sums),
+        "F1": weighted_sums(counts, _macro_f1_of_sums),
+        "AUROC": macro_auroc,
+    }
+
+
+def weighted_binary(positive, called, probability):
+    """{score: function of weights} for binary; positive, called (N,) bool, probability (N,) of positive."""
+    right = np.stack([positive == called, np.ones_like(called)], 1)
+    return {
+        "Accuracy": weighted_sums(right, _share_of_sums),
+        "AUROC": lambda weights: weighted_auroc(positive, probability, weights),
+        "AUPRC": lambda weights: weighted_average_precision(positive, probability, weights),
+    }
+
+
+def weighted_multi_label(truth, called):
+    """{score: function of weights} for multi_label; truth, called (N, L) bool."""
+    counts = _counted(truth, called)
+    right = (truth == called).all(1)
+    return {
+        "MicroF1": weighted_sums(counts.sum(1), _f1_of_sums),
+        "MacroF1": weighted_sums(counts, _macro_f1_of_sums),
+        "Accuracy": weighted_sums(np.stack([right, np.ones_like(right)], 1), _share_of_sums),
+    }
+
+
+def weighted_spans(counts):
+    """{score: function of weights} for span_scores; counts (N, 3): hits, truly, called of each sentence."""
+    return {
+        "F1": weighted_sums(counts, _f1_of_sums),
+        "Precision": weighted_sums(counts[:, [0, 2]], _share_of_sums),
+        "Recall": weighted_sums(counts[:, [0, 1]], _share_of_sums),
+    }
 
 
 # --- how far to trust them ------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """A run directory and notes -> labels, probabilities or spans.
 
 python predict.py RUN_DIR notes.csv --out predictions.csv
+python predict.py RUN_DIR notes.csv --embeddings vectors.npy
 python predict.py RUN_DIR - < note.txt
 torchrun --nproc_per_node=2 predict.py RUN_DIR notes.csv
 
@@ -12,50 +13,87 @@ answers are no row of numbers, such as spans, write JSON lines.
 import contextlib
 import glob
 import hashlib
+import io
 import itertools
 import json
 import shutil
 import sys
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import torch
 
 import compress
-from cli import BadInput, Parser, number, run_script
-from data import MAX_ROW_MB, digest
+from cli import BadInput, Parser, run_script
+from data import digest
 from fast import cpu
-from files import csv_bytes, locked, whole_file, writable_directory, writing
+from files import csv_bytes, locked, whole_file, writable_directory, write_csv, writing
 from run import checkpoint, processes
-from run.inference import encode_examples, pick_device, predict_examples, reading
+from run.arguments import add_reading_flags, take_columns
+from run.inference import ahead, encode_examples, pick_device, predict_examples, reading
 from run.machine import same_bits
 
 
-def ahead(items):
-    """The items of an iterator, the next one made in another thread while the last one is used."""
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(next, items, None)
-        while (item := waiting.result()) is not None:
-            waiting = pool.submit(next, items, None)
-            yield item
-
-
 def predict_file(run, path, out, tokens=None, chunk=2048, products=None):
-    """Stream a CSV of notes into a file of predictions; rows without text are left out and counted.
+    """Stream a file of notes into a file of predictions; rows without text are left out and counted.
+
+    products: how answers are made beside the run, so that those by one way and by another are not mixed, such
+    as by which library the model multiplies. Returns the counts.
+    """
+    task, call = run.task, f"{tokens} {products}"
+    header = b"" if task.json_lines else csv_bytes([["row_id", *task.header()]])
+
+    def answer(examples, encoded):
+        return answer_bytes(task, examples, predict_examples(run, examples, tokens, encoded))
+
+    return answer_file(run, path, out, chunk, call, answer, lambda kept, counts: kept.join(header))
+
+
+def embed_file(run, path, out, tokens=None, chunk=2048, products=None):
+    """Stream a file of notes into an .npy file of [CLS] vectors, (notes, H) float32. Returns the counts.
+
+    Beside it the row ids, in the same order. A note that is read in several windows gets the mean of theirs.
+    """
+    ids, call, pad_id = [], f"[CLS] {tokens} {products}", run.tokenizer.pad_token_id
+
+    def answer(examples, encoded):
+        with reading(run.model, run.task):
+            vectors = run.task.cls_vectors(run.model, encoded, pad_id, tokens or 4096)
+        first = np.flatnonzero(np.diff(encoded.owner, prepend=-1))
+        sums = np.add.reduceat(vectors, first, axis=0)  # over the rows of each note
+        return (sums / np.bincount(encoded.owner)[:, None]).astype("<f4").tobytes()
+
+    def finish(kept, counts):
+        shape = counts["predicted"], run.model.config.hidden_size
+        header, words = io.BytesIO(), {"descr": "<f4", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(header, words)
+        if processes.is_first():
+            write_csv(ids_path(out), ["row_id"], ids, private=True)
+        kept.join(header.getvalue())
+
+    def each(examples):
+        ids.extend([example.row_id] for example in examples)
+
+    return answer_file(run, path, out, chunk, call, answer, finish, each)
+
+
+def answer_file(run, path, out, chunk, call, answer, finish, each=lambda examples: None):
+    """Answer a file by the chunk: answer(examples, encoded) -> bytes, at last finish(answers, counts).
 
     The next chunk is read and tokenised while the model reads this one. The answers to a chunk are a file of
     its own in a hidden directory beside `out`, named by what they answer: an interrupted call goes on from
-    there, and so does one after a faulty row was corrected. products: by which library the model multiplies,
-    so that answers by one and by another are not mixed. Returns the counts.
+    there, and so does one after a faulty row was corrected. call: what decides the answers beside the run
+    and its options; each(examples) sees every chunk. Returns the counts.
     """
-    table, counts = run.task.open_table(path), Counter()
-    kept = Answers(out, f"{run.facts['finished']} {run.task.options} {tokens} {products}")
+    counts = Counter({"rows": 0})
+    notes = run.task.unlabelled(path, counts)
+    kept = Answers(out, f"{run.facts['finished']} {run.task.options} {call}")
 
     def chunks():
-        examples = (run.task.example(row_id, text) for _, row_id, _, text, _ in run.task.rows(table, counts))
-        while waiting := list(itertools.islice(examples, chunk)):
+        while waiting := list(itertools.islice(notes, chunk)):
             counts["predicted"] += len(waiting)
+            each(waiting)
             if kept.wants(waiting):
                 yield kept.names[-1], waiting, encode_examples(run, waiting)
 
@@ -64,8 +102,7 @@ def predict_file(run, path, out, tokens=None, chunk=2048, products=None):
             kept.open()
         try:
             for name, examples, encoded in ahead(chunks()):
-                predictions = predict_examples(run, examples, tokens, encoded)
-                kept.write(name, answer_bytes(run.task, examples, predictions))
+                kept.write(name, answer(examples, encoded))
         except BadInput as error:
             kept.look()
             if done := chunk * kept.finished:
@@ -75,7 +112,7 @@ def predict_file(run, path, out, tokens=None, chunk=2048, products=None):
                 kept.directory.rmdir()
             raise
         processes.wait_for_all()
-        kept.join(b"" if run.task.json_lines else csv_bytes([["row_id", *run.task.header()]]))
+        finish(kept, counts)
     return counts
 
 
@@ -174,15 +211,26 @@ def read_note():
     return text
 
 
+def ids_path(out):
+    """Where the row ids of vectors go."""
+    return Path(out).with_suffix(".ids.csv")
+
+
 def output_path(args, task):
-    """Where the predictions go. Raises BadInput for a directory, the notes themselves, or no permission."""
-    out = Path(args.out or ("predictions.jsonl" if task.json_lines else "predictions.csv"))
-    if out.is_dir():
-        raise BadInput(f"--out {out}: is a directory; name a file")
-    if out.exists() and Path(args.notes).exists() and out.samefile(args.notes):
-        raise BadInput(f"--out {out}: is the file of notes itself; name another")
-    writable_directory(out.parent)
-    return out
+    """Where the answers go. Raises BadInput for a directory, the notes themselves, or no permission."""
+    if args.embeddings and (args.out or args.notes == "-" or not args.embeddings.endswith(".npy")):
+        raise BadInput(
+            "--embeddings: names an .npy file, takes the place of --out, and needs a file of notes"
+        )
+    flag = "--embeddings" if args.embeddings else "--out"
+    out = args.embeddings or args.out or ("predictions.jsonl" if task.json_lines else "predictions.csv")
+    for path in [Path(out), *([ids_path(out)] if args.embeddings else [])]:
+        if path.is_dir():
+            raise BadInput(f"{flag} {path}: is a directory; name a file")
+        if path.exists() and Path(args.notes).exists() and path.samefile(args.notes):
+            raise BadInput(f"{flag} {path}: is the file of notes itself; name another")
+    writable_directory(Path(out).parent)
+    return Path(out)
 
 
 def build_prediction_parser():
@@ -190,22 +238,15 @@ def build_prediction_parser():
     parser = Parser(prog="predict.py", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("run", help="run directory, such as results/symptoms/lowrank")
-    add("notes", help="CSV, .tsv or .jsonl of notes, plain or .gz; - reads one note from standard input")
+    add("notes", help="CSV, .tsv, .jsonl, plain or .gz; of ner also a word per line; - = standard input")
     add("--out", default=None, help="file to write (predictions.csv, or predictions.jsonl for spans)")
-    add("--text-columns", "--text-column", default=None, help="column of the note (as the run was trained)")
-    add("--row-column", default=None, help="column of the row id (as the run was trained)")
     add(
-        "--max-row-mb",
-        type=number(int, 1, 2000),
-        default=MAX_ROW_MB,
-        help=f"millions of characters that a row may have ({MAX_ROW_MB})",
+        "--embeddings", metavar="FILE.npy", help="write [CLS] vectors, and row ids beside, instead of answers"
     )
-    tokens = number(int, 1, 10**8)
     add(
-        "--batch-tokens",
-        type=tokens,
-        default=None,
-        help="tokens per batch, padding counted (2048; 65536 on a GPU)",
+        "--calibrated",
+        action="store_true",
+        help="probabilities after temperature scaling; the answers stay the same (off)",
     )
     add(
         "--show-text",
@@ -213,19 +254,11 @@ def build_prediction_parser():
         help="with -, print the words of each span beside its offsets (off)",
     )
     add(
-        "--device",
-        choices=("auto", "cpu", "cuda", "mps"),
-        default="auto",
-        help="int8 runs are always on cpu (auto)",
-    )
-    add(
         "--compile",
         action="store_true",
         help="predict through torch.compile, on CUDA; slow first batches (off)",
     )
-    add(
-        "--deterministic", action="store_true", help="equal bits from run to run on one machine; slower (off)"
-    )
+    add_reading_flags(parser)
     return parser
 
 
@@ -242,21 +275,23 @@ def predict(args):
     """Load the run; answer one note or a file of them."""
     run = checkpoint.load(args.run)
     device = pick_device("cpu" if compress.cpu_only(run.compression) else args.device, args.compile)
-    options = run.task.options
-    options.text_columns = args.text_columns or options.text_columns
-    options.row_column = args.row_column or options.row_column
-    options.max_row_mb = args.max_row_mb
-    options.subject_column = None  # only a split needs it
-
+    take_columns(run.task.options, args)
+    if args.calibrated and not run.task.temperature:
+        raise BadInput(
+            f"--calibrated: {args.run} has no temperature; tasks with classes have, if trained anew"
+        )
+    run.task.calibrated = args.calibrated
     onednn = processes.agreed(cpu.onednn_pays())
     with reading(run.model.to(device), run.task, frozen=True, onednn=onednn):
         if args.compile:
             run = run._replace(model=torch.compile(run.model, dynamic=True))  # one graph for all lengths
-        if args.notes == "-":
+        if args.notes == "-" and not args.embeddings:
             print(json.dumps(predict_note(run, read_note(), args.show_text)))
             return
         out = output_path(args, run.task)
-        counts = predict_file(run, args.notes, out, args.batch_tokens, products=f"oneDNN {onednn}")
+        products = f"oneDNN {onednn}" + ", calibrated" * args.calibrated
+        answer = embed_file if args.embeddings else predict_file
+        counts = answer(run, args.notes, out, args.batch_tokens, products=products)
         print(", ".join(f"{count} {what}" for what, count in counts.items()), f"-> {out}")
 
 

@@ -1,18 +1,32 @@
 """Results of many runs -> one table beside the paper's, and plots: python report.py results/symptoms
 
 Writes results.csv, results.json, results.md and PNGs into the results directory. Reads run.json and
-predictions.csv of every finished run there, and benchmark.csv if benchmark.py was run. Nothing is scored
-again.
+predictions.csv of every finished run there, and benchmark.csv if benchmark.py was run. Where the directory
+holds no runs but seed1, seed2 and so on, as run_all.sh --seeds makes them, scores are means over the seeds;
+sizes, times, curves and confusion matrices are those of the first. Intervals and tests: docs/evidence.md.
 """
 
+import math
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
 
 import compress
 from cli import BadInput, Parser, run_script
 from files import read_json, write_json, write_whole
 from metrics import OVERALL, mcnemar
 from run import checkpoint, plots
-from run.results import find_runs, pareto, read_rows, read_table, shown, techniques_of, write_rows
+from run.results import (
+    calibration_cells,
+    find_runs,
+    pareto,
+    read_rows,
+    read_table,
+    shown,
+    techniques_of,
+    write_rows,
+)
 from run.tables import report_page
 from run.untrusted import REPORTED, fitting, read_run, read_task
 
@@ -20,6 +34,25 @@ from run.untrusted import REPORTED, fitting, read_run, read_task
 REFERENCE = Path(__file__).parent / "reference"
 SETTINGS = ("data", "model", "batch_size", "max_length", "seed", "split_seed")
 TIMED = ("macs", "p50_ms", "p95_ms", "notes_per_s")  # columns of benchmark.csv
+
+
+def homes_in(out):
+    """The directories in which runs stand: `out`, or its seed1, seed2, ... if it holds no runs itself."""
+    homes = [path for path in out.glob("seed*") if re.fullmatch(r"seed\d+", path.name) and path.is_dir()]
+    if not homes or any(checkpoint.is_finished(path) for path in out.iterdir()):
+        return [out]
+    return sorted(homes, key=lambda path: int(path.name[4:]))
+
+
+def runs_by_seed(homes):
+    """{name: [run.json of each seed]} of the runs that every seed has; the others are named."""
+    seeds = [runs_in(home) for home in homes]
+    common = [name for name in seeds[0] if all(name in runs for runs in seeds)]
+    if left := sorted({name for runs in seeds for name in runs} - set(common)):
+        print(f"note: left out, as not every seed has it: {', '.join(left)}")
+    if not common:
+        raise BadInput(f"{homes[0].parent}: no run that every seed has; train the missing ones")
+    return {name: [runs[name] for runs in seeds] for name in common}
 
 
 def runs_in(out):
@@ -50,6 +83,8 @@ def common_task(out, runs):
 def timings_of(out, runs):
     """{name: row of benchmark.csv}, without those of runs that were trained again since."""
     timings = {row["technique"]: row for row in read_rows(out / "benchmark.csv") if row["technique"] in runs}
+    if any(isinstance(row.get(column), str) for row in timings.values() for column in TIMED):
+        raise BadInput(f"{out}/benchmark.csv: is damaged; run benchmark.py again")
     for name in [name for name, row in timings.items() if row.get("finished") != runs[name]["finished"]]:
         left_out = "its times are left out; run benchmark.py again"
         print(f"note: {name} was trained again after it was timed: {left_out}")
@@ -67,36 +102,42 @@ def report_rows(out, task, runs, timings):
     for name, run in runs.items():
         row = {"technique": name, "techniques": techniques_of(out / name)}
         with fitting(out / name):
-            row |= score_cells(task, run["test"]) | against_base_cells(out, name, runs)
-            row |= {"validation": run["validation"]["overall"][next(iter(task.headline))], **run["sizes"]}
+            row |= score_cells(task, [each["test"] for each in seeds[name]], cells[name])
+            row |= against_base_cells(out, name, runs) if len(homes) == 1 else {}
+            row |= {"validation": validation_score(task, seeds[name]), **run["sizes"]}
         row |= {f"paper_{score.lower()}": paper[name][score.lower()] for score in OVERALL if name in paper}
         row |= {"train_seconds": run["train_seconds"], "test_notes": run["data"]["sizes"]["test"]}
         row |= {column: timings[name][column] for column in TIMED if name in timings}
         rows.append(row)
 
+    mark_front(rows)
+    return rows
+
+
+def mark_front(rows):
+    """Add to each row whether it is on the Pareto front of validation score and latency."""
     timed = [
         {**row, "run": row["technique"]} for row in rows if "p50_ms" in row and row["validation"] is not None
     ]
     for row in rows:
         row["front_p50_ms"] = row["technique"] in pareto(timed, "p50_ms")
-    return rows
 
 
 def report_data(out):
-    """(task, {name: run.json}, rows, facts) of a results directory. Raises BadInput if a run is damaged."""
+    """(task, rows, facts, what else is drawn) of a results directory. Raises BadInput if a run is damaged."""
     with fitting(out):
         runs = runs_in(out)
         task, timings = common_task(out, runs), timings_of(out, runs)
         rows = report_rows(out, task, runs, timings)
-        return task, runs, rows, report_facts(task, runs, timings)
+        return task, rows, report_facts(task, runs, timings), drawn_of(out, task, runs)
 
 
 def score_cells(task, test):
-    """{score in lower case: value, with _low and _high if it has an interval} of a test split."""
+    """{score in lower case: value, with _low and _high if it has an interval}, and calibration, of a test."""
     cells = {score.lower(): test["overall"][score] for score in task.overall}
     for score, (low, high) in test["intervals"].items():
         cells |= {f"{score.lower()}_low": low, f"{score.lower()}_high": high}
-    return cells
+    return cells | calibration_cells(test.get("calibration"))
 
 
 def against_base_cells(out, name, runs):
@@ -112,9 +153,11 @@ def against_base_cells(out, name, runs):
     return dict(zip(("only_base_right", "only_this_right", "mcnemar_p"), mcnemar(base, this), strict=True))
 
 
-def report_facts(task, runs, timings):
+def report_facts(task, homes, seeds, timings):
     """What the tables need beside the rows, for results.json."""
-    first = next(iter(runs.values()))
+    runs = {name: several[0] for name, several in seeds.items()}
+    first, several = next(iter(runs.values())), next(iter(seeds.values()))
+    made = {name: [[home / name] for home in homes] for name in runs}
     test, sizes = first["data"]["splits"]["test"], first["data"]["sizes"]
     usual = {"Precision": "precision", "Recall": "recall"}
     commonest = (
@@ -126,11 +169,14 @@ def report_facts(task, runs, timings):
         "headline": task.headline,
         "scores": {score: task.headline.get(score, usual.get(score, score)) for score in task.overall},
         "resampled": task.resampled,
+        "calibrated": task.sure_of,
         "published": task.published,
         "runs": list(runs),
         "demonstration": any(run["demonstration"] for run in runs.values()),
         "other_test": len({run["data"]["split"] for run in runs.values()}) > 1,
         "always": commonest,
+        "seeds": [run["arguments"]["seed"] for run in several],
+        "evidence": evidence_facts(task, made),
         "settings": {key: shown(str(first["arguments"][key])) for key in SETTINGS},
         "differing": differing_arguments(runs),
         "data": {key: first["data"][key] for key in ("rows", "notes", "subjects", "sizes", "splits")},
@@ -143,13 +189,19 @@ def report_facts(task, runs, timings):
 
 
 def label_facts(task, runs):
-    """F1 of every label by run, with the paper's, and what the labels are counted in."""
-    first = next(iter(runs.values()))
+    """F1 of every label by run, the mean over its seeds, with the paper's; what the labels are counted in.
+
+    runs {name: [run.json of each seed]}.
+    """
+    first = next(iter(runs.values()))[0]
     test = first["data"]["splits"]["test"]
     per_label = {
         label: {
             "Support": row.get("Support", test.get(label)),
-            "F1": {name: run["test"]["per_label"].get(label, {}).get("F1") for name, run in runs.items()},
+            "F1": {
+                name: mean_or_none([run["test"]["per_label"].get(label, {}).get("F1") for run in seeds])
+                for name, seeds in runs.items()
+            },
         }
         for label, row in first["test"]["per_label"].items()
     }
@@ -207,22 +259,53 @@ def timing_facts(timings):
 # --- plots ----------------------------------------------------------------------------------------
 
 
-def draw_all(out, task, runs, rows, facts):
+class Drawn(NamedTuple):
+    """What the plots show beside the rows, each {run: ...}."""
+
+    histories: dict  # rows of numbers by epoch
+    calibrations: dict  # {"plain" or "scaled": (its error, its bins as an array (bins, 3))}
+    confusions: dict  # counts (true, predicted), an array
+
+
+def drawn_of(out, task, runs):
+    """The Drawn of a results directory, for the plots that its task has."""
+    keys = (task.selection, "Loss", "TrainingLoss")
+    histories = {
+        name: [{"Epoch": float(row["Epoch"]), **finite(row, keys)} for row in run["history"]]
+        for name, run in runs.items()
+        if run["history"]
+    }
+    confusions = {name: run["test"]["confusion"] for name, run in runs.items() if len(task.labels) <= 20}
+    confusions = {name: np.array(counts, np.int64) for name, counts in confusions.items() if counts}
+    if any(counts.shape != (len(task.labels),) * 2 for counts in confusions.values()):
+        raise BadInput(f"{out}: a run has counts of other labels than its own; train it again")
+    found = {name: run["test"].get("calibration") for name, run in runs.items()}
+    return Drawn(histories, {name: drawn_bins(told) for name, told in found.items() if told}, confusions)
+
+
+def drawn_bins(told):
+    """{"plain" or "scaled": (error, bins (B, 3))} of a run's calibration."""
+    known = {kind: told[kind] for kind in ("plain", "scaled") if told[kind]}
+    return {kind: (float(k["ECE"]), np.array(k["bins"], float).reshape(-1, 3)) for kind, k in known.items()}
+
+
+def finite(row, keys):
+    """The finite numbers among a row's values of these keys."""
+    return {key: row[key] for key in keys if row.get(key) is not None and math.isfinite(row[key])}
+
+
+def draw_all(out, task, rows, facts, drawn):
     """Every PNG of the report."""
     looks = {row["technique"]: row["techniques"] for row in rows}
     if any("p50_ms" in row for row in rows):
         plots.plot_latency(rows, facts, out / "accuracy_latency.png")
-    if histories := {name: run["history"] for name, run in runs.items() if run["history"]}:
+    if drawn.histories:
         wording = task.headline.get(task.selection, task.selection)
-        plots.plot_curves(histories, looks, task.selection, wording, out / "learning_curves.png")
-    if "Brier" in task.overall:
-        predictions = {name: read_table(out / name / "predictions.csv") for name in runs}
-        plots.plot_calibration(predictions, looks, out / "calibration.png")
-    for name, run in runs.items():
-        if run["test"]["confusion"] and len(task.labels) <= 20:
-            plots.plot_confusion(
-                name, run["test"]["confusion"], run["task"]["labels"], out / f"confusion_{name}.png"
-            )
+        plots.plot_curves(drawn.histories, looks, task.selection, wording, out / "learning_curves.png")
+    if drawn.calibrations:
+        plots.plot_calibration(drawn.calibrations, looks, task.sure_of, out / "calibration.png")
+    for name, counts in drawn.confusions.items():
+        plots.plot_confusion(name, counts, task.labels, out / f"confusion_{name}.png")
 
 
 def main(argv=None):
@@ -234,7 +317,7 @@ def main(argv=None):
         raise BadInput(f"{out}: is a single run; name the results directory it stands in")
     plots.pyplot()  # said before anything is written, if matplotlib is missing
 
-    task, runs, rows, facts = report_data(out)
+    task, rows, facts, drawn = report_data(out)
     write_rows(out / "results.csv", rows)
     write_json(out / "results.json", facts)
 
@@ -243,8 +326,7 @@ def main(argv=None):
         read_json(out / "results.json"),
     )  # as docs/results.py reads them
     write_whole(out / "results.md", report_page(rows, facts))
-    with fitting(out):
-        draw_all(out, task, runs, rows, facts)
+    draw_all(out, task, rows, facts, drawn)
     print(report_page(rows, facts))
 
 

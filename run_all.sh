@@ -2,6 +2,7 @@
 # The five models of the paper, then the table and the plots: bash run_all.sh [arguments of train.py]
 #   bash run_all.sh                                                                        the demonstration
 #   bash run_all.sh --data NOTEEVENTS.csv.gz --model emilyalsentzer/Bio_ClinicalBERT       the paper
+#   bash run_all.sh --seeds 3                                              three seeds: intervals, tests
 #   TECHNIQUES="base lowrank distillation+quantization" bash run_all.sh                    other techniques
 # Run it from any folder: paths are relative to where you stand. Finished techniques are kept; --overwrite
 # trains them again.
@@ -10,6 +11,16 @@ for word in "$@"; do
   case $word in -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" && exit ;; esac
 done
 source "$(dirname "$0")/env.sh" ranges plots
+
+seeds="" words=() # --seeds 3, or 1,5: ours; the rest is train.py's
+while (($#)); do
+  case $1 in
+    --seeds) seeds=${2-none} && shift $(($# > 1 ? 2 : 1)) ;;
+    --seeds=*) seeds=${1#*=} && shift ;;
+    *) words+=("$1") && shift ;;
+  esac
+done
+set -- ${words[@]+"${words[@]}"} # bash 3 takes an empty array for unset
 
 shown=$(show "given techniques out" -- "$@") # a bad argument ends here
 { read -r given && read -r techniques && IFS= read -r out; } <<<"$shown"
@@ -20,8 +31,23 @@ case " $given " in
     ;;
 esac
 
-for technique in ${TECHNIQUES:-$techniques}; do
-  "$python" "$here/train.py" --technique "$technique" "$@"
+case $seeds in
+  *[!0-9,]* | ,*)
+    echo "error: run_all.sh: --seeds $seeds: give how many, or which, such as 3 or 1,5" >&2
+    exit 2
+    ;;
+  *,*) seeds=${seeds//,/ } ;;
+  ?*) seeds=$(seq 1 "$seeds") ;;
+esac
+
+first=$out
+for seed in ${seeds:-none}; do
+  place=()
+  [ "$seed" = none ] || place=(--seed "$seed" --out "$out/seed$seed")
+  [ "$first" != "$out" ] || [ "$seed" = none ] || first=$out/seed$seed
+  for technique in ${TECHNIQUES:-$techniques}; do
+    "$python" "$here/train.py" --technique "$technique" "$@" ${place[@]+"${place[@]}"}
+  done
 done
-"$python" "$here/benchmark.py" "$out"
+"$python" "$here/benchmark.py" "$first"
 "$python" "$here/report.py" "$out"

@@ -2,11 +2,16 @@
 
 python sweep.py --task trials --data FILE --model DIR --out results/stop
 
-Arguments are train.py's, for every run, and those of the sweep itself (--seeds, --grid, --only, --rounds).
-Runs go to OUT/seedN/NAME; finished ones are kept, so an interrupted sweep goes on where it was. At the end
-the runs of the first seed are timed on the validation notes. sweep.csv and sweep.json hold all figures and
-their conditions; sweep.md and the plots are made from them. Rows on the Pareto front (no other row is at
-least as good and cheaper) are chosen by validation scores; test scores stand beside them.
+Arguments are train.py's, for every run, and those of the sweep itself (below "options" in --help). Runs go to
+OUT/seedN/NAME, with --folds to OUT/seedN/foldK/NAME; finished ones are kept, so an interrupted sweep goes on
+where it was. Several processes may train one sweep: each takes what no other is training.
+
+for i in 1 2 3 4; do python sweep.py @FILE --train-only & done; wait; python sweep.py @FILE
+
+At the end the runs of the first seed are timed on the validation notes. sweep.csv and sweep.json hold all
+figures and their conditions; sweep.md and the plots are made from them. Rows on the Pareto front (no other
+row is at least as good and cheaper) are chosen by validation scores; test scores stand beside them, with
+intervals over seeds and test notes and a test against base (docs/evidence.md).
 
 The grid is a JSON object {row name: arguments of train.py}. In its arguments {base} is the base run of the
 seed, {runs} the directory of the seed's runs, {half} half the common number of epochs, {1x} to {9x} so many
@@ -17,6 +22,8 @@ that start from base.
 import contextlib
 import statistics
 import time
+from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,24 +32,46 @@ import torch
 from tqdm import tqdm
 
 import train
-from cli import BadInput, Parser, number, run_script
+from cli import BadInput, Parser, number, run_script, seed_list
 from data import collate
 from fast import cpu
-from files import read_json, writable_directory, write_json, write_whole
-from run import arguments, checkpoint, inference, plots
+from files import Busy, read_json, writable_directory, write_json, write_whole
+from run import arguments, baseline, checkpoint, inference, plots
+from run.evidence import compare_runs, evidence_facts
 from run.machine import this_machine
 from run.results import pareto, read_rows, shown, techniques_of, write_rows
 from run.tables import FRONTS, sweep_page
 from run.untrusted import COMPARED, read_run
-from tasks import demo
+from tasks import TASKS, demo
 
 GRID = Path(__file__).parent / "experiments" / "grid.json"
 
 # what must be the same throughout a sweep, or its rows cannot be compared
 COMMON = (
-    *("task", "data", "model", "fraction", "validation", "test", "split_seed", "max_length", "balance"),
+    *("task", "data", "model", "fraction", "validation", "split_seed", "max_length", "balance"),
     *("mask_labels", "with_none", "multi_label", "negation"),
 )
+WAIT = 2.0  # seconds between looks at what other processes train
+
+
+class Job(NamedTuple):
+    """One row of the grid at one seed and fold."""
+
+    row: str
+    place: str  # 'seed 1, fold 2'
+    args: Namespace  # of train.py; of a baseline those that say which notes
+
+    def make(self):
+        """Train it, or fit it if it is a baseline; nothing if that is done."""
+        if self.row in baseline.BASELINES:
+            baseline.make_baseline(self.args, self.row)
+        else:
+            train.run_all(self.args)
+
+    @property
+    def directory(self):
+        """The run directory that it makes."""
+        return Path(self.args.out) / self.args.name
 
 
 class Sweep(NamedTuple):
@@ -50,10 +79,17 @@ class Sweep(NamedTuple):
 
     common: list  # the arguments of train.py that all runs share
     seeds: list
+    folds: int  # 1 = the notes are not cut into folds
     grid: dict  # {row name: its own arguments}
     out: Path
     rounds: int  # of the timing
-    planned: dict  # {row name: [parsed arguments of each seed's run]}
+    train_only: bool
+    jobs: list  # seed by seed, fold by fold, in the grid's order
+
+    @property
+    def places(self):
+        """The directory of each seed's runs, with folds one for each: [[Path]]."""
+        return [run_places(self.out, seed, self.folds) for seed in self.seeds]
 
 
 # --- what to run ----------------------------------------------------------------------------------
@@ -99,28 +135,49 @@ def chosen_grid(path, only, model):
     return {name: words for name, words in grid.items() if name in wanted}
 
 
-def plan_runs(grid, common, seeds, out):
-    """{name: [arguments of each seed's run]}, all parsed before the first is trained.
+def with_baselines(grid, task):
+    """A grid with the task's baselines, which train.py does not make."""
+    if taken := [name for name in grid if name in baseline.BASELINES]:
+        raise BadInput(f"--grid: {taken[0]} is the name of a baseline; give the row another")
+    return {**grid, **dict.fromkeys(TASKS[task].baselines, "")}
+
+
+def run_places(out, seed, folds):
+    """Where the runs of a seed stand: [Path], one for each fold."""
+    home = out / f"seed{seed}"
+    return [home / f"fold{k}" for k in range(1, folds + 1)] if folds > 1 else [home]
+
+
+def plan_jobs(grid, common, seeds, folds, out):
+    """[Job] of every seed, fold and row, all parsed before the first is trained.
 
     Raises BadInput for what cannot be one sweep.
     """
-    given, places = arguments.parse_arguments(common), [directory_name(name) for name in grid]
-    if len(set(seeds)) < len(seeds) or len(set(places)) < len(places):
-        raise BadInput("sweep: seeds, and names without their blanks, must differ from each other")
-    planned = {name: [] for name in grid}
-    for name in grid:
-        for seed in seeds:
-            runs = out / f"seed{seed}"
-            own = flags_of(grid[name], runs, given.epochs)
-            places = ["--seed", str(seed), "--out", str(runs), "--name", directory_name(name)]
-            args = arguments.parse_arguments([*common, *own, *places])
-            if other := [key for key in COMMON if getattr(args, key, None) != getattr(given, key, None)]:
-                raise BadInput(
-                    f"--grid: {name} has another {', '.join(other)} than the rest; "
-                    "give it to all, on the command line"
-                )
-            planned[name].append(args)
-    return planned
+    names = [directory_name(name) for name in grid]
+    if len(set(names)) < len(names):
+        raise BadInput("sweep: names of rows, without their blanks, must differ from each other")
+    jobs = []
+    for seed in seeds:
+        for k, runs in enumerate(run_places(out, seed, folds), 1):
+            fold = ["--fold", f"{k}/{folds}"] if folds > 1 else []
+            given = arguments.parse_arguments([*common, *fold])
+            for name in grid:
+                own = flags_of(grid[name], runs, given.epochs)
+                place = ["--seed", str(seed), "--out", str(runs), "--name", directory_name(name)]
+                args = arguments.parse_arguments([*common, *fold, *own, *place])
+                refuse_other(name, args, given)
+                jobs.append(Job(name, f"seed {seed}" + f", fold {k}" * bool(fold), args))
+    return jobs
+
+
+def refuse_other(name, args, given):
+    """Raises BadInput if a row's arguments differ from the common ones in what all rows must share."""
+    keys = (*COMMON, "test")
+    if other := [key for key in keys if getattr(args, key, None) != getattr(given, key, None)]:
+        raise BadInput(
+            f"--grid: {name} has another {', '.join(other)} than the rest; "
+            "give it to all, on the command line"
+        )
 
 
 def plan_sweep(argv=None):
@@ -129,7 +186,9 @@ def plan_sweep(argv=None):
         prog="sweep.py", description=__doc__.splitlines()[0], epilog="All other arguments are train.py's."
     )
     add = parser.add_argument
-    add("--seeds", default="1,2,3", help="seeds of the runs, comma-separated (1,2,3)")
+    add("--seeds", type=seed_list, default=[1, 2, 3], help="how many seeds, or which: 3 or 1,2,3 (3)")
+    fold = number(int, 2, 100)
+    add("--folds", type=fold, default=1, help="cut the notes into so many folds, test on each (none)")
     add("--grid", default=None, help="JSON file {row name: arguments of train.py} (experiments/grid.json)")
     add("--only", default=None, help="rows of the grid to run, comma-separated, base among them (all)")
     add(
@@ -138,56 +197,105 @@ def plan_sweep(argv=None):
         default=5,
         help="times that all validation notes are read for the timing (5)",
     )
+    add("--baselines", action="store_true", help="rows of baselines.py, too (off)")
+    add(
+        "--train-only",
+        action="store_true",
+        help="train what no other process is training, and stop when all is trained (off)",
+    )
     args, common = parser.parse_known_args(argv)
 
-    taken = [flag for flag in ("--technique", "--seed", "--name") if flag in common]
+    taken = [flag for flag in ("--technique", "--seed", "--name", "--fold") if flag in common]
     if taken:
-        raise BadInput(f"{taken[0]}: the grid and --seeds say that; leave it out")
-    try:
-        seeds = [int(seed) for seed in args.seeds.split(",")]
-    except ValueError:
-        raise BadInput(f"--seeds {args.seeds}: give whole numbers, comma-separated") from None
-
+        raise BadInput(f"{taken[0]}: the grid, --seeds and --folds say that; leave it out")
     given = arguments.parse_arguments(common)
     grid, out = chosen_grid(args.grid, args.only, given.model), Path(given.out)
-    return Sweep(common, seeds, grid, out, args.rounds, plan_runs(grid, common, seeds, out))
+    if args.baselines:
+        grid = with_baselines(grid, given.task)
+    jobs = plan_jobs(grid, common, args.seeds, args.folds, out)
+    return Sweep(common, args.seeds, args.folds, grid, out, args.rounds, args.train_only, jobs)
 
 
-def train_all(planned, seeds):
-    """Train what is not finished yet, seed by seed. Returns {name: [run directory of each seed]}."""
-    made = {name: [] for name in planned}
-    calls = [(at, name) for at in range(len(seeds)) for name in planned]
-    for count, (at, name) in enumerate(calls, 1):
-        print(f"--- {count}/{len(calls)}: {name}, seed {seeds[at]}", flush=True)
-        made[name].append(train.run_all(planned[name][at]))
-    return made
+# --- training -------------------------------------------------------------------------------------
+
+
+def train_all(jobs):
+    """Make the runs that are not finished yet, in order; what another process is making comes later."""
+    ours, left = {job.directory for job in jobs}, jobs
+    while left:
+        waiting = []
+        for job in left:
+            if any(not checkpoint.is_finished(path) for path in needed(job) & ours):
+                waiting.append(job)
+                continue
+            try:
+                print(f"--- {job.row}, {job.place}", flush=True)
+                job.make()
+            except Busy:
+                waiting.append(job)
+        if waiting == left:
+            time.sleep(WAIT)
+        left = waiting
+
+
+def needed(job):
+    """Directories of the runs that must be finished before a job can begin: base, where it starts from."""
+    if job.row in baseline.BASELINES:
+        return set()
+    base = job.directory.with_name("base")
+    return {Path(path) for path in (base, job.args.start, job.args.teacher) if path} - {job.directory}
+
+
+def made_runs(sweep):
+    """{row: [[run directory of each fold] of each seed]}."""
+    return {
+        row: [[place / directory_name(row) for place in folds] for folds in sweep.places]
+        for row in sweep.grid
+    }
 
 
 # --- timing ---------------------------------------------------------------------------------------
 
 
-def read_all(run, task, encoded):
-    """Read every encoded row once, as predict.py would."""
-    inference.predict_rows(run.model, task, encoded, run.tokenizer.pad_token_id)
+class Calls(NamedTuple):
+    """How a run reads all validation notes, and one of them."""
+
+    every: Callable
+    one: Callable
 
 
-def validation_rows(run, out):
-    """The encoded validation rows of a base run of the sweep in `out`, read from its data again."""
+def model_calls(run, task, encoded):
+    """The Calls of a checkpoint.Run: the model alone, from token ids to answers."""
+    middle = np.argsort(encoded.lengths)[[len(encoded.lengths) // 2]]
+    one = collate(encoded, middle, run.tokenizer.pad_token_id)
+    return Calls(
+        lambda: inference.predict_rows(run.model, task, encoded, run.tokenizer.pad_token_id),
+        lambda: task.forward(run.model, one),
+    )
+
+
+def baseline_calls(found, examples, encoded):
+    """The Calls of a baseline: from texts to answers, on one thread."""
+    middle = encoded.owner[np.argsort(encoded.lengths)[len(encoded.lengths) // 2]]
+    return Calls(lambda: found.predict(examples), lambda: found.predict([examples[middle]]))
+
+
+def validation_notes_of(run, out):
+    """(validation examples, their encoded rows) of a base run of the sweep in `out`, read again."""
     settings, task = run.facts["arguments"], run.task
     path = demo.make(out / "demo", task.name)[0] if settings["data"] == "demo" else settings["data"]
     where = (settings[key] for key in ("fraction", "validation", "test", "split_seed"))
     notes = type(task).from_facts(run.facts["task"]).load(str(path), *where)[0]["validation"]
-    return task.encode(notes, run.tokenizer, settings["max_length"])
+    return notes, task.encode(notes, run.tokenizer, settings["max_length"])
 
 
 @torch.inference_mode()
-def time_all(runs, task, encoded, rounds):
-    """{name: (rows/s over all encoded rows, p50 ms of one row of median length)} of runs.
+def time_all(runs, rows, rounds):
+    """{name: (rows/s over all rows, p50 ms of one row of median length)} of {name: Calls}.
 
     Each round begins with another run. Each visit begins with two passes that do not count: the first ones
     after other models are slower than a model at work alone.
     """
-    middle = np.argsort(encoded.lengths)[[len(encoded.lengths) // 2]]
     all_rows, single = {name: [] for name in runs}, {name: [] for name in runs}
     names = list(runs)
     for turn in tqdm(range(rounds), desc="timing", unit="round", leave=False, disable=None):
@@ -197,37 +305,46 @@ def time_all(runs, task, encoded, rounds):
             run = runs[name]
             for counts in (False, False, True):
                 began = time.perf_counter()
-                read_all(run, task, encoded)
+                run.every()
                 all_rows[name] += [time.perf_counter() - began] * counts
-            one = collate(encoded, middle, run.tokenizer.pad_token_id)
             for _ in range(10):
                 began = time.perf_counter()
-                task.forward(run.model, one)
+                run.one()
                 single[name].append(time.perf_counter() - began)
-    return {
-        n: (len(encoded.lengths) / statistics.median(all_rows[n]), 1e3 * statistics.median(single[n]))
-        for n in runs
-    }
+    return {n: (rows / statistics.median(all_rows[n]), 1e3 * statistics.median(single[n])) for n in runs}
+
+
+def timed(made, base, first, rounds):
+    """({name: times}, encoded validation rows): the first seed's runs, in one process."""
+    examples, encoded = validation_notes_of(base, first)
+    with contextlib.ExitStack() as opened:
+        calls = {}
+        for name, seeds in made.items():
+            if name in baseline.BASELINES:
+                calls[name] = baseline_calls(baseline.load_baseline(seeds[0][0]), examples, encoded)
+                continue
+            run = checkpoint.load(seeds[0][0])
+            opened.enter_context(inference.reading(run.model, run.task, frozen=True))
+            calls[name] = model_calls(run, base.task, encoded)
+        return time_all(calls, len(encoded.lengths), rounds), encoded
 
 
 # --- the data of the tables -----------------------------------------------------------------------
 
 
-def sweep_rows(made, times, headline):
-    """One row per grid entry: means over the seeds, sizes, times, whether it is on a Pareto front.
+def sweep_rows(task, made, times):
+    """One row per grid entry: scores over the seeds, sizes, times, whether it is on a Pareto front.
 
-    made {name: [run directory of each seed]}, times {name: (rows/s, p50 ms)}, headline: the scores to
-    report; the first of them decides the front.
+    made {name: [[run directory of each fold] of each seed]}, times {name: (rows/s, p50 ms)}. The task's first
+    headline score decides the front.
     """
-    rows, first = [], next(iter(headline))
-    facts = {name: [read_run(path, *COMPARED) for path in paths] for name, paths in made.items()}
-    for name, seeds in facts.items():
-        row = {"run": name, "techniques": techniques_of(made[name][0]), "seeds": len(seeds)}
-        for score in headline:
-            row |= seed_means(score, seeds, facts["base"])
-        row["validation"] = statistics.mean(run["validation"]["overall"][first] for run in seeds)
-        row["bytes"], row["parameters"] = (seeds[0]["sizes"]["bytes"], seeds[0]["sizes"]["parameters"])
-        row["train_seconds"] = statistics.mean(run["train_seconds"] for run in seeds)
+    rows, first, cells = [], next(iter(task.headline)), compare_runs(task, made)
+    for name, seeds in made.items():
+        runs = [read_run(path, *COMPARED) for folds in seeds for path in folds]
+        row = {"run": name, "techniques": techniques_of(seeds[0][0]), "seeds": len(seeds), **cells[name]}
+        row["validation"] = statistics.mean(run["validation"]["overall"][first] for run in runs)
+        row["bytes"], row["parameters"] = (runs[0]["sizes"]["bytes"], runs[0]["sizes"]["parameters"])
+        row["train_seconds"] = statistics.mean(run["train_seconds"] for run in runs)
         row["rows_per_s"], row["p50_ms"] = times[name]
         row["seconds_per_row"] = 1 / row["rows_per_s"]
         rows.append(row)
@@ -236,23 +353,6 @@ def sweep_rows(made, times, headline):
         for row in rows:
             row[f"front_{cost}"] = row["run"] in front
     return rows
-
-
-def seed_means(score, seeds, base):
-    """Cells of a test score: mean, least, most, distance from the same seed's base, interval.
-
-    The interval is averaged over the seeds, the distance too.
-    Empty if a run, or a base run, does not have the score.
-    """
-    values, others = ([run["test"]["overall"][score] for run in runs] for runs in (seeds, base))
-    if any(value is None for value in [*values, *others]):
-        return {}
-    row = {score: statistics.mean(values), f"{score}_least": min(values), f"{score}_most": max(values)}
-    row[f"{score}_from_base"] = statistics.mean(a - b for a, b in zip(values, others, strict=True))
-    if score in seeds[0]["test"]["intervals"]:
-        bounds = zip(*(run["test"]["intervals"][score] for run in seeds), strict=True)
-        row[f"{score}_low"], row[f"{score}_high"] = map(statistics.mean, bounds)
-    return row
 
 
 def sweep_facts(sweep, made, base, encoded):
@@ -266,6 +366,7 @@ def sweep_facts(sweep, made, base, encoded):
         "grid": sweep.grid,
         "arguments": list(map(shown, sweep.common)),
         "seeds": sweep.seeds,
+        "evidence": evidence_facts(task, made),
         "data": {
             **{key: data[key] for key in ("rows", "notes", "subjects", "sizes", "splits")},
             "mean_tokens": float(encoded.lengths.mean()),
@@ -280,8 +381,8 @@ def sweep_facts(sweep, made, base, encoded):
         },
         "machine": this_machine(),
         "trained_at": {
-            name: [read_run(path, "machine.commit")["machine"]["commit"] for path in paths]
-            for name, paths in made.items()
+            name: [read_run(path, "machine.commit")["machine"]["commit"] for folds in seeds for path in folds]
+            for name, seeds in made.items()
         },
     }
 
@@ -293,16 +394,14 @@ def main(argv=None):
     cpu.keep_memory()
     out = writable_directory(sweep.out)
 
-    made = train_all(sweep.planned, sweep.seeds)
-    runs = {name: checkpoint.load(paths[0]) for name, paths in made.items()}
-    base = runs["base"]
-    encoded = validation_rows(base, out / f"seed{sweep.seeds[0]}")
-    with contextlib.ExitStack() as opened:
-        for run in runs.values():
-            opened.enter_context(inference.reading(run.model, run.task, frozen=True))
-        times = time_all(runs, base.task, encoded, sweep.rounds)
+    train_all(sweep.jobs)
+    made, first = made_runs(sweep), sweep.places[0][0]
+    if sweep.train_only:
+        return out
+    base = checkpoint.load(made["base"][0][0])
+    times, encoded = timed(made, base, first, sweep.rounds)
 
-    write_rows(out / "sweep.csv", sweep_rows(made, times, base.task.headline))
+    write_rows(out / "sweep.csv", sweep_rows(base.task, made, times))
     write_json(out / "sweep.json", sweep_facts(sweep, made, base, encoded))
     rows, facts = (
         read_rows(out / "sweep.csv"),

@@ -26,12 +26,14 @@ from layers import device_of, trainable
 from metrics import undefined_note
 from run import checkpoint, processes
 from run.arguments import options_of, parse_arguments, settings
+from run.card import write_run_files
 from run.inference import Notes, evaluate, pick_device
 from run.machine import same_bits, this_machine
 from run.origin import Planned, runs_to_make, starting_point
 from run.progress import LossMeter, ProgressFile, TrainingClock
-from run.results import print_data, spelled, write_predictions, write_score_files
+from run.results import print_data, spelled, write_score_files
 from run.schedule import Schedule
+from run.seen import training_keys
 from tasks import TASKS, demo
 from tasks.groups import group_scores
 
@@ -243,9 +245,10 @@ def run(planned):
         return
     write_score_files(Path(args.out), task, record)
     compression = start.compression + technique.describe()
+    keys = training_keys(examples, facts["split"], args.seed)
     checkpoint.save(
-        planned.directory, model, start.tokenizer, task, compression, record, technique.files(),
-        lambda path: write_predictions(path, task, examples["test"], predictions),
+        planned.directory, model, start.tokenizer, task, compression, record, {**technique.files(), **keys},
+        lambda path, record: write_run_files(path, task, record, examples["test"], predictions),
     )  # fmt: skip
     progress_file.remove()
 

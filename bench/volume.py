@@ -1,6 +1,7 @@
 """Many notes: predict.py end to end (reading, tokenising, writing), and reading them for training.
 
-Each measurement has a process of its own, which tells its peak memory when it ends.
+Each measurement has a process of its own. Its peak memory is what it and its helpers have together, looked at
+five times a second where the system tells it (Linux), or else what it tells itself when it ends.
 """
 
 import csv
@@ -21,13 +22,12 @@ WORDS = [
     *("stable", "improved", "daily", "mg", "left", "right", "no", "acute", "severe"),
 ]
 PEAK = """
-import resource, sys
+import os, resource, sys
 def peak():
-    try:  # of this process alone; ru_maxrss begins with what the parent had
-        lines = open("/proc/self/status").read().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
-    except (OSError, StopIteration):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+def cpu_seconds():  # of this process and of those that it has ended
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
 """
 PREDICT = """
 import predict
@@ -38,20 +38,22 @@ print(peak())
 OURS = """
 import time
 from collections import Counter
+from fast import cpu
 from tasks.symptoms import Symptoms
-began, cpu, counts = time.perf_counter(), time.process_time(), Counter()
+cpu.keep_memory()
+began, cpu, counts = time.perf_counter(), cpu_seconds(), Counter()
 notes = Symptoms().read(sys.argv[1], lambda row_id: True, counts)
-print(len(notes), time.perf_counter() - began, time.process_time() - cpu, peak())
+print(len(notes), time.perf_counter() - began, cpu_seconds() - cpu, peak())
 """
 PANDAS = """
 import time
 import pandas
 from tasks.symptoms import SYMPTOMS, first_match
-began, cpu = time.perf_counter(), time.process_time()
+began, cpu = time.perf_counter(), cpu_seconds()
 table = pandas.read_csv(sys.argv[1], usecols=["ROW_ID", "SUBJECT_ID", "TEXT"]).dropna(subset="TEXT")
 table["TEXT"] = table.TEXT.str.lower().str[:1000]
 table["label"] = [first_match(text, SYMPTOMS) for text in table.TEXT]
-print(len(table.dropna(subset="label")), time.perf_counter() - began, time.process_time() - cpu, peak())
+print(len(table.dropna(subset="label")), time.perf_counter() - began, cpu_seconds() - cpu, peak())
 """
 FIRST_BATCH = """
 import time
@@ -63,7 +65,7 @@ from run.inference import Notes
 from tasks.symptoms import Symptoms
 cpu.keep_memory()
 task, tokenizer = Symptoms(), AutoTokenizer.from_pretrained(sys.argv[2])
-began, cpu = time.perf_counter(), time.process_time()
+began, cpu = time.perf_counter(), cpu_seconds()
 examples, facts = task.load(sys.argv[1], 1.0, 0.1, 0.2, 42)
 read = time.perf_counter()
 notes = Notes.read(task, examples, tokenizer, 256, sys.argv[3])
@@ -71,7 +73,7 @@ rows = notes.rows["train"]
 collate(rows, make_batches(rows.lengths, 16, 0)[0], notes.pad_id)
 tokens = sum(int(notes.rows[split].starts[-1]) for split in notes.rows)
 seconds = time.perf_counter() - began
-print(facts["notes"], seconds, time.process_time() - cpu, peak(), read - began, tokens)
+print(facts["notes"], seconds, cpu_seconds() - cpu, read - began, tokens, peak())
 """
 
 
@@ -105,21 +107,46 @@ def write_mimic_notes(path, count):
 
 
 def run_child(code, *words):
-    """What a script prints last, as words, run in a process of its own. Raises BadInput if it fails."""
+    """(what a script prints last, as words, peak memory in bytes), run in a process of its own.
+
+    Raises BadInput if it fails.
+    """
     place = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
     command = [sys.executable, "-c", place + PEAK + code, *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise BadInput(f"a measured process failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
-    return done.stdout.splitlines()[-1].split()
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as faults:
+        process, seen = subprocess.Popen(command, stdout=out, stderr=faults), 0
+        try:
+            while process.poll() is None:
+                seen = max(seen, memory_of(process.pid))
+                time.sleep(0.2)
+        finally:
+            process.kill()
+        out.seek(0), faults.seek(0)
+        if process.returncode:
+            last = (faults.read().decode().strip().splitlines() or ["?"])[-1]
+            raise BadInput(f"a measured process failed: {last}")
+        *found, peak = out.read().decode().splitlines()[-1].split()
+    return found, seen or int(peak)
+
+
+def memory_of(process):
+    """Bytes of a process and of those that it started, pages that they share counted once; 0 if unknown."""
+    place = Path(f"/proc/{process}")
+    try:
+        children = (place / "task" / str(process) / "children").read_text().split()
+        lines = (place / "smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    own = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
+    return own + sum(memory_of(int(child)) for child in children)
 
 
 def run_predict(run, notes, out):
     """(wall seconds, peak memory in bytes) of predict.py in its own process."""
     flags = ["--out", out, "--device", "cpu", "--text-columns", "TEXT", "--row-column", "ROW_ID"]
     began = time.perf_counter()
-    (peak,) = run_child(PREDICT, run, notes, *flags)
-    return time.perf_counter() - began, int(peak)
+    _, peak = run_child(PREDICT, run, notes, *flags)
+    return time.perf_counter() - began, peak
 
 
 def volume_rows(run, sizes=(20_000, 200_000)):
@@ -164,15 +191,16 @@ def reading_rows(run, sizes, rounds=3):
             readers = {"labels": OURS, **({"labels, pandas": PANDAS} if find_spec("pandas") else {})}
             read = [(name, run_child(readers[name], notes)) for _ in range(rounds) for name in readers]
             for name in readers:
-                rows = [reading_row(name, count, *found) for which, found in read if which == name]
+                rows = [reading_row(name, count, *measured) for which, measured in read if which == name]
                 table.append(min(rows, key=lambda row: row["seconds"]))
-            found = run_child(FIRST_BATCH, notes, run, f"{directory}/cache")
-            table.append(reading_row("first batch", count, *found))
+            measured = run_child(FIRST_BATCH, notes, run, f"{directory}/cache")
+            table.append(reading_row("first batch", count, *measured))
     return table
 
 
-def reading_row(what, count, labelled, seconds, cpu, peak, read=None, tokens=None):
-    """A row of reading_rows, from the words that a process printed."""
+def reading_row(what, count, printed, peak):
+    """A row of reading_rows, from the words that a process printed, and its peak memory."""
+    labelled, seconds, cpu, read, tokens = [*printed, None, None][:5]
     row = {"row": what, "notes": count, "labelled": int(labelled), "seconds": float(seconds)}
     row |= {"cpu_seconds": float(cpu), "notes_per_s": count / float(seconds), "peak_bytes": int(peak)}
     return row | {"read_seconds": read and float(read), "tokens": tokens and int(tokens)}

@@ -66,12 +66,13 @@ def command(root, name, script):
 def sweep_section(name, rows, facts):
     """Lines on a sweep: command, conditions, table, plots, what each row was told."""
     score = facts["headline"][next(iter(facts["headline"]))]
-    told = [f"- {row}: `{words}`" for row, words in facts["grid"].items()]
+    told = tables.told_words(facts)
     return [
         *(f"## {heading(name)}", ""),
         *("```bash", f"python sweep.py @experiments/{name}.args", "```", ""),
         *(tables.sweep_conditions(facts), ""),
         *(*tables.sweep_table(rows, facts), ""),
+        *(line for sentence in tables.told_lines(rows, facts) for line in (sentence, "")),
         f"![{heading(name)}: {score} against speed](results/{name}/sweep.png)",
         f"![{heading(name)}: {score} against bytes](results/{name}/sweep_bytes.png)",
         *("", f"What train.py was told for each run; {PLACES}", "", *told),
@@ -120,8 +121,16 @@ PARTS = {
          "notes_per_s": ("notes/s", "{:,.0f}"), "peak_bytes": ("peak memory, MB", "{:,.0f}")},
         None, (),
     ),
+    "gpu": (
+        {"row": ("BERT-base shape, bf16", "{}"), "compiled": ("torch.compile", "{}"),
+         "batch": ("batch", "{}"), "ms": ("ms", "{:,.2f}"), "tokens_per_s": ("tokens/s", "{:,.0f}"),
+         "flops_per_s": ("TFLOP/s", "{:.0f}"), "peak_share": ("of bf16 peak", "{:.2f}"),
+         "peak_bytes": ("peak memory, MB", "{:,.0f}")},
+        None, (),
+    ),
 }  # fmt: skip
-MILLION = ("bytes", "macs", "peak_bytes")  # columns shown in millions
+# what a column is shown in, if not in ones
+UNITS = {"bytes": 1e6, "macs": 1e6, "peak_bytes": 1e6, "flops_per_s": 1e12}
 LESS_IS_BETTER = ("bytes", "p50_ms")
 
 
@@ -161,7 +170,9 @@ def speed_cell(key, form, row, other):
     if value is None:
         return ""
     better, worse = (theirs, value) if key in LESS_IS_BETTER else (value, theirs)
-    return tables.times(form.format(value / 1e6 if key in MILLION else value), better, worse)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return tables.times(form.format(value / UNITS[key] if key in UNITS else value), better, worse)
 
 
 # --- README.md ------------------------------------------------------------------------------------
@@ -186,14 +197,11 @@ def readme(root):
 def short_table(rows, facts):
     """Lines: run, first score, points from base, bytes and times, and the conditions in a line."""
     base, score = tables.base_of(rows), tables.sweep_scores(rows, facts)[0]
-    header = [
-        "run",
-        f"{facts['headline'][score]} [95% interval]",
-        "points from base",
-        "MB",
-        f"{facts['unit']}/s",
-        "p50 ms",
-    ]
+    points = (
+        ["points from base", "told from base"] if any("told" in row for row in rows) else ["points from base"]
+    )
+    scored = f"{facts['headline'][score]} [95% interval]"
+    header = ["run", scored, *points, "MB", f"{facts['unit']}/s", "p50 ms"]
     body = [
         [row["run"], tables.with_interval(row, score), *tables.sweep_costs(row, base, score)] for row in rows
     ]
@@ -203,7 +211,8 @@ def short_table(rows, facts):
         f"{tables.mean_of(facts)}; times: seed {timing['seed']}, medians of "
         f"{tables.counted(timing['rounds'], 'round')}, {machine}; in brackets: times better than base."
     )
-    return ["", *markdown_table(header, body), "", conditions, ""]
+    told = [line for sentence in tables.told_lines(rows, facts) for line in (sentence, "")]
+    return ["", *markdown_table(header, body), "", *told, conditions, ""]
 
 
 # --- all of it ------------------------------------------------------------------------------------

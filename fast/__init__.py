@@ -3,12 +3,12 @@
 attention.py   the last layer for [CLS] alone; queries, keys and values by one product; bf16 products
 cpu.py         fp32 products by the faster library, freed memory kept
 optimizer.py   lazy AdamW: only the embedding rows of the batch
-precision.py   in which precision a model trains and reads
+precision.py   in which precision a model trains and reads; layer norms in bf16 on CUDA
 """
 
 import contextlib
 
-from fast import attention, cpu, optimizer
+from fast import attention, cpu, optimizer, precision
 
 
 @contextlib.contextmanager
@@ -25,6 +25,7 @@ def speedups(model, reads_first=False, bf16_attention=False, frozen=False, onedn
         patches.enter_context(attention.implementation(model, bf16_attention))
         if reads_first or frozen:
             patches.enter_context(attention.less_work(model, reads_first, joined=frozen))
+        patches.enter_context(precision.half_norms(model))
         if frozen:
             patches.enter_context(cpu.faster_products(model, onednn))
         if tokens_per_step:

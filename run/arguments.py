@@ -6,15 +6,17 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 import compress
-from cli import BadInput, Parser, keyword, number, run_script, share_or_file
+from cli import BadInput, Parser, fold_of, keyword, number, run_script, share_or_file
+from data import MAX_ROW_MB
 from run.cache import CACHE
 from tasks import TASKS, demo
 
 # Arguments that are not compared between runs.
 PLACES = (
     "out", "name", "overwrite", "technique", "parts", "device", "compile", "deterministic", "save_minutes",
-    "cache", "max_row_mb",
+    "cache", "max_row_mb", "fold",
 )  # fmt: skip
+TEST_SHARE = 0.2  # of the notes, unless --test or --fold says otherwise
 # Arguments in which a run may differ from the base run that it starts from or learns from.
 OPTIMISATION = (
     "start", "epochs", "batch_size", "accumulate", "lr", "warmup", "weight_decay", "clip", "precision",
@@ -79,7 +81,13 @@ def add_note_flags(group):
     share = number(float, 0, 1, low_open=True)
     add("--fraction", type=share, default=1.0, help="share of the rows to read, chosen by row id (1)")
     add("--validation", type=share_or_file, default=0.1, help="share of the notes, or a file of them (0.1)")
-    add("--test", type=share_or_file, default=0.2, help="the same for the final test, scored once (0.2)")
+    add(
+        "--test",
+        type=share_or_file,
+        default=TEST_SHARE,
+        help="the same for the final test, scored once (0.2)",
+    )
+    add("--fold", type=fold_of, default=None, help="test on this fold of the notes, such as 2/5 (none)")
     seed = number(int, 0, 2**63 - 1)
     add("--split-seed", type=seed, default=42, help="seed of sampling, balancing and splitting (42)")
     length = number(int, 4, 10**6)
@@ -167,6 +175,30 @@ def add_machine_flags(group):
     add("--save-minutes", type=minutes, default=10.0, help="minutes between saves of an unfinished run (10)")
 
 
+def add_reading_flags(parser):
+    """How predict.py and evaluate.py read a file with a finished run."""
+    add = parser.add_argument
+    add("--text-columns", "--text-column", default=None, help="column of the note (as the run was trained)")
+    add("--row-column", default=None, help="column of the row id (as the run was trained)")
+    most = number(int, 1, 2000)
+    add("--max-row-mb", type=most, default=MAX_ROW_MB, help=f"millions of characters per row ({MAX_ROW_MB})")
+    tokens = number(int, 1, 10**8)
+    add("--batch-tokens", type=tokens, help="tokens per batch, padding counted (2048; 65536 on a GPU)")
+    places = ("auto", "cpu", "cuda", "mps")
+    add("--device", choices=places, default="auto", help="int8 runs are always on cpu (auto)")
+    add(
+        "--deterministic", action="store_true", help="equal bits from run to run on one machine; slower (off)"
+    )
+
+
+def take_columns(options, args):
+    """Set a finished task's options, a Namespace, to another file's columns; args of add_reading_flags."""
+    options.text_columns = args.text_columns or options.text_columns
+    options.row_column = args.row_column or options.row_column
+    options.max_row_mb = args.max_row_mb
+    options.subject_column = None  # only a split needs it
+
+
 def parse_arguments(argv=None):
     """Parsed and checked arguments; defaults that depend on others filled in."""
     args = build_parser().parse_args(argv)
@@ -182,9 +214,22 @@ def parse_arguments(argv=None):
         raise BadInput(f"--name {args.name}: give a plain name, without / and not beginning with a dot")
     if args.revision and (args.model == "demo" or Path(args.model).is_dir()):
         raise BadInput(f"--revision: --model {args.model} is no hub name, so it has no revisions")
+    settle_fold(args)
     refuse_no_epochs(args)
     compress.check(args.parts, args)
     return args
+
+
+def settle_fold(args):
+    """With --fold the test split is that fold: args.test becomes it. Raises BadInput for another --test."""
+    if not args.fold:
+        return
+    if args.test != TEST_SHARE:
+        raise BadInput("--fold: says which notes are the test split; leave out --test")
+    most = 1 - 1 / args.fold[1]  # what the fold leaves
+    if not isinstance(args.validation, str) and args.validation >= most:
+        raise BadInput(f"--validation {args.validation}: --fold leaves only {most:g} of the notes")
+    args.test = args.fold
 
 
 def refuse_no_epochs(args):
@@ -193,7 +238,8 @@ def refuse_no_epochs(args):
     trains = compress.trains(args.parts, args)
     if trains and not args.epochs and not task.can_fit_head(options_of(task, args)):
         raise BadInput(
-            "--epochs 0: nothing would be learnt; only --task readmission --head logistic does without epochs"
+            "--epochs 0: nothing would be learnt; only --task readmission --head logistic does without "
+            "epochs; to score a finished run on other notes: python evaluate.py RUN --data FILE"
         )
 
 

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from cli import BadInput
 from data import Encoded
-from files import Unwritable, checksum_of, is_running, whole_file, write_whole
+from files import Unwritable, checksum_of, is_running, read_json, whole_file, write_whole
+from run.untrusted import check_file
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "compressed-clinical-bert"
 SUMS = "checksums.json"
@@ -57,10 +59,12 @@ def _kept(place):
         print(f"note: {place} can be read by others, so it is not used; delete it")
         return None
     try:
-        sums = json.loads((place / SUMS).read_text())
-        if sums == {name: checksum_of(place / name) for name in sums}:
+        for path in place.iterdir():
+            check_file(path)
+        sums, names = read_json(place / SUMS), {path.name for path in place.iterdir()}
+        if names == {SUMS, *sums} and sums == {name: checksum_of(place / name) for name in sums}:
             return _opened(place, sums)
-    except (OSError, ValueError, TypeError, AttributeError):  # of a damaged list of checksums
+    except (BadInput, OSError, ValueError, TypeError, AttributeError):  # of a damaged list of checksums
         pass
     print(f"note: the token ids kept in {place} are damaged; they are made again")
     shutil.rmtree(place, ignore_errors=True)

@@ -6,7 +6,9 @@ model.safetensors              the weights, if plain transformers can build the 
 compressed.safetensors         the weights, if it cannot; it refuses such a directory and says why
 compression.json               [facts per technique], from which the structure is rebuilt before loading
 run.json                       arguments, versions, machine, times, splits, scores, sizes
-predictions.csv                test rows: row id, label, predicted, probabilities; no text
+predictions.csv                test rows: row id, cluster, label, predicted, probabilities; no text
+train_keys.safetensors         keys of the training notes' texts (run/seen.py)
+eval_metrics.json, README.md   the test scores under other names, and the model card (run/card.py)
 adapter/                       of a LoRA run, in the PEFT layout
 """
 
@@ -98,12 +100,12 @@ def only_data(source, revision=None):
 def checked_config(source, task, revision):
     """A checkpoint's config, for this task. Raises BadInput if it names code or does not fit its weights.
 
-    run/untrusted.py says what is checked. The weights of a hub name are not here yet, so only its config is.
+    run/untrusted.py says what is checked.
     """
-    directory, weights = Path(source), untrusted.Weights({})
+    directory = Path(source)
     if directory.is_dir():
         untrusted.check_files(directory)
-        weights = untrusted.read_headers(directory)
+    weights = untrusted.read_headers(directory) if directory.is_dir() else hub_weights(source, revision)
     words, _ = PreTrainedConfig.get_config_dict(source, **only_data(source, revision))
     untrusted.check_config(source, words, weights)
     if words.get("transformers_weights", untrusted.ONE_FILE) != untrusted.ONE_FILE:
@@ -114,6 +116,15 @@ def checked_config(source, task, revision):
     if weights.shapes:
         untrusted.measured(source, weights, lambda: untrained(task, config), untrusted.PLAIN_ROOM)
     return config
+
+
+def hub_weights(source, revision):
+    """The Weights of a hub name, fetched; those of a pickle or of several files are not measured."""
+    try:
+        path = huggingface_hub.hf_hub_download(source, untrusted.ONE_FILE, revision=revision)
+    except huggingface_hub.errors.EntryNotFoundError:
+        return untrusted.Weights({})
+    return untrusted.read_header(path)
 
 
 def untrained(task, config):
@@ -227,7 +238,7 @@ def weights_path(directory):
 def save(directory, model, tokenizer, task, compression, facts, files, write_more):
     """Write a run directory, whole; run.json last.
 
-    files: {path: JSON value, or {name: tensor}}; write_more(path) may add others.
+    files: {path: JSON value, or {name: tensor}}; write_more(path, facts, sizes included) may add others.
     """
     with whole_directory(directory) as path:
         model.config.architectures = [type(model).__name__]
@@ -246,9 +257,9 @@ def save(directory, model, tokenizer, task, compression, facts, files, write_mor
                 write_tensors(path / name, content)
             else:
                 write_json(path / name, content)
-        write_more(path)
-        own = {"sizes": sizes(path), "checksum": checksum_of(weights_path(path))}
-        write_json(path / "run.json", {**facts, **own})
+        facts = {**facts, "sizes": sizes(path), "checksum": checksum_of(weights_path(path))}
+        write_more(path, facts)
+        write_json(path / "run.json", facts)
 
 
 def save_tokenizer(tokenizer, path):

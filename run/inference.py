@@ -1,5 +1,6 @@
 """Batches through a model: training's validation, final scores, prediction and timing all read notes here."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -93,28 +94,53 @@ def answers(model, task, encoded, pad_id, tokens=None, precision=torch.float32):
 
 
 @torch.inference_mode()
-def predict_rows(model, task, encoded, pad_id, tokens=None, precision=torch.float32):
-    """The task's read-out of every encoded row, in their order: a list of NumPy results."""
-    results = [None] * len(encoded.lengths)
+def read_encoded(model, task, encoded, pad_id, tokens=None, precision=torch.float32, losses=False):
+    """(the task's read-out of every encoded row, a list of NumPy results in their order; the sum of losses).
+
+    losses: the rows are labelled, and their losses asked for.
+    """
+    results, loss = [None] * len(encoded.lengths), 0.0
     for rows, batch, outputs in answers(model, task, encoded, pad_id, tokens, precision):
+        loss += float(task.loss(model, batch, outputs)) * len(rows) if losses else 0.0
         for row, result in zip(rows, task.read_out(model, batch, outputs), strict=True):
             results[row] = result
-    return results
+    return results, loss
+
+
+def predict_rows(model, task, encoded, pad_id, tokens=None, precision=torch.float32):
+    """The task's read-out of every encoded row, in their order: a list of NumPy results."""
+    return read_encoded(model, task, encoded, pad_id, tokens, precision)[0]
 
 
 @torch.inference_mode()
 def evaluate(model, notes, split, precision=torch.float32, intervals=False, tokens=None):
     """(Scores, predictions) of a model on a split; the scores hold the mean loss too, under "Loss"."""
-    task, rows = notes.task, notes.rows[split]
-    results, loss = [None] * len(rows.lengths), 0.0
+    task, examples, rows = notes.task, notes.examples[split], notes.rows[split]
     with dealt_out(model), reading(model, task):
-        for numbers, batch, outputs in answers(model, task, rows, notes.pad_id, tokens, precision):
-            loss += float(task.loss(model, batch, outputs)) * len(numbers)
-            for row, result in zip(numbers, task.read_out(model, batch, outputs), strict=True):
-                results[row] = result
-    predictions = task.combine(notes.examples[split], rows, results)
-    scores = task.score(notes.examples[split], predictions, intervals)
-    return scores._replace(overall={**scores.overall, "Loss": loss / len(rows.lengths)}), predictions
+        results, loss = read_encoded(model, task, rows, notes.pad_id, tokens, precision, losses=True)
+    predictions = task.combine(examples, rows, results)
+    scores = final_scores(task, examples, predictions) if intervals else task.score(examples, predictions)
+    return with_loss(scores, loss / len(rows.lengths)), predictions
+
+
+def final_scores(task, examples, predictions):
+    """Scores with intervals and calibration."""
+    scores = task.score(examples, predictions, intervals=True)
+    return scores._replace(calibration=task.calibration(examples, predictions))
+
+
+def with_loss(scores, loss):
+    """Scores that hold the mean loss, too."""
+    return scores._replace(overall={**scores.overall, "Loss": loss})
+
+
+def ahead(items):
+    """The items of an iterator, the next one made in another thread while the last one is used."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(next, items, None)
+        while (item := waiting.result()) is not None:
+            waiting = pool.submit(next, items, None)
+            yield item
 
 
 def encode_examples(run, examples):
@@ -122,11 +148,16 @@ def encode_examples(run, examples):
     return run.task.encode(examples, run.tokenizer, run.facts["arguments"]["max_length"], progress=False)
 
 
+def precision_of(run):
+    """The precision in which a finished run reads."""
+    trained_in = getattr(torch, run.facts.get("precision") or "float32")
+    return reading_precision(device_of(run.model), trained_in, bool(run.facts.get("head")))
+
+
 def predict_examples(run, examples, tokens=None, encoded=None):
     """One prediction per example, as a finished run's task makes them."""
     encoded = encoded or encode_examples(run, examples)
-    trained_in = getattr(torch, run.facts.get("precision") or "float32")
-    precision = reading_precision(device_of(run.model), trained_in, bool(run.facts.get("head")))
     with reading(run.model, run.task):
-        rows = predict_rows(run.model, run.task, encoded, run.tokenizer.pad_token_id, tokens, precision)
+        pad_id = run.tokenizer.pad_token_id
+        rows = predict_rows(run.model, run.task, encoded, pad_id, tokens, precision_of(run))
     return run.task.combine(examples, encoded, rows)

@@ -11,7 +11,6 @@ import numpy as np
 import compress
 from cli import BadInput
 from files import whole_path
-from metrics import calibration
 from run.tables import base_of, mean_of
 
 COLOURS = (
@@ -378,33 +377,59 @@ def label_curves(axes, gap=14):
         )  # fmt: skip
 
 
-def plot_calibration(predictions, looks, path):
-    """Share of positives against the mean probability, in ten bins; below, how many test rows each bin has.
+def plot_calibration(calibrations, looks, whose, path, columns=3):
+    """Reliability diagrams, a panel per run: how often the answers in a bin are right, by how sure they are.
 
-    predictions {run: rows of predictions.csv}; their last column is the probability of the second class.
+    calibrations {run: {"plain" or "scaled": (calibration error, bins (B, 3))}}; whose: of what the
+    probability is. A point's area is the share of the answers in its bin; the dotted line is after
+    temperature scaling.
     """
-    figure, (axes, below) = pyplot().subplots(2, 1, figsize=(6, 7), sharex=True, height_ratios=(3, 1))
-    axes.plot((0, 1), (0, 1), color="gray", linestyle="--", linewidth=1, label="perfect")
-    for (name, rows), marker in zip(predictions.items(), MARKERS * len(predictions), strict=False):
-        look = {"color": colour_of(looks[name]), "marker": marker, "alpha": 0.75}
-        column = list(rows[0])[-1]
-        positive = np.array([column == f"p_{row['label']}" for row in rows])
-        bins = calibration(positive, np.array([float(row[column]) for row in rows]))
-        said, seen, count = zip(*bins, strict=True)
-        axes.plot(said, seen, label=name, **look)
-        below.plot(said, count, linestyle=":", **look)
-    axes.set(ylabel="share of positives in the bin")
-    below.set(xlabel="mean probability in the bin", ylabel="test rows (log)", yscale="log", xlim=(0, 1))
-    plain_ticks(below.yaxis)
-    axes.legend(frameon=False)
-    for part in (axes, below):
-        part.grid(alpha=0.2)
+    columns = min(columns, len(calibrations))
+    rows = -(-len(calibrations) // columns)
+    figure, panels = pyplot().subplots(
+        rows,
+        columns,
+        figsize=(3.1 * columns + 0.6, 3.3 * rows + 0.5),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+    )
+    for axes, (name, found) in zip(panels.flat, calibrations.items(), strict=False):
+        axes.plot((0, 1), (0, 1), color="gray", linestyle="--", linewidth=1)
+        error, bins = found["plain"]
+        said, seen, count = bins.T
+        axes.plot(said, seen, color=colour_of(looks[name]), linewidth=1.5)
+        axes.scatter(
+            said, seen, 12 + 300 * count / count.sum(), colour_of(looks[name]), alpha=0.6, linewidth=0
+        )
+        title = f"ECE {error:.3f}"
+        if "scaled" in found:
+            error, bins = found["scaled"]
+            look = {"color": "black", "linestyle": ":", "linewidth": 1.3, "marker": ".", "markersize": 4}
+            axes.plot(*bins.T[:2], **look)
+            title += f", scaled {error:.3f}"
+        axes.set_title(f"{wrapped(name)}\n{title}", fontsize=10.5)
+        axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+        axes.grid(alpha=0.2)
+    for axes in list(panels.flat)[len(calibrations) :]:
+        axes.set_visible(False)
+    figure.supxlabel(f"mean probability in the bin, of {whose}", fontsize=11)
+    figure.supylabel("share that is right", fontsize=11)
+    figure.tight_layout()
     save_figure(figure, path)
 
 
-def plot_confusion(name, confusion, labels, path):
-    """Counts of true against predicted labels, shaded by the share of the true label."""
-    counts = np.array(confusion)
+def wrapped(name, width=30):
+    """A run's name in lines of at most so many letters, broken after a +."""
+    lines = [""]
+    for part in name.replace("+", "+ ").split():
+        fits = len(lines[-1]) + len(part) <= width
+        lines = [*lines[:-1], lines[-1] + part] if fits else [*lines, part]
+    return "\n".join(lines)
+
+
+def plot_confusion(name, counts, labels, path):
+    """Counts of true against predicted labels (C, C), shaded by the share of the true label."""
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     figure, axes = pyplot().subplots(figsize=(1.6 + 0.8 * len(labels), 1.2 + 0.8 * len(labels)))
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)

@@ -19,6 +19,7 @@ import torch
 from cli import BadInput
 from files import Unwritable, remove_remains, write_tensors
 from run.processes import agreed, is_first
+from run.untrusted import check_file
 
 
 @dataclass
@@ -138,11 +139,12 @@ class ProgressFile:
     def _read(self, path):
         """(Position, tensors) of a file; None if it has other arguments, or is damaged, which is said."""
         try:
+            check_file(path)
             with safetensors.safe_open(path, "pt") as file:
                 words = {name: text for name, text in file.metadata().items() if name != "format"}
                 names = file.keys()  # it is no dict
                 tensors = {name: file.get_tensor(name) for name in names}
-        except (OSError, AttributeError, safetensors.SafetensorError):  # without metadata there is None
+        except (BadInput, OSError, AttributeError, safetensors.SafetensorError):  # metadata may be None
             words, tensors = {}, {}
         if words.pop("checksum", None) != checksum(tensors, words):
             print(f"note: {path} is damaged and not used")

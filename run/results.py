@@ -1,6 +1,7 @@
 """What stands in a results directory: finished runs, their score files, tables of many runs."""
 
 import csv
+import re
 from pathlib import Path
 
 from cli import BadInput
@@ -65,8 +66,7 @@ def print_data(task, facts):
     whose = (
         f"of {facts['subjects']} subjects, split by subject" if facts["subjects"] else "each its own subject"
     )
-    rows = ", ".join(f"{count} {what}" for what, count in facts["rows"].items() if count)
-    print(f"data: {rows} -> {facts['notes']} {task.unit}, {whose}")
+    print_rows(facts["rows"], facts["notes"], f"{task.unit}, {whose}")
     for split, size in facts["sizes"].items():
         labels = list(facts["splits"][split].items())
         if len(labels) > 12:
@@ -80,13 +80,24 @@ def print_data(task, facts):
         )
 
 
+def print_rows(counts, notes, unit):
+    """One line: {what: how many rows}, and how many notes they gave."""
+    rows = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    print(f"data: {rows} -> {notes} {unit}")
+
+
 def write_predictions(path, task, examples, predictions):
-    """predictions.csv of a run directory: row id, label, prediction, probabilities; no text."""
+    """predictions.csv of a run directory: row id, cluster, label, prediction, probabilities; no text.
+
+    Rows of one patient, or sentences of one document, have one cluster, a number of this file's own.
+    """
     if header := task.header():
+        numbers = {}
         rows = (
-            [e.row_id, task.truth(e), *task.record(p)] for e, p in zip(examples, predictions, strict=True)
+            [e.row_id, numbers.setdefault(e.subject, len(numbers)), task.truth(e), *task.record(p)]
+            for e, p in zip(examples, predictions, strict=True)
         )
-        write_csv(path / "predictions.csv", ["row_id", "label", *header], rows, private=True)
+        write_csv(path / "predictions.csv", ["row_id", "cluster", "label", *header], rows, private=True)
 
 
 # --- tables in files ------------------------------------------------------------------------------
@@ -179,11 +190,45 @@ def write_score_files(out, task, record):
     name, epoch = record["name"], record["best_epoch"]
     rows = record["history"] or [{"Epoch": 0, **record["validation"]["overall"], "Split": "validation"}]
     rows = [*rows, {"Epoch": epoch, **record["test"]["overall"], "Split": "test"}]
+    write_scores(out, task, name, rows, record["test"]["per_label"])
+
+
+def write_scores(out, task, name, rows, per_label):
+    """The two CSVs: rows of overall scores with Epoch and Split; scores per label, of the last row."""
     header = ["Epoch", *task.overall, "Split", "Loss", "TrainingLoss", "Step"]
     cells = [[row.get(column) for column in header] for row in rows]
     write_csv(out / task.overall_csv.format(name), header, cells)
 
-    if per_label := record["test"]["per_label"].items():
+    if per_label:
+        epoch, split = rows[-1]["Epoch"], rows[-1]["Split"]
         header = ["Epoch", task.label_column, *task.per_label, "Split"]
-        cells = [[epoch, label, *map(row.get, task.per_label), "test"] for label, row in per_label]
+        cells = [[epoch, label, *map(row.get, task.per_label), split] for label, row in per_label.items()]
         write_csv(out / task.per_label_csv.format(name), header, cells)
+
+
+def snake_case(name):
+    """'MicroF1' -> 'micro_f1'."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+
+
+def eval_metrics(scores, rows):
+    """Scores as a flat dict, with the names of Hugging Face's Trainer: eval_loss, eval_f1, eval_samples.
+
+    scores: metrics.Scores of so many rows; eval_f1_low and eval_f1_high are the ends of the 95% interval.
+    """
+    found = {"eval_samples": rows, **{f"eval_{snake_case(k)}": v for k, v in scores.overall.items()}}
+    for name, ends in (scores.intervals or {}).items():
+        found |= {f"eval_{snake_case(name)}_{end}": x for end, x in zip(("low", "high"), ends, strict=True)}
+    return found | {f"eval_{name}": value for name, value in calibration_cells(scores.calibration).items()}
+
+
+def calibration_cells(calibration):
+    """{"ece", "brier", "temperature", "ece_scaled", "brier_scaled"} of Scores.calibration; what there is."""
+    if not calibration:
+        return {}
+    plain, scaled = calibration["plain"], calibration["scaled"]
+    cells = {"ece": plain["ECE"], "brier": plain["Brier"]}
+    if scaled:
+        cells |= {"temperature": calibration["temperature"]}
+        cells |= {"ece_scaled": scaled["ECE"], "brier_scaled": scaled["Brier"]}
+    return cells

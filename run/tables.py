@@ -50,10 +50,12 @@ def described(machine):
 
 def sweep_page(rows, facts):
     """sweep.md: the conditions, the table, and what train.py was told for each row."""
-    title = f"# {facts['task']}: {len(rows)} runs, {counted(len(facts['seeds']), 'seed')}"
+    folds = f" in {folds_of(facts)} folds" * (folds_of(facts) > 1)
+    title = f"# {facts['task']}: {len(rows)} runs, {counted(len(facts['seeds']), 'seed')}{folds}"
     banner = [f"**{demo.BANNER}**", ""] if facts["demonstration"] else []
-    told = [f"- {name}: `{words}`" for name, words in facts["grid"].items()]
+    told = told_words(facts)
     lines = [title, "", *banner, sweep_conditions(facts), "", *sweep_table(rows, facts), ""]
+    lines += [*told_lines(rows, facts), ""] if told_lines(rows, facts) else []
     return "\n".join([*lines, "What train.py was told for each run:", "", *told, ""])
 
 
@@ -68,7 +70,8 @@ def sweep_table(rows, facts):
     means = [f"{facts['headline'][s]}, {mean_of(facts)}" for s in scores]
     heads = [head + " [95% interval]" * (f"{s}_low" in base) for head, s in zip(means, scores, strict=True)]
     points = f"{facts['headline'][scores[0]]} from base (points)"
-    header = ["run", *heads, points, "MB", f"{unit}/s", "p50 ms", "on the Pareto front of"]
+    points = [points, "told from base"] if any("told" in row for row in rows) else [points]
+    header = ["run", *heads, *points, "MB", f"{unit}/s", "p50 ms", "on the Pareto front of"]
     body = [
         [
             row["run"],
@@ -81,10 +84,25 @@ def sweep_table(rows, facts):
     return markdown_table(header, body)
 
 
+def points_cells(row, base, score):
+    """Cells: points from base; if tested, with their interval, and whether the run is told from base."""
+    points = f"{100 * row[f'{score}_from_base']:+.2f}"
+    if f"{score}_p" not in base:
+        return [points]
+    return [points, ""] if row is base or "told" not in row else distance_cells(row, f"{score}_from_base")
+
+
+def distance_cells(row, key):
+    """'+0.52 [-0.40, +1.44]' and 'no, p = 0.270': points from base, and whether they tell the run from it."""
+    points, low, high = (100 * row[f"{key}{end}"] for end in ("", "_low", "_high"))
+    told = row["told"] if row["told"] == "no" else f"**{row['told']}**"
+    return [f"{points:+.2f} [{low:+.2f}, {high:+.2f}]", f"{told}, p {p_value(row['p_holm'])}"]
+
+
 def sweep_costs(row, base, score):
-    """Cells: points from base; MB, rows per second, milliseconds, each with times better than base."""
+    """Cells: points_cells; MB, rows per second, milliseconds, each with times better than base."""
     return [
-        f"{100 * row[f'{score}_from_base']:+.2f}",
+        *points_cells(row, base, score),
         times(f"{row['bytes'] / 1e6:.1f}", base["bytes"], row["bytes"]),
         times(f"{row['rows_per_s']:,.0f}", row["rows_per_s"], base["rows_per_s"]),
         times(f"{row['p50_ms']:.2f}", base["p50_ms"], row["p50_ms"]),
@@ -96,10 +114,37 @@ def base_of(rows):
     return next(row for row in rows if row["run"] == "base")
 
 
+def folds_of(facts):
+    """How many folds the notes were cut into; 1 = none."""
+    return facts["evidence"]["folds"] if "evidence" in facts else 1
+
+
 def mean_of(facts):
     """'mean of 3 seeds', or 'one seed'."""
     count = len(facts["seeds"])
     return f"mean of {count} seeds" if count > 1 else "one seed"
+
+
+def told_lines(rows, facts):
+    """Sentences on which runs can be told from base, and how they stand to a regression on word counts."""
+    score = facts["headline"][next(iter(facts["headline"]))]
+    groups = {told: [row["run"] for row in rows if row.get("told") == told] for told in WORDING}
+    lines = [
+        wording.format(", ".join(names), score)
+        for told, wording in WORDING.items()
+        if (names := groups[told])
+    ]
+    if lines and len(facts.get("seeds", [1])) == 1:
+        lines.append("This is said of these trained models: another seed may say otherwise.")
+    lines += baseline_line(rows, next(iter(facts["headline"])), score)
+    return [" ".join(lines)] if lines else []
+
+
+WORDING = {
+    "better": "Better than base in {1}: {0}.",
+    "worse": "Worse than base in {1}: {0}.",
+    "no": "Not told from base, which does not mean equal to it: {0}.",
+}
 
 
 def split_sizes(data, unit):
@@ -112,17 +157,63 @@ def sweep_conditions(facts):
     """How the figures of a sweep were obtained, in one paragraph."""
     unit, data, timing, machine = (facts[key] for key in ("unit", "data", "timing", "machine"))
     one, seeds = unit.removesuffix("s"), ", ".join(map(str, facts["seeds"]))
-    average = "averaged over the seeds" if len(facts["seeds"]) > 1 else "of that seed"
     return (
-        f"{split_sizes(data, unit).capitalize()}; {data['mean_tokens']:.0f} tokens per {one} on average. "
-        f"Test scores: {mean_of(facts)} ({seeds}). Brackets after scores: 95% bootstrap interval, {average}; "
-        f"brackets after costs: how many times better than base. Points: distance from the same seed's base. "
+        f"{test_notes(facts)}; {data['mean_tokens']:.0f} tokens per {one} on average. "
+        f"Test scores: {mean_of(facts)} ({seeds}). {sweep_brackets(facts)} "
         f"MB: on disk. {unit.capitalize()}/s: the model alone, on the {timing['rows']:,} validation rows, "
         f"in batches of {timing['batch_tokens']:,} tokens. p50: one {one} of {timing['length']} tokens. "
         f"Medians of {counted(timing['rounds'], 'round')} in rotating order, seed {timing['seed']}, "
         f"{described(machine)}. {commits_of(facts)} "
         "Rows on the Pareto front: no other row has an equal or better validation score at a lower cost."
     )
+
+
+def test_notes(facts):
+    """How many notes each split has; with folds, that all of them are test notes once."""
+    unit, data, folds = facts["unit"], facts["data"], folds_of(facts)
+    sizes = split_sizes(data, unit).capitalize()
+    if folds == 1:
+        return sizes
+    return f"{facts['evidence']['notes']:,} {unit} in {folds} folds, each tested once (in the first: {sizes})"
+
+
+def sweep_brackets(facts):
+    """What the brackets after scores, points and costs are."""
+    several = len(facts["seeds"]) > 1
+    points = (
+        "brackets after costs: how many times better than base. Points: distance from the same seed's base."
+    )
+    if "evidence" not in facts:
+        average = "averaged over the seeds" if several else "of that seed"
+        return f"Brackets after scores: 95% bootstrap interval, {average}; {points}"
+    evidence, unit = facts["evidence"], facts["unit"]
+    drawn = f"{evidence['notes']:,} test {unit}"
+    if evidence["clusters"] < evidence["notes"]:
+        drawn += f" by their {evidence['clusters']:,} patients or documents"
+    over = f"over seeds and {drawn} together" if several else f"over {drawn}, of that seed's models"
+    return (
+        f"Brackets after scores and points: 95% interval {over}; {points} Told from base: paired test, "
+        f"p after Holm's correction below {evidence['level']:g} (docs/evidence.md)."
+    )
+
+
+def told_words(facts):
+    """Lines: what train.py was told for each row of a sweep."""
+    return [f"- {row}: {f'`{words}`' if words else '`baselines.py`'}" for row, words in facts["grid"].items()]
+
+
+def baseline_line(rows, score, wording):
+    """A sentence on how the runs stand to the regression on word counts; none without it."""
+    by_name = {row["run"]: row.get(score) for row in rows}
+    if (reached := by_name.pop("tfidf", None)) is None:
+        return []
+    models = {name: value for name, value in by_name.items() if value is not None and name not in TRIVIAL}
+    ahead = [name for name, value in models.items() if value < reached]
+    than = f"higher than {', '.join(ahead)}" if ahead else "lower than every model here, or equal"
+    return [f"TF-IDF and logistic regression, without a network, has {wording} {reached:.4f}: {than}."]
+
+
+TRIVIAL = ("majority", "rule", "dictionary")  # the other baselines
 
 
 def commits_of(facts):
@@ -147,8 +238,14 @@ def report_body(rows, facts, level):
     lines = [*report_warnings(facts), report_settings(facts), ""]
     lines += [f"{level} Scores on the test split" + ", beside the paper's" * paper, ""]
     lines += [report_reading(facts, paper), "", *([facts["published"], ""] if facts["published"] else [])]
-    lines += [*score_table(rows, facts, paper), *differing_lines(facts), "", f"{level} Cost", ""]
+    first = next(iter(facts["headline"]))
+    named = [{**row, "run": row["technique"], first: row.get(first.lower())} for row in rows]
+    told = [line for sentence in told_lines(named, facts) for line in ("", sentence)]
+    lines += [*score_table(rows, facts, paper), *told, *differing_lines(facts), "", f"{level} Cost", ""]
     lines += [*timing_lines(facts), *cost_table(rows), ""]
+    if any("temperature" in row for row in rows):
+        lines += [f"{level} Calibration on the test split", "", calibration_reading(facts), ""]
+        lines += [*calibration_table(rows), ""]
     if any(facts["per_label"].values()):
         lines += [f"{level} F1 per label on the test split", ""]
         lines += ["In brackets: the manuscript's Table II, where it has the label.", ""] * bool(
@@ -179,31 +276,51 @@ def report_settings(facts):
     settings, data, always = facts["settings"], facts["data"], facts["always"]
     told = f"Data {settings['data']} ({split_sizes(data, facts['unit'])}), model {settings['model']}, "
     told += f"batch {settings['batch_size']}, "
-    told += f"{settings['max_length']} tokens, seed {settings['seed']}, split seed {settings['split_seed']}."
+    several = facts.get("seeds", [])[1:]
+    seed = f"seeds {', '.join(map(str, facts['seeds']))}" if several else f"seed {settings['seed']}"
+    told += f"{settings['max_length']} tokens, {seed}, split seed {settings['split_seed']}."
     return told + (f" Always answering {always[0]!r} scores {always[1]:.4f}." if always else "")
 
 
 def report_reading(facts, paper):
     """How to read the brackets and the comparisons of the score table."""
     unit, test = facts["unit"], facts["data"]["sizes"]["test"]
-    return (
-        f"Brackets: 95% interval, bootstrap over {facts['resampled'] or f'the {test:,} test {unit}'}. "
-        f"Differs from base: the number of {unit} that only base gets right, the number that only this run "
+    seeds = len(facts.get("seeds", [1]))
+    over = f"the {seeds} seeds and " if seeds > 1 else ""
+    mcnemar = (
+        f" Differs from base: the number of {unit} that only base gets right, the number that only this run "
         "gets right, and the exact McNemar p-value."
-        + " The paper's figures are of other notes (MIMIC-III, 435 test notes)."
-        * paper
+    )
+    told = (
+        f" Told from base: by a paired test of {facts['headline'][next(iter(facts['headline']))]}, "
+        f"p after Holm's correction below {facts['evidence']['level']:g} (docs/evidence.md)."
+        if "evidence" in facts
+        else ""
+    )
+    return (
+        f"Brackets: 95% interval, bootstrap over {over}{facts['resampled'] or f'the {test:,} test {unit}'}."
+        + (
+            mcnemar
+            if seeds == 1
+            else f" Scores: {mean_of(facts)}; costs, curves and confusion: the first seed."
+        )
+        + told
+        + " The paper's figures are of other notes (MIMIC-III, 435 test notes)." * paper
     )
 
 
 def score_table(rows, facts, paper):
     """Lines: every overall score, the test against base, the paper's figures."""
-    header = ["technique", *facts["scores"].values(), "differs from base"]
+    seeds, tested = len(facts.get("seeds", [1])), any("told" in row for row in rows)
+    against = ["differs from base"] * (seeds == 1) + ["points from base", "told from base"] * tested
+    header = ["technique", *facts["scores"].values(), *against]
     body = []
     for row in rows:
         cells = [
             row["technique"],
             *(with_interval(row, score.lower()) for score in facts["scores"]),
-            against_base(row),
+            *[against_base(row)] * (seeds == 1),
+            *told_cells(row) * tested,
         ]
         body.append(cells + [from_paper(row)] * paper)
     return markdown_table(header + ["paper: accuracy / F1 / AUROC"] * paper, body)
@@ -214,6 +331,11 @@ def against_base(row):
     if "mcnemar_p" not in row:
         return ""
     return f"{row['only_base_right']} / {row['only_this_right']}, p {p_value(row['mcnemar_p'])}"
+
+
+def told_cells(row):
+    """distance_cells of a report's row, empty for base and what was not tested."""
+    return distance_cells(row, "from_base") if "told" in row else ["", ""]
 
 
 def from_paper(row):
@@ -248,6 +370,29 @@ def timing_lines(facts):
         "In brackets: how many times better than the first row."
     )
     return [text, ""]
+
+
+def calibration_reading(facts):
+    """What the columns of the calibration table are."""
+    return (
+        f"Of the probability of {facts['calibrated']}. ECE: its mean gap to the share that is right, over 15 "
+        "bins of equal width. Brier score: the mean squared error of the probabilities, summed over the "
+        "classes where there are several. Scaled: with the logits divided by the temperature, one number per "
+        "run, fitted on validation; above 1 the run was too sure. Scaling changes no answer."
+    )
+
+
+CALIBRATION = {
+    "technique": "technique", "ece": "ECE", "ece_scaled": "ECE, scaled", "brier": "Brier score",
+    "brier_scaled": "Brier score, scaled", "temperature": "temperature",
+}  # fmt: skip
+
+
+def calibration_table(rows):
+    """Lines: calibration of each run, as it is and after temperature scaling."""
+    names = list(CALIBRATION)[1:]
+    body = [[row["technique"], *(formatted(row.get(name)) for name in names)] for row in rows]
+    return markdown_table(list(CALIBRATION.values()), body)
 
 
 COSTS = {

@@ -5,11 +5,11 @@ config.json   names no code, no kernels of a hub, no quantized weights: transfor
 sizes         whole numbers have a bound; the model that config.json and compression.json describe is built
               without memory, on the meta device, and may not be larger than the weights file allows
 run.json      has the types that its readers expect
-weights       have the checksum that run.json names
+weights       fit into the memory that is free, and have the checksum that run.json names
 
-So a directory can run nothing, and takes memory in proportion to its weights file. Not bounded: that file's
-own size, and the time that a slow expression in tokenizer.json takes on a note. What else does not fit
-together is an error while the model is rebuilt, which `fitting` turns into one line.
+So a directory can run nothing, and takes memory in proportion to its weights file. Not bounded: the time that
+a slow expression in tokenizer.json takes on a note. What else does not fit together is an error while the
+model is rebuilt, which `fitting` turns into one line.
 """
 
 import contextlib
@@ -121,8 +121,20 @@ class Weights(NamedTuple):
         return sum(map(math.prod, self.shapes.values()))
 
 
+def free_memory():
+    """Bytes of memory that a program can still take; where the system does not say, more than any has."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return math.inf
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), math.inf)
+
+
 def read_header(path):
-    """The Weights of a safetensors file; its tensors are not read. Raises BadInput if it is damaged."""
+    """The Weights of a safetensors file; its tensors are not read.
+
+    Raises BadInput if it is damaged, or larger than the memory that is free.
+    """
     check_file(path)
     try:
         with open(path, "rb") as file:
@@ -131,11 +143,15 @@ def read_header(path):
             raise BadInput(f"{path}: its header is said to have {length:,} bytes; the file is damaged")
         with safetensors.safe_open(path, "pt") as file:
             names = file.keys()  # it is no dict
-            return Weights({name: tuple(file.get_slice(name).get_shape()) for name in names})
+            weights = Weights({name: tuple(file.get_slice(name).get_shape()) for name in names})
     except (OSError, safetensors.SafetensorError) as error:
         raise BadInput(
             f"{path}: is no whole safetensors file ({type(error).__name__}); copy it again"
         ) from None
+    size, free = os.path.getsize(path) / 1e9, free_memory() / 1e9
+    if size > free:
+        raise BadInput(f"{path}: has {size:,.1f} GB, and {free:,.1f} GB of memory are free")
+    return weights
 
 
 def read_headers(directory):
@@ -238,7 +254,9 @@ RUN = {
     **dict.fromkeys(("demonstration", "demo_model"), bool),
     **dict.fromkeys(("arguments.data", "arguments.model"), str),
     **dict.fromkeys(("arguments.max_length", "arguments.split_seed", "data.notes"), int),
-    **dict.fromkeys(("arguments.validation", "arguments.test"), (int, float, str)),
+    "arguments.validation": (int, float, str),
+    "arguments.test": (int, float, str, list),
+    "arguments.test.*": int,
     **dict.fromkeys(("arguments.fraction", "best_epoch", "train_seconds"), NUMBER),
     **dict.fromkeys(("arguments", "task", "task.options", "data.splits", "machine", "history.*"), dict),
     **dict.fromkeys(("data.sizes.*", "data.rows.*", "data.splits.*.*", "sizes.*", "test.confusion.*.*"), int),
@@ -250,6 +268,12 @@ RUN = {
     "task.labels.*": str,
     "task.thresholds": (list, NoneType),
     "task.thresholds.*": NUMBER,
+    "task.temperature": SCORE,
+    "test.calibration": (dict, NoneType),
+    "test.calibration.temperature": SCORE,
+    **dict.fromkeys(("test.calibration.*.ECE", "test.calibration.*.Brier"), NUMBER),
+    "test.calibration.*.bins": list,
+    "test.calibration.*.bins.*.*": NUMBER,
     "test.intervals": (dict, NoneType),
     "test.intervals.*.*": NUMBER,
     **dict.fromkeys(("groups", "groups.*", "groups.*.*.overall", "groups.*.*.intervals"), dict),
@@ -307,6 +331,9 @@ def read_run(directory, *needs):
     if not isinstance(facts, dict):
         raise BadInput(f"{path}: is damaged: no JSON object")
     check_types(path, facts, RUN, needs)
+    test = facts.get("arguments", {}).get("test")
+    if isinstance(test, list) and not (len(test) == 2 and 1 <= test[0] <= test[1] != 1):
+        raise BadInput(f"{path}: is damaged: its test split is no fold")
     if facts.get("precision", PRECISIONS[0]) not in PRECISIONS:
         raise BadInput(f"{path}: is damaged: no precision of this name")
     return facts
@@ -324,6 +351,8 @@ def read_task(directory, facts):
             raise BadInput(f"{path}: is damaged: {cls.name} has no such option, or the option no such value")
     with fitting(directory):
         task = cls.from_facts(described)
+    if task.temperature is not None and not 0.01 < task.temperature < 100:
+        raise BadInput(f"{path}: is damaged: its temperature is none")
     if len(getattr(task, "thresholds", None) or task.labels) != len(task.labels):
         raise BadInput(f"{path}: is damaged: not one threshold for each label")
     return task

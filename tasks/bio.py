@@ -21,17 +21,18 @@ CRF_SCALE = 100  # Adam moves a weight by about lr per step: scaled, transitions
 # --- files -----------------------------------------------------------------------------------------
 
 
-def read_bio(path, max_mb=MAX_ROW_MB):
+def read_bio(path, max_mb=MAX_ROW_MB, tagged=True):
     """Yield (line number, document or None, [words], [tags]) for each sentence of a CoNLL/BIO file.
 
     The first column is the word, the last its tag; tabs, or else white space, separate them, and blank lines
     separate sentences. -DOCSTART-, # doc and # newdoc begin a document, other # lines are comments. If the
-    file begins with running_text, all of it is read so. Raises BadInput that names the line.
+    file begins with running_text, all of it is read so. tagged: whether the last column must be a BIO tag;
+    else it may be anything, or absent. Raises BadInput that names the line.
     """
     file, stream = open_text(path)
     lines = text_lines(path, stream, max_mb)
     head = list(itertools.islice(lines, 100))
-    running = begins_running(head)
+    running = tagged and begins_running(head)
     if running:
         print(f"note: {path}: its lines differ in length; a tag is that of the word before it, the rest is O")
     document, documents, columns = None, 0, None
@@ -41,10 +42,10 @@ def read_bio(path, max_mb=MAX_ROW_MB):
         fields = line.split("\t") if "\t" in line else line.split()
 
         # a word and its tag
-        if not _ends_a_sentence(line, fields, columns or 2):
+        if not _ends_a_sentence(line, fields, columns or 2, tagged):
             columns, where = columns or len(fields), f"{path}, line {number}"
             begin = begin if words else number
-            more = running_text(fields, where) if running else [_word_and_tag(fields, columns, where)]
+            more = running_text(fields, where) if running else [_word_and_tag(fields, columns, where, tagged)]
             words += [word for word, _ in more]
             tags += [tag for _, tag in more]
             continue
@@ -59,27 +60,29 @@ def read_bio(path, max_mb=MAX_ROW_MB):
     file.close()
 
 
-def _ends_a_sentence(line, fields, columns):
+def _ends_a_sentence(line, fields, columns, tagged):
     """Whether a line is blank, a comment or the beginning of a document. A word may be # itself: "# O"."""
-    is_word = len(fields) == columns and TAG.fullmatch(fields[-1])
+    has_tag = TAG.fullmatch(fields[-1]) if fields else False
+    is_word = len(fields) == columns and (has_tag or (not tagged and columns == 1))
     return not line.strip() or line.startswith("-DOCSTART-") or (line.startswith("#") and not is_word)
 
 
-def _word_and_tag(fields, columns, where):
+def _word_and_tag(fields, columns, where, tagged):
     """(word, tag) of a line's fields."""
-    if len(fields) != columns or columns < 2:
+    least = 2 if tagged else 1
+    if len(fields) != columns or columns < least:
         raise BadInput(
-            f"{where}: {len(fields)} columns where there should be {max(columns, 2)}, "
+            f"{where}: {len(fields)} columns where there should be {max(columns, least)}, "
             "a word first and its tag last"
         )
-    if not TAG.fullmatch(fields[-1]):
+    if tagged and not TAG.fullmatch(fields[-1]):
         raise BadInput(f"{where}: the last column is no BIO tag; it must be O, B-TYPE or I-TYPE")
     return fields[0], fields[-1]
 
 
 def begins_running(lines):
     """Whether a file begins as running text: the first two lines of words differ in length, without tabs."""
-    first = [line.split() for line in lines if not _ends_a_sentence(line, line.split(), 2)][:2]
+    first = [line.split() for line in lines if not _ends_a_sentence(line, line.split(), 2, True)][:2]
     return len(first) == 2 and len(first[0]) != len(first[1]) and not any("\t" in line for line in lines)
 
 

@@ -58,7 +58,7 @@ class LabelSets(Task):
         """From now on labels are tuples of indices, and the scores those of sets."""
         self.sets, self.fewest_labels = True, 1
         self.overall, self.per_label, self.selection = metrics.MULTI_LABEL, metrics.REPORT, "MicroF1"
-        self.group_score = "MicroF1"
+        self.group_score, self.separate, self.sure_of = "MicroF1", True, "every label of every text"
         self.headline = {"MicroF1": "micro-F1", "MacroF1": "macro-F1", "Accuracy": "subset accuracy"}
 
     def labels_of(self, example):
@@ -111,11 +111,18 @@ class LabelSets(Task):
         return outputs.logits.float().sigmoid().cpu().numpy()
 
     def calibrate(self, examples, predictions):
-        """With --threshold auto, choose a threshold per label by its F1 on validation."""
+        """With --threshold auto, also choose a threshold per label by its F1 on validation."""
+        super().calibrate(examples, predictions)
         if self.sets and self.options.threshold == "auto":
             self.thresholds = best_thresholds(self._truth(examples), np.stack(predictions))
             pairs = zip(self.labels, self.thresholds, strict=True)
             print("thresholds chosen on validation:", ", ".join(f"{name} {t:.2f}" for name, t in pairs))
+
+    def certainty(self, examples, predictions):
+        """Of label sets every label's probability, (N, L)."""
+        if not self.sets:
+            return super().certainty(examples, predictions)
+        return self._truth(examples), np.stack(predictions)
 
     def called(self, probabilities):
         """Which labels the probabilities (..., L) predict, bool."""
@@ -155,11 +162,22 @@ class LabelSets(Task):
 
     def record(self, prediction):
         """[predicted names, joined by ;, probability of each label]."""
-        return [self._names(self.called(prediction)), *(f"{p:.6f}" for p in prediction)]
+        return [self._names(self.called(prediction)), *(f"{p:.6f}" for p in self.stated(prediction))]
 
     def truth(self, example):
         """The true names, joined by ;."""
         return self._names(self._truth([example])[0])
+
+    def rescored(self, rows):
+        """Classes as single labels, sets by metrics.multi_label."""
+        if not self.sets:
+            return super().rescored(rows)
+        truth, called = (
+            np.array([[f";{name};" in f";{row[key]};" for name in self.labels] for row in rows])
+            for key in ("label", "predicted")
+        )
+        scores = metrics.multi_label(truth, called, self.labels)
+        return scores.overall, metrics.weighted_multi_label(truth, called)
 
     def answer(self, example, prediction):
         """The label or labels predicted, and all probabilities."""

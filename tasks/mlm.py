@@ -47,13 +47,14 @@ class Mlm(Task):
     demo_files = ("trials.csv", "stop_reasons.csv")
     auto_class = AutoModelForMaskedLM
     reads_first, redraws, fewest_labels = False, True, 0
-    techniques = ("base", "lora")
+    techniques, baselines = ("base", "lora"), ()
     length_flag = "block_size"
     overall, per_label = metrics.MASKED, ()
     headline = {"Accuracy": "masked-token accuracy", "Perplexity": "perplexity"}
     selection, lower_is_better = "CrossEntropy", True
     json_lines, resampled = True, "blocks"
     usual_text = (("TEXT",), ("brief_title", "brief_summary", "eligibility_criteria"), ("context",))
+    pipeline_tag = "fill-mask"
     published = (
         "Reference (LoRA r = 1 on its own trial texts and encoder): "
         "masked-token accuracy 0.805 after 5 epochs, 0.849 after 50."
@@ -170,6 +171,9 @@ class Mlm(Task):
     def score(self, examples, predictions, intervals=False):
         """Accuracy and perplexity over all masked tokens; the bootstrap draws blocks."""
         return metrics.masked_tokens(np.stack(predictions), intervals)
+
+    def certainty(self, examples, predictions):
+        """None: a document has no one answer."""
 
     def header(self):
         """No rows: a block belongs to no document."""

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import torch.nn.functional as F
@@ -18,11 +19,12 @@ from transformers import AutoModelForTokenClassification
 
 import metrics
 from cli import BadInput
-from data import IGNORE, digest, frame, pack, tokenise, windows
+from data import IGNORE, digest, frame, open_text, pack, text_lines, tokenise, windows
 from tasks.bio import CRF, FORBIDDEN, allowed, marginals, read_bio, repair, viterbi
 from tasks.demo_ner import write_sentences
 from tasks.task import COLUMNS, Task
 
+TOKENS = re.compile(r"\.(tsv|txt|bio|iob2?|conll)(\.gz)?", re.I)  # endings of files of one word per line
 WORD = re.compile(r"\w+|[^\w\s]")
 
 
@@ -53,7 +55,9 @@ class Ner(Task):
     per_label_csv = "per_type_{}_metrics.csv"
     headline = {"F1": "F1", "Precision": "precision", "Recall": "recall"}
     group_score = "F1"
+    baselines = ("dictionary",)
     json_lines, resampled = True, "documents, or sentences where there are none"
+    pipeline_tag = "token-classification"
     published = (
         "Reference (other, synthetic data; menstrual and IVF conversations, five types): "
         "precision 0.72, recall 0.68, F1 0.70."
@@ -118,10 +122,16 @@ class Ner(Task):
 
         types = self._wanted_types(found, path)
         self.labels = ["O", *(f"{prefix}-{name}" for name in types for prefix in "BI")]
+        return self.known_labels(examples)[0]
+
+    def known_labels(self, examples):
+        """All sentences; tags of other types become O."""
         index = {label: i for i, label in enumerate(self.labels)}
+        tags = (tag for sentence in examples for tag in sentence.label)
+        unknown = Counter(tag[2:] for tag in tags if tag[0] == "B" and tag not in index)
         for sentence in examples:
             sentence.label = [index.get(tag, 0) for tag in sentence.label]
-        return examples
+        return examples, unknown
 
     def _wanted_types(self, found, path):
         """The types of --entity-types, each once, or all that were found."""
@@ -149,6 +159,27 @@ class Ner(Task):
             raise BadInput(f"{path}: no entity in {split}; give more data, or other --entity-types")
 
     # --- tensors
+
+    def unlabelled(self, path, counts):
+        """Notes of a table, or the sentences of a file of one word per line; tags in it are ignored."""
+        if self._is_table(path):
+            return super().unlabelled(path, counts)
+        return self._untagged(path, counts)
+
+    def _is_table(self, path):
+        """Whether a file is a table of notes, by its name, and if that does not say, by its first line."""
+        if self.options.text_columns or not TOKENS.search(Path(path).name):
+            return True
+        file, stream = open_text(path)
+        with file:
+            names = next(text_lines(path, stream, self.options.max_row_mb), "").casefold().strip().split("\t")
+        return len(names) > 1 and any(usual[0].casefold() in names for usual in self.usual_text)
+
+    def _untagged(self, path, counts):
+        """Yield the sentences of a file of one word per line."""
+        for line, document, words, _ in read_bio(path, self.options.max_row_mb, tagged=False):
+            counts["rows"] += 1
+            yield Sentence(str(line), document or "", words)
 
     def example(self, row_id, text):
         """A sentence of the words of a text, with their offsets."""
@@ -257,6 +288,9 @@ class Ner(Task):
             truth, called, self.types, [sentence.subject for sentence in examples], intervals
         )
 
+    def certainty(self, examples, predictions):
+        """None: a span's probability is not one of a fixed set of answers."""
+
     def header(self):
         """One column of spans."""
         return ["predicted"]
@@ -269,10 +303,25 @@ class Ner(Task):
         """The true spans, written the same."""
         return _spelled([self.labels[i] for i in example.label])
 
-    def answer(self, example, prediction):
-        """Spans with type, character offsets (end excluded) and confidence.
+    def rescored(self, rows):
+        """Exact spans, counted by sentence."""
+        pairs = [(set(row["label"].split()), set(row["predicted"].split())) for row in rows]
+        counts = np.array([[len(true & called), len(true), len(called)] for true, called in pairs])
+        scores = metrics.weighted_spans(counts)
+        once = np.ones((1, len(counts)), np.float32)
+        with np.errstate(invalid="ignore"):  # without predictions precision is undefined
+            overall = {name: float(score(once)[0]) for name, score in scores.items()}
+        return {name: None if np.isnan(x) else x for name, x in overall.items()}, scores
 
-        Confidence is the probability of the tag of the least certain word.
+    def allowed_tags(self, tags):
+        """Tags as BIO allows them: an I- that continues nothing becomes B-."""
+        return repair(tags)[0]
+
+    def answer(self, example, prediction):
+        """Spans with type, place and confidence.
+
+        The place is character offsets, end excluded; of a file of words, word numbers from 0. Confidence is
+        the probability of the tag of the least certain word.
         """
         tags, *scores = prediction
         if not tags:
@@ -281,13 +330,19 @@ class Ner(Task):
         spans = [
             {
                 "type": kind,
-                "start": example.offsets[first][0],
-                "end": example.offsets[stop - 1][1],
+                **place(example, first, stop),
                 "confidence": round(float(sure[first:stop].min()), 4),
             }
             for first, stop, kind in metrics.spans(tags)
         ]
         return {"spans": spans}
+
+
+def place(sentence, first, stop):
+    """Where the words from first to stop, excluded, stand in the text, or in a sentence without offsets."""
+    if sentence.offsets is None:
+        return {"start_word": first, "end_word": stop}
+    return {"start": sentence.offsets[first][0], "end": sentence.offsets[stop - 1][1]}
 
 
 def _first_pieces(ids, word_ids, words, unknown):

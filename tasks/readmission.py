@@ -19,7 +19,7 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 
 import metrics
 from cli import BadInput, number
-from data import Note, budget_batches, collate, digest, frame, pack, tokenise, windows
+from data import Note, digest, frame, pack, repeated, tokenise, windows
 from tasks.admissions import clean_id, read_admissions
 from tasks.demo_readmission import write_admissions
 from tasks.task import CLASS_WEIGHTS, COLUMNS, LABEL_COLUMN, SUBGROUPS, Task
@@ -91,7 +91,8 @@ class Readmission(Task):
         "Brier": "Brier score",
         "ECE": "calibration error",
     }
-    selection, group_score, folds = "AUROC", "AUROC", False
+    selection, group_score, folds, separate = "AUROC", "AUROC", False, True
+    sure_of = "a readmission"
     published = "Reference (MIMIC, 3 days): accuracy 0.67, without class balance or AUROC."
     OPTIONS = {
         "--admissions": {
@@ -177,11 +178,6 @@ class Readmission(Task):
             text = self.prepare_text(text)
             subject = subject or f"text {digest(text):016x}"
             notes.append(Note(row_id, subject, text, int(label), groups=groups(row)))
-        if not self.by_subject:
-            print(
-                f"warning: {path} has no SUBJECT_ID, so the split is by text, not by patient; "
-                "name the patient with --subject-column"
-            )
         return notes
 
     def _joined(self, table, admissions, keep, counts):
@@ -223,10 +219,16 @@ class Readmission(Task):
 
     def fold(self, examples, counts):
         """Nothing is folded: admissions with equal notes are still two; the split is by patient."""
-        counts["with the text of another admission, kept"] += len(examples) - len(
-            {note.text for note in examples}
-        )
+        counts["with the text of another admission, kept"] += repeated(examples)
         return examples
+
+    def check_dealable(self, path, examples, ways):
+        """Say so if the patients are not known."""
+        if not self.by_subject:
+            print(
+                f"warning: {path} has no SUBJECT_ID, so the split is by text, not by patient; "
+                "name the patient with --subject-column"
+            )
 
     def check_split(self, path, split, tally, dealt):
         """Both classes in train and in every split that is dealt out of a file."""
@@ -277,22 +279,6 @@ class Readmission(Task):
         """--head logistic needs no epochs."""
         return options["head"] == "logistic"
 
-    @torch.inference_mode()
-    def _cls_vectors(self, model, encoded, pad_id):
-        """The last layer's [CLS] vector of every chunk, (chunks, H) float32."""
-        model.eval()
-        vectors = np.empty((len(encoded.lengths), model.config.hidden_size), np.float32)
-        device = next(model.parameters()).device
-        for rows in tqdm(
-            budget_batches(encoded.lengths, 4096), desc="[CLS]", unit="batch", leave=False, disable=None
-        ):
-            batch = collate(encoded, rows, pad_id, device)
-            hidden = model.base_model(batch["input_ids"], attention_mask=batch["attention_mask"])[
-                0
-            ]  # (B, T, H)
-            vectors[rows] = hidden[:, 0].float().cpu().numpy()
-        return vectors
-
     def fit_head(self, model, examples, encoded, pad_id):
         """With --head logistic, put a logistic regression on the [CLS] vectors into the model's classifier.
 
@@ -300,10 +286,7 @@ class Readmission(Task):
         """
         if not self.logistic:
             return {}
-        x, patients = (
-            self._cls_vectors(model, encoded, pad_id),
-            [examples[i].subject for i in encoded.owner],
-        )
+        x, patients = self.cls_vectors(model, encoded, pad_id), [examples[i].subject for i in encoded.owner]
         weight = "balanced" if self.options.class_weights else None
         slope, bias, c, quality = fit_logistic(x, encoded.labels, np.array(patients), weight)
 
@@ -325,10 +308,31 @@ class Readmission(Task):
             np.array([e.label for e in examples]), np.array(predictions), self.labels, intervals
         )
 
+    def limits(self):
+        """That the prediction comes late."""
+        return ["It reads notes that are written at discharge, so it answers no earlier than that."]
+
+    def certainty(self, examples, predictions):
+        """The probability of a return, (N, 1)."""
+        return np.array([[e.label == 1] for e in examples]), np.array(predictions)[:, None]
+
+    def from_probabilities(self, probabilities):
+        """That of a return."""
+        return list(probabilities[:, 1])
+
+    def rescored(self, rows):
+        """metrics.binary of predictions.csv."""
+        truth, called, probabilities = self.read_back(rows)
+        columns = truth[:, 1], called[:, 1], probabilities[:, 1]
+        scores = metrics.binary(truth.argmax(1), probabilities[:, 1], self.labels)
+        return scores.overall, metrics.weighted_binary(*columns)
+
     def record(self, prediction):
         """[class, probability of 0, probability of 1]."""
-        return [self.labels[int(prediction > 0.5)], f"{1 - prediction:.6f}", f"{prediction:.6f}"]
+        said = self.stated(prediction)
+        return [self.labels[int(prediction > 0.5)], f"{1 - said:.6f}", f"{said:.6f}"]
 
     def answer(self, example, prediction):
         """Class and probability."""
-        return {"predicted": self.labels[int(prediction > 0.5)], "probability": round(float(prediction), 6)}
+        said = self.stated(prediction)
+        return {"predicted": self.labels[int(prediction > 0.5)], "probability": round(float(said), 6)}

@@ -8,7 +8,7 @@ same notes. With --mask-labels the words are hidden and the model has to infer t
 
 import re
 from collections import Counter
-from functools import cache
+from functools import cache, partial
 from itertools import islice
 
 from cli import BadInput, number
@@ -81,6 +81,7 @@ class Symptoms(LabelSets):
     overall_csv, per_label_csv = "multiclass_{}_metrics.csv", "per_symptom_{}_metrics.csv"
     label_column = "Symptom"
     demo_files = ("NOTEEVENTS.csv",)
+    baselines = ("majority", "rule", "tfidf")
     OPTIONS = {
         "--symptoms": {
             "default": ",".join(SYMPTOMS),
@@ -173,14 +174,17 @@ class Symptoms(LabelSets):
         return (hide(text, self.hidden, mask) for text in texts) if self.hidden else texts
 
     def read(self, path, keep, counts):
-        """Notes that name a symptom, and others --with-none; their label: the indices of those they name.
+        """Notes that name a symptom, and others --with-none; their label: the indices of those they name."""
+        counts.update({"without text": 0, "without label": 0})
+        return self.read_by_all(self.open_table(path), partial(self._read, keep=keep), counts)
+
+    def _read(self, table, counts, keep):
+        """The notes in some rows of a file.
 
         The first is enough, but for sets, and for none among the --top-k, which are known at the end.
         """
         every = self.sets or (self.options.top_k and self.options.with_none)
         most, notes = None if every else 1, []
-        counts.update({"without text": 0, "without label": 0})
-        table = self.open_table(path)
         groups = self.group_reader(table)
         for line, row_id, subject, text, row in self.rows(table, counts, keep):
             text = self.prepare_text(text)
@@ -256,6 +260,34 @@ class Symptoms(LabelSets):
             symptom = self.labels[note.label]
             said = symptom if symptom == NONE else "affirmed" if affirmed(text, symptom) else "negated"
             note.groups = {**(note.groups or {}), MENTION: said}
+
+    def known_labels(self, examples):
+        """By name. A note whose first symptom the run does not know is left out."""
+        kept = [self.names.index(label) for label in self.labels if label in self.names]
+        known, unknown = [], Counter()
+        for note in examples:
+            found, note.label = note.label, self._label_of(note.label, kept)
+            if note.label is None:
+                unknown[self.names[found[0]]] += 1
+            else:
+                known.append(note)
+        return known, unknown
+
+    def limits(self):
+        """That the labels are words, and what becomes of notes without one."""
+        found = [
+            "Its labels are silver: the first of the words above that a note names. A negated word counts, a "
+            "synonym does not. High scores mean that it finds words, not symptoms."
+        ]
+        if NONE not in self.labels:
+            found.append("A note that names none of these words still gets one of them as its answer.")
+        return found
+
+    def rule(self, text):
+        """Index of the label that the rule finds in a prepared text; None if it is none of the run's."""
+        names = LEXICON if self.options.top_k else self.labels
+        found = first_match(text, names)
+        return None if found is None or names[found] not in self.labels else self.labels.index(names[found])
 
     # --- what the splits must hold
 

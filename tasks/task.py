@@ -13,6 +13,7 @@ from operator import attrgetter
 import numpy as np
 import torch
 import torch.nn.functional as F
+from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification
 
 import metrics
@@ -21,13 +22,19 @@ from data import (
     MAX_ROW_MB,
     SPLITS,
     Note,
+    NoteList,
+    budget_batches,
+    collate,
     encode,
     fold_duplicates,
     key_of,
+    repeated,
     sampled,
     split_by_subject,
+    split_fold,
     text_key,
 )
+from parts import in_parts
 from tables import open_table
 from tasks.groups import refuse_strange_groups
 
@@ -114,6 +121,7 @@ class Task:
         ("SUBJECT_ID",),
     )  # columns, the first found
     folds = True  # whether examples with exactly the same text are one example
+    unites = False  # whether they are one in a test file of its own, too; else that is scored row for row
     fewest_labels = 2  # how many labels must occur in train
     length_flag = "max_length"  # the argument that says how many tokens a row has
     reads_first = True  # whether the head reads the first token alone: the last layer may skip the others
@@ -130,9 +138,11 @@ class Task:
     selection, lower_is_better = "F1", False  # the validation score that chooses the best epoch
     resampled = None  # what the bootstrap draws, if not examples
     json_lines = False  # whether predict.py writes JSON lines instead of a CSV
+    pipeline_tag = "text-classification"  # the hub's name of the task
     published = None  # a line on the reference's figures, for the report
     as_published = False  # whether the paper's tables (reference/) can stand beside its scores
     techniques = ("base", "pruning", "lowrank", "distillation", "quantization")  # what run_all.sh trains
+    baselines = ("majority", "tfidf")  # what baselines.py fits, names in run/baseline.py
     demo_files = ()  # what write_demonstration writes; the first is what a run reads as --data
 
     @classmethod
@@ -146,6 +156,7 @@ class Task:
             raise TypeError(f"{self.name} has no option {', '.join(unknown)}")
         self.options = Namespace(**{**defaults, **options})
         self.labels, self.weights, self.by_subject = [], None, False
+        self.temperature, self.calibrated = None, False  # once fitted; whether stated() applies it
         self.held = 0  # characters of the notes so far
 
     # --- a note's way: rows of a file -> examples with a label -> splits
@@ -153,15 +164,15 @@ class Task:
     def load(self, path, fraction, validation, test, seed):
         """Read, fold, label and split. validation, test: a share of `path`, or the path of a file of its own.
 
-        Returns ({split: [example]}, facts to print and to store). Raises BadInput if nothing can be learnt
-        or scored, or if a split dealt out of `path` lacks a label that the task needs. A file of its own may
-        lack labels: they are named.
+        test may also be [k, n]: the k-th of n folds of `path`. Returns ({split: [example]}, facts to print
+        and store). Raises BadInput if nothing can be learnt or scored, or if a split dealt out of `path`
+        lacks a label that the task needs. A file of its own may lack labels: they are named.
         """
         counts, given = Counter({"rows": 0}), {"test": test, "validation": validation}
         own = {split: file for split, file in given.items() if isinstance(file, str)}
         files = {split: own.get(split, path) for split in SPLITS}
 
-        # CSV rows -> examples, exact duplicates folded within each file and between files
+        # CSV rows -> examples, exact duplicates folded within each file but the test's, and between files
         examples, home = self.read_files({**own, "train": path}, fraction, seed, counts)
 
         # label by the task, which may leave examples out
@@ -193,29 +204,59 @@ class Task:
     def read_files(self, files, fraction, seed, counts):
         """(examples of {split: file}, {id(example): split, if not train}); duplicates are folded and counted.
 
-        A text that is in several files is kept in the first of them, so the test file must come first.
+        Those of a test file of its own are counted and stay. A text that is in several files is kept in the
+        first of them, so the test file must come first.
         """
-        examples, home = [], {}
+        examples, home, taken = [], {}, set()
         for split, file in files.items():
-            members = self.fold(
-                self.read(file, lambda row_id: sampled(row_id, fraction, seed), counts), counts
-            )
+            members = self.read(file, lambda row_id: sampled(row_id, fraction, seed), counts)
+            if split == "test" and self.folds and not self.unites:
+                counts["duplicates in the test file, kept"] += repeated(members)
+            else:
+                members = self.fold(members, counts)
+
+            if len(files) > 1 and self.folds:
+                keys = list(map(text_key, members))
+                members = [m for m, key in zip(members, keys, strict=True) if key not in taken]
+                counts["also in the test or validation file, left out"] += len(keys) - len(members)
+                taken.update(keys)
             if split != "train":
                 home.update((id(example), split) for example in members)
             examples += members
-
-        if len(files) > 1 and self.folds:
-            examples, counts["also in the test or validation file, left out"] = fold_duplicates(examples)
         return examples, home
+
+    def read_to_score(self, path, counts):
+        """(examples of a file, {label: rows} of labels that this finished task does not know).
+
+        Row for row: nothing is folded or balanced. Rows of which no label is known are left out and counted.
+        """
+        examples = self.read(path, lambda row_id: True, counts)
+        if self.unites:
+            examples = self.fold(examples, counts)
+        known, unknown = self.known_labels(examples)
+        if left_out := len(examples) - len(known):
+            counts["with a label that the run does not know"] += left_out
+        return known, unknown
+
+    def known_labels(self, examples):
+        """(the examples that have a label of self.labels, now as indices; Counter of the other labels)."""
+        return examples, Counter()
 
     def split(self, examples, home, shares, path, seed):
         """{split: [example]}. Those of `path` are dealt out by subject to train and to {split: share}.
 
-        home {id(example): the split whose file it came from, if not train's}; they stay there.
+        home {id(example): the split whose file it came from, if not train's}; they stay there. The share of
+        test may be a fold [k, n].
         """
         splits = {split: [] for split in SPLITS}
         for example in examples:
             splits[home.get(id(example), "train")].append(example)
+        if isinstance(fold := shares.get("test"), list | tuple):
+            self.check_dealable(path, splits["train"], max(fold[1], 1 + len(shares)))
+            return {
+                **splits,
+                **split_fold(splits["train"], fold, shares.get("validation"), seed, self.strata),
+            }
         if shares:
             self.check_dealable(path, splits["train"], 1 + len(shares))
         shares = {"train": 1 - sum(shares.values()), **shares}
@@ -224,6 +265,28 @@ class Task:
     def read(self, path, keep, counts):
         """The labelled examples of a file whose row id keep() takes; what is left out is counted."""
         raise NotImplementedError
+
+    def read_by_all(self, table, read, counts):
+        """The notes that read(table, counts) makes of a table's rows; all cores read a large file."""
+        _, row_at, subject_at = self.columns(table)
+        if row_at is None:  # rows are numbered, from the first on
+            return read(table, counts)
+        self.by_subject, notes = subject_at is not None, []
+
+        def read_part(part, held):
+            found, self.held = Counter(), held
+            part_notes = NoteList(read(part, found))
+            more, self.held = self.held - held, held
+            return part_notes, found, more
+
+        for (part_notes, found, more), lines in in_parts(table, read_part, lambda: self.held):
+            self.held += more
+            if lines and self.held > MAX_TEXT:
+                for note in part_notes:
+                    note.line += lines if note.text is None else 0
+            notes += part_notes
+            counts.update(found)
+        return notes
 
     def open_table(self, path, progress=True):
         """The table in a file, by the file's name, with the row length that was asked for."""
@@ -249,7 +312,7 @@ class Task:
                 continue
             subject = row[subject_at].strip() if subject_at is not None else ""
             yield line, row_id, subject, "\n".join(texts) if len(texts) > 1 else texts[0], row
-        if counts["rows"] == before:
+        if counts["rows"] == before and not table.begun:
             raise BadInput(f"{table.path}: a header and no rows")
 
     def columns(self, table):
@@ -292,6 +355,11 @@ class Task:
         if self.held > MAX_TEXT:
             note.text, note.key, note.path, note.line = None, key_of(text), table.path, line
         return note
+
+    def unlabelled(self, path, counts):
+        """The unlabelled examples of a file, an iterator; what is left out is counted. For predict.py."""
+        table = self.open_table(path)
+        return (self.example(row_id, text) for _, row_id, _, text, _ in self.rows(table, counts))
 
     def prepare_text(self, text):
         """What the model sees of a text; the same in training and in predict.py."""
@@ -417,7 +485,8 @@ class Task:
 
     def forward(self, model, batch, **keywords):
         """The model's outputs for a batch, logits among them."""
-        return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **keywords)
+        mask = None if "full" in batch else batch["attention_mask"]
+        return model(input_ids=batch["input_ids"], attention_mask=mask, **keywords)
 
     def loss(self, model, batch, outputs):
         """Cross-entropy, class-weighted if asked for: logits (B, C), labels (B,) -> scalar."""
@@ -431,6 +500,22 @@ class Task:
     def read_out(self, model, batch, outputs):
         """One NumPy result for each row of a batch: here the probabilities, (C,) each."""
         return outputs.logits.float().softmax(-1).cpu().numpy()
+
+    @torch.inference_mode()
+    def cls_vectors(self, model, encoded, pad_id, tokens=4096):
+        """The last layer's vector of the first token, [CLS], of every encoded row, (rows, H) float32."""
+        model.eval()
+        vectors = np.empty((len(encoded.lengths), model.config.hidden_size), np.float32)
+        device = next(model.parameters()).device
+        for rows in tqdm(
+            budget_batches(encoded.lengths, tokens), desc="[CLS]", unit="batch", leave=False, disable=None
+        ):
+            batch = collate(encoded, rows, pad_id, device)
+            hidden = model.base_model(batch["input_ids"], attention_mask=batch["attention_mask"])[
+                0
+            ]  # (B, T, H)
+            vectors[rows] = hidden[:, 0].float().cpu().numpy()
+        return vectors
 
     def combine(self, examples, encoded, results):
         """The rows' results -> one prediction per example; here they are the same."""
@@ -467,14 +552,38 @@ class Task:
         return ours < theirs if lower else ours > theirs
 
     def calibrate(self, examples, predictions):
-        """Choose what is chosen on validation after training, such as thresholds."""
+        """Choose what is chosen on validation after training: the temperature; a task may add to it."""
+        if found := self.certainty(examples, predictions):
+            self.temperature = metrics.fit_temperature(*found)
 
     # --- predictions -> scores and files
+
+    separate = False  # whether each label is a question of its own, with a sigmoid, not one of the classes
+    sure_of = "the likeliest class"  # of what the probability is that calibration is about
+
+    def certainty(self, examples, predictions):
+        """(truth, probabilities) as metrics.fit_temperature takes them; None if answers have no such form."""
+        return np.array([example.label for example in examples]), np.stack(predictions)
+
+    def calibration(self, examples, predictions):
+        """metrics.calibration_scores of predictions; None for a task without."""
+        found = self.certainty(examples, predictions)
+        return found and metrics.calibration_scores(*found, self.temperature)
+
+    def stated(self, probabilities):
+        """Probabilities as predict.py shows them: with --calibrated, after temperature scaling."""
+        if not self.calibrated:
+            return probabilities
+        return metrics.tempered(probabilities, self.temperature, self.separate)
 
     def score(self, examples, predictions, intervals=False):
         """metrics.Scores of predictions, with bootstrap intervals if asked for."""
         labels = np.array([example.label for example in examples])
         return metrics.single_label(labels, np.stack(predictions), self.labels, intervals)
+
+    def limits(self):
+        """Sentences for the model card: what the scores do not say."""
+        return []
 
     def table(self, scores):
         """Scores as a text table to print after the test, or None."""
@@ -485,24 +594,51 @@ class Task:
 
     def record(self, prediction):
         """A prediction as the cells of header()."""
-        return [self.labels[int(prediction.argmax())], *(f"{p:.6f}" for p in prediction)]
+        return [self.labels[int(prediction.argmax())], *(f"{p:.6f}" for p in self.stated(prediction))]
+
+    def from_probabilities(self, probabilities):
+        """(N, C) -> predictions, as a model's are: for baselines."""
+        return list(probabilities)
 
     def answer(self, example, prediction):
         """A prediction as JSON, for one note from standard input."""
-        probabilities = {label: round(float(p), 6) for label, p in zip(self.labels, prediction, strict=True)}
+        pairs = zip(self.labels, self.stated(prediction), strict=True)
+        probabilities = {label: round(float(p), 6) for label, p in pairs}
         return {"predicted": self.labels[int(prediction.argmax())], "probabilities": probabilities}
 
     def truth(self, example):
         """The example's label as predictions.csv shows it."""
         return self.labels[example.label]
 
+    # --- predictions.csv -> scores
+
+    def read_back(self, rows):
+        """Rows of predictions.csv -> (truth, called, probabilities), (N, L) each, the first two bool."""
+        names = np.array(self.labels)
+        truth, called = (
+            np.array([row[key] for row in rows])[:, None] == names for key in ("label", "predicted")
+        )
+        columns = [f"p_{label}" for label in self.labels]
+        return truth, called, np.array([[float(row[column]) for column in columns] for row in rows])
+
+    def rescored(self, rows):
+        """(overall scores, {score: function of weights (R, N) -> (R,)}) of the rows of predictions.csv."""
+        truth, called, probabilities = self.read_back(rows)
+        scores = metrics.single_label(truth.argmax(1), probabilities, self.labels)
+        return scores.overall, metrics.weighted_single_label(truth, called, probabilities)
+
     def describe(self):
         """JSON facts from which from_facts makes the same task again."""
-        return {"task": self.name, "labels": self.labels, "options": vars(self.options)}
+        return {
+            "task": self.name,
+            "labels": self.labels,
+            "options": vars(self.options),
+            "temperature": self.temperature,
+        }
 
     @classmethod
     def from_facts(cls, facts):
         """The task with the facts that describe() gave."""
         task = cls(**facts["options"])
-        task.labels = facts["labels"]
+        task.labels, task.temperature = facts["labels"], facts.get("temperature")  # older runs have none
         return task

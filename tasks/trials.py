@@ -7,6 +7,7 @@ example: its set is their union; of classes the first is kept, and contradiction
 
 import ast
 import re
+from collections import Counter
 
 import numpy as np
 
@@ -89,6 +90,7 @@ class Trials(LabelSets):
 
         if chosen.multi_label or chosen.label_separator or several:
             self.answer_sets()
+        self.unites = chosen.multi_label  # only together do rows of one text give its set
 
     # --- a note's way
 
@@ -162,6 +164,17 @@ class Trials(LabelSets):
             indices = tuple(sorted(index[name] for name in note.label))
             note.label = indices if self.sets else indices[0]
         return examples
+
+    def known_labels(self, examples):
+        """By name. A set that has a known label, or was empty, is scored by what is known of it."""
+        index, known = {name: i for i, name in enumerate(self.labels)}, []
+        unknown = Counter(name for note in examples for name in note.label if name not in index)
+        for note in examples:
+            indices = tuple(sorted(index[name] for name in note.label if name in index))
+            if indices or not note.label:
+                note.label = indices if self.sets else indices[0]
+                known.append(note)
+        return known, unknown
 
     # --- scores and files
 

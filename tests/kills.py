@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
+import evaluate
 import predict
 import report
 import sweep
@@ -160,6 +161,10 @@ def cases(place):
     base = found["train.py symptoms base"][1]
     finish(train.main, [str(word).format(out=runs) for word in base], place)
     found["predict.py"] = (predict_in_small_chunks, [runs / "base", notes, "--out", "{out}/p.csv"], (1, 2))
+    vectors = [runs / "base", notes, "--embeddings", "{out}/v.npy"]
+    found["predict.py --embeddings"] = (predict_in_small_chunks, vectors, (1, 2))
+    words = [runs / "base", "--data", notes, "--deterministic", "--out", "{out}/external"]
+    found["evaluate.py"] = (evaluate.main, words, (1, 2))
     found["report.py"] = (report_of_a_copy, [runs, "{out}/runs"], (1,))
     grid = place / "grid.json"
     grid.write_text(json.dumps({"base": "--technique base", "int8": "--technique quantization"}))
@@ -172,8 +177,8 @@ def cases(place):
 
 def predict_in_small_chunks(words):
     """predict.py with 32 notes per chunk, so that a small file has several."""
-    original = predict.predict_file
-    predict.predict_file = lambda *given, **named: original(*given, **{"chunk": 32, **named})
+    original = predict.answer_file
+    predict.answer_file = lambda run, path, out, chunk, *given: original(run, path, out, 32, *given)
     predict.main([*words, "--deterministic"])
 
 

@@ -12,8 +12,9 @@ import benchmark
 import files
 from bench import gpu, shape, training, volume
 from conftest import ROOT, read_csv
-from fast import speedups
+from fast import cpu, speedups
 from layers import parameter_count
+from test_results import script
 
 SHAPE = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 512}
 CONFIG = BertConfig(vocab_size=500, num_labels=5, **SHAPE)
@@ -105,16 +106,37 @@ def test_reading_is_measured_as_it_is_done(tmp_path, runs, monkeypatch):
     assert "--notes=400,800" in files.read_json(tmp_path / "benchmark.json")["arguments"]
 
 
-def test_the_gpu_part_counts_on_any_device():
-    table = gpu.gpu_rows("cpu", 16, 2, 4, steps=2, config=CONFIG, backend="eager")
-    steps = ("training", "prediction")
-    assert [(row["row"], row["compiled"]) for row in table] == [
-        (name, on) for on in (False, True) for name in steps
-    ]
-    with speedups(shape.bert_base(CONFIG), reads_first=True) as model:
-        macs = shape.multiply_adds(model, 16)
-    for row, passes in zip(table, (3, 1, 3, 1), strict=True):  # forward, and twice as much backward
-        assert row["peak_share"] == pytest.approx(passes * macs * row["notes_per_s"] / row["peak_macs_per_s"])
+def test_the_gpu_part_counts_what_the_layers_do():
+    model, head = shape.bert_base(CONFIG), 384 * 384 + 384 * 5
+    for first in (False, True):
+        with speedups(model, reads_first=first):
+            macs = shape.multiply_adds(model, 16) - head
+        assert gpu.flops_per_token(CONFIG, 16, first) * 16 == pytest.approx(2 * macs)
+    linears = 6 * (4 * 384 * 384 + 2 * 384 * 512)
+    assert gpu.flops_per_token(CONFIG, 16, False) == 2 * linears + 4 * 6 * 384 * 16
+
+
+def test_the_gpu_part_measures_on_any_device(tmp_path, monkeypatch):
+    monkeypatch.setattr(cpu, "onednn_pays", lambda: False)  # whose layers multiply no bf16
+    few = {"training": (2,), "prediction": (2, 4)}
+    tiny = functools.partial(gpu.gpu_rows, "cpu", batches=few, config=CONFIG, backend="eager")
+    monkeypatch.setattr(gpu, "gpu_rows", tiny)
+    monkeypatch.setattr(benchmark, "chosen_parts", lambda args: ["gpu"])
+    benchmark.main(["--length", "16", "--rounds", "2", "--out", str(tmp_path)])
+    table = read_csv(tmp_path / "gpu.csv")
+    names = ["training", "prediction", "prediction"]
+    names += [f"{name}, plain" for name in names]
+    assert [row["row"] for row in table] == 2 * names
+    assert [row["compiled"] for row in table] == ["False"] * 6 + ["True"] * 6
+    for row in table:
+        seconds, tokens = float(row["ms"]) / 1e3, 16 * int(row["batch"])
+        passes = 3 if "training" in row["row"] else 1  # forward, and twice as much backward
+        flops = passes * gpu.flops_per_token(CONFIG, 16, "plain" not in row["row"])
+        assert float(row["flops_per_s"]) == pytest.approx(flops * tokens / seconds, rel=1e-4)
+        share = float(row["flops_per_s"]) / float(row["peak_flops_per_s"])
+        assert float(row["peak_share"]) == pytest.approx(share, abs=1e-5)
+    assert "TFLOP/s" in files.read_json(tmp_path / "benchmark.json")["conditions"]["gpu"]
+    assert "| training | no | 2 |" in "\n".join(script().speed_section(ROOT, tmp_path)).replace("  ", " ")
 
 
 def test_training_is_compared_with_the_trainer(arguments):

@@ -29,6 +29,7 @@ from data import (
     open_text,
     sampled,
     split_by_subject,
+    split_fold,
     text_lines,
 )
 from files import write_csv
@@ -225,6 +226,25 @@ def test_no_subject_and_no_text_on_two_sides_and_labels_in_proportion(seed):
         == fingerprint(split_by_subject(notes, SHARES, seed))
         != fingerprint(split_by_subject(notes, SHARES, seed + 9))
     )
+
+
+@pytest.mark.parametrize("folds", [2, 5])
+def test_folds_are_tested_once_each_grouped_and_stratified(folds):
+    generator = np.random.default_rng(folds)
+    drawn = zip(generator.integers(150, size=900), generator.choice(3, 900, p=[0.7, 0.2, 0.1]), strict=True)
+    notes = [Note(str(i), str(subject), f"text {i}", int(label)) for i, (subject, label) in enumerate(drawn)]
+    totals, tested, seen = np.bincount([note.label for note in notes]), [], set()
+    for k in range(1, folds + 1):
+        splits = split_fold(notes, [k, folds], 0.1, 7)
+        assert list(splits) == list(SPLITS) and sum(map(len, splits.values())) == len(notes)
+        sides = [{note.subject for note in splits[split]} for split in SPLITS]
+        assert not (sides[0] & sides[1] or sides[0] & sides[2] or sides[1] & sides[2])
+        assert np.allclose(np.bincount([n.label for n in splits["test"]]) / totals, 1 / folds, atol=0.04)
+        assert len(splits["validation"]) == pytest.approx(90, abs=15)
+        tested += [note.row_id for note in splits["test"]]
+        seen.add(fingerprint(splits))
+    assert sorted(tested, key=int) == [note.row_id for note in notes] and len(seen) == folds
+    assert "validation" not in split_fold(notes, [1, folds], None, 7)  # a file of its own
 
 
 def test_sample_is_the_share_asked_for_and_the_same_every_time():

@@ -1,6 +1,7 @@
 """export.py: the ONNX file answers as PyTorch does, or is not written."""
 
 import csv
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -80,3 +81,12 @@ def test_a_validation_file_of_the_runs_own_is_named(small, arguments, tmp_path, 
     own.unlink()
     line = refuses(export.main, [tmp_path / "out" / "base", "--onnx", tmp_path / "b.onnx"])
     assert f"{own}: the run's own notes are not there" in line
+
+
+def test_notes_to_check_with_may_have_long_rows(runs, tmp_path, refuses, monkeypatch):
+    notes = write_notes(tmp_path / "notes.csv", [("1", "1", "fever " * 250_000)])
+    monkeypatch.setattr(export, "libraries", lambda: None)
+    monkeypatch.setattr(export, "write_checked", lambda run, args, *_: Path(args.onnx).touch())
+    call = [str(runs / "base"), "--onnx", str(tmp_path / "a.onnx"), "--notes", str(notes), "--max-row-mb"]
+    assert "more than 1 MB in one row" in refuses(export.main, [*call, "1"])
+    export.main([*call, "2"])

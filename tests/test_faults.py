@@ -15,7 +15,7 @@ import predict
 import train
 from cli import BadInput
 from conftest import ROOT, read_csv, write_notes
-from files import Unwritable, locked, whole_directory, write_json, write_whole
+from files import Unwritable, locked, read_json, whole_directory, write_json, write_whole
 from run import checkpoint, progress
 from run.cache import cached
 
@@ -92,6 +92,13 @@ def test_a_directory_is_replaced_whole_or_not_at_all(tmp_path):
     (tmp_path / "run").rename(tmp_path / ".run.old")  # killed between the two renames
     files.remove_remains_of(tmp_path / "run")
     assert tree(tmp_path) == {"run/a": b"1"}
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(Unwritable, match="pipe: is no regular file"):
+        write_whole(tmp_path / "pipe", "text")
+    assert (tmp_path / "pipe").is_fifo() and len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_lock_is_held_by_one_process_and_freed_when_it_is_killed(tmp_path):
@@ -202,6 +209,14 @@ def test_a_damaged_progress_file_costs_one_save(interrupted, runs, capsys, how):
     assert not [name for name in tree(out) if name.startswith(".")]
 
 
+def test_a_pipe_in_the_place_of_progress_is_not_waited_for(tmp_path, capsys):
+    file = progress.ProgressFile(tmp_path / "progress.safetensors", 1)
+    os.mkfifo(file.path)
+    file.settle({})
+    assert file.found is None and "is damaged and not used" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
 def test_with_both_progress_files_damaged_training_begins_anew(interrupted, runs, capsys):
     call, out = interrupted
     for path in out.glob(".base.progress*"):
@@ -252,7 +267,7 @@ def test_two_predictions_into_one_file(runs, small, tmp_path):
 # --- the cache
 
 
-@pytest.mark.parametrize("how", ("one bit", "cut", "empty", "absent"))
+@pytest.mark.parametrize("how", ("one bit", "cut", "empty", "absent", "pipe", "nested", "fewer"))
 @pytest.mark.parametrize("name", ("ids.npy", "starts.npy", "checksums.json"))
 def test_damaged_token_ids_are_made_again(tmp_path, capsys, name, how):
     from data import pack
@@ -261,16 +276,23 @@ def test_damaged_token_ids_are_made_again(tmp_path, capsys, name, how):
 
     def make():
         made.append(1)
-        return pack([np.arange(500), np.arange(7)])
+        return pack([np.arange(500), np.arange(7)], None, [np.arange(500), np.arange(7)])
 
     cached(tmp_path, "key", make)
     path = tmp_path / "key" / name
-    if how == "absent":
+    if how in ("absent", "pipe"):
         path.unlink()
-    else:
+    if how == "pipe":
+        os.mkfifo(path)
+    elif how == "nested":
+        path.write_text("[" * 10**5)
+    elif how == "fewer":  # the labels are not named
+        sums = tmp_path / "key" / "checksums.json"
+        write_json(sums, {key: value for key, value in read_json(sums).items() if "token" not in key})
+    elif how != "absent":
         damage(path, how)
     again = cached(tmp_path, "key", make)
-    assert len(made) == 2 and again.ids.tolist() == [*range(500), *range(7)]
+    assert len(made) == 2 and again.ids.tolist() == again.token_labels.tolist() == [*range(500), *range(7)]
     assert "are damaged; they are made again" in capsys.readouterr().out
     cached(tmp_path, "key", make)
     assert len(made) == 2

@@ -7,16 +7,17 @@ import shutil
 import subprocess
 import sys
 
+import huggingface_hub
 import pytest
 
-import fuzz_runs
+import fuzz
 import predict
 import report
 import train
-from cli import BadInput
+from cli import BadInput, run_script
 from conftest import ROOT
 from files import checksum_of, read_json, write_json
-from run import checkpoint
+from run import checkpoint, plots, untrusted
 
 EVIL = """
 import pathlib
@@ -183,6 +184,26 @@ def test_a_model_in_the_hubs_cache_is_read_through_its_links(model, call, tmp_pa
     checkpoint.from_pretrained(str(snapshot), train.TASKS["symptoms"]())
 
 
+def test_a_hub_model_is_measured_before_it_is_loaded(model, call, refuses, tmp_path, monkeypatch):
+    edit(model / "config.json", {"vocab_size": 900_000})
+    commit = "0" * 40
+    home = tmp_path / "models--someone--giant"
+    (home / "refs").mkdir(parents=True)
+    (home / "refs" / "main").write_text(commit)
+    shutil.copytree(model, home / "snapshots" / commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    call[call.index("--model") + 1] = "someone/giant"
+    assert "describe a model far larger" in refuses(train.main, call)
+    edit(home / "snapshots" / commit / "config.json", {"vocab_size": 10**7})
+    assert "larger than anything in the weights" in refuses(train.main, call)
+
+
+def test_weights_larger_than_the_free_memory_are_not_loaded(run, refuses, monkeypatch):
+    assert untrusted.free_memory() > 10**8
+    monkeypatch.setattr(untrusted, "free_memory", lambda: 10**4)
+    assert "GB of memory are free" in refuses(predict.main, [run, "-"])
+
+
 def test_huge_files_are_not_read(run, refuses, tmp_path):
     for name in ("tokenizer.json", "vocab.txt", "run.json"):
         other = shutil.copytree(run, tmp_path / name)
@@ -305,15 +326,75 @@ def test_runs_that_start_from_each_other_come_to_an_end(run, runs):
     edit(run / "run.json", {"start": "other"})
     other = shutil.copytree(run, run.with_name("other"))
     edit(other / "run.json", {"start": str(run)})
-    rows = report.report_data(run.parent)[2]
+    rows = report.report_data(run.parent)[1]
     assert [row["techniques"] for row in rows] == ["base", "base"]
 
 
-# --- any edit
+@pytest.mark.parametrize(
+    "changes",
+    (
+        {"history": [{"Epoch": "x"}]}, {"history": [{"Epoch": 1.0, "F1": "x"}]}, {"history": [3]},
+        {"test.confusion": [3]}, {"test.confusion": [[1, 2], [3, 4]]}, {"test.confusion": [["a"] * 5] * 5},
+    ),
+)  # fmt: skip
+def test_what_cannot_be_drawn_is_one_line(run, refuses, changes):
+    edit(run / "run.json", changes)
+    assert str(run.parent) in refuses(report.main, [run.parent])
+    assert not (run.parent / "results.json").exists()
 
 
-def test_no_mutant_of_a_run_ends_in_a_traceback(runs):
-    sources = sorted(path for path in runs.iterdir() if checkpoint.is_finished(path))
-    counts, failures, _, _ = fuzz_runs.fuzz(sources, 300, seed=0)
+def test_times_that_are_none_are_one_line(run, refuses):
+    (run.parent / "benchmark.csv").write_text("technique,p50_ms\nrun,fast\n")
+    assert "benchmark.csv: is damaged" in refuses(report.main, [run.parent])
+
+
+def test_an_error_of_our_own_in_a_plot_stays_one(run, monkeypatch):
+    def fails(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(plots, "plot_curves", fails)
+    with pytest.raises(ZeroDivisionError):
+        report.main([str(run.parent)])
+
+
+# --- command lines
+
+
+@pytest.mark.parametrize("content", (b"--data \xff", b"--data a\0b", b"@words", b"--data 'a"))
+def test_a_damaged_file_of_arguments_is_one_line(refuses, tmp_path, monkeypatch, content):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "words").write_bytes(content)
+    assert "@ file" in refuses(train.main, ["@words"])
+
+
+def test_two_dashes_are_no_value(refuses):  # argparse makes an empty list of them
+    for flag in ("--max-row-mb", "--data", "--lr"):
+        assert f"argument {flag}: expected one argument" in refuses(train.main, [f"{flag}=--"])
+
+
+def test_any_file_name_can_be_shown(refuses, monkeypatch):
+    assert "a\\nb\\x1b[2J: no such file" in refuses(train.main, ["--model", ROOT, "--data", "a\nb\x1b[2J"])
+    out = io.TextIOWrapper(io.BytesIO(), "utf-8")
+    monkeypatch.setattr(sys, "stdout", out)
+    run_script(lambda: print("\udcff"))
+    assert out.buffer.getvalue() == b"\\udcff\n"
+
+
+# --- any input
+
+
+@pytest.mark.parametrize(
+    ("part", "count", "accepted", "refused"),
+    (
+        ("runs", 250, 20, 120),
+        ("readers", 250, 50, 80),
+        ("caches", 100, 100, 0),
+        ("progress", 150, 130, 0),
+        ("flags", 250, 60, 80),
+    ),
+)
+def test_no_input_ends_in_a_traceback(runs, part, count, accepted, refused):
+    sources = [runs / "base", *sorted(path for path in runs.iterdir() if checkpoint.is_finished(path))]
+    row, failures = fuzz.fuzz(part, sources, count, seed=0)
     assert not failures, "\n".join(failures)
-    assert counts["accepted"] > 20 and counts["refused"] > 150, json.dumps(counts)
+    assert row["accepted"] >= accepted and row["refused"] >= refused, json.dumps(row)

@@ -145,7 +145,11 @@ def good_calls(notes, out):
             words = [out / task / "base", file, "--out", out / f"{task}.answers", "--text-column", columns]
             yield "predict", words, None
             yield "predict", [out / task / "base", "-"], " ".join(MARKERS) + " and fever"
+        words = [out / task / "base", "--data", notes[task][0], "--out", out / f"{task}-external"]
+        yield "evaluate", words, None
         yield "report", [out / task], None
+    vectors = ["--embeddings", out / "vectors.npy"]
+    yield "predict", [out / "symptoms/base", notes["symptoms"][0], *vectors], None
     yield "benchmark", [out / "symptoms", "--rounds", 2], None
     (out.parent / "grid.json").write_text('{"base": "--technique base", "int8": "--technique quantization"}')
     grid = f"--grid {out.parent}/grid.json --seeds 1 --rounds 1 --epochs 1"
@@ -166,6 +170,8 @@ def bad_calls(notes, out, faults):
     for words in ("--label-column context", "--label-column context --label-separator .", "--row-column no"):
         yield "train", run_words(notes, "trials", out / "bad", words), None
     yield "train", run_words(notes, "symptoms", out / "bad", "--symptoms fever,zebra"), None
+    words = ["--data", notes["trials"][0], "--out", out / "bad", "--label-column", "context"]
+    yield "evaluate", [out / "trials/base", *words], None
     yield "predict", [out / "symptoms/base", "-"], " \n"
 
 
@@ -236,9 +242,26 @@ def test_no_file_but_the_cache_and_no_output_holds_a_marker(written, patterns):
 
 def test_what_holds_rows_or_token_ids_is_its_owners_alone(written):
     home, _ = written
-    rows = ["*predictions.csv", "*.answers", "*.jsonl", "*.parts", "*.part"]
+    rows = [
+        "*predictions.csv",
+        "*.answers",
+        "*.jsonl",
+        "*.parts",
+        "*.part",
+        "duplicates.csv",
+        "*.npy",
+        "*.ids.csv",
+    ]
+    rows += ["train_keys.safetensors"]
     private = [path for pattern in rows for path in (home / "out").rglob(pattern)]
-    assert {path.suffix for path in private} >= {".csv", ".answers", ".parts", ".part"}
+    assert {path.suffix for path in private} >= {
+        ".csv",
+        ".answers",
+        ".parts",
+        ".part",
+        ".npy",
+        ".safetensors",
+    }
     private += (home / "cache/compressed-clinical-bert").rglob("*")
     assert [str(path) for path in private if path.stat().st_mode & 0o077] == []
     # progress files are weights and moments: with the weights' mode; no row and no token id is in them

@@ -152,7 +152,7 @@ def test_calibration_counts_the_rows_of_each_bin(seed):
     generator = np.random.default_rng(seed)
     probability = np.concatenate([[0.0, 0.1, 0.2, 1.0], generator.random(50) ** 2])
     positive = generator.random(54) < probability
-    edges = np.linspace(0, 1, 11)
+    edges = np.linspace(0, 1, 16)
     expected = []
     for low, high in zip(edges[:-1], edges[1:], strict=True):
         inside = (probability <= high) & ((probability > low) | (low == 0))
@@ -162,6 +162,37 @@ def test_calibration_counts_the_rows_of_each_bin(seed):
     assert np.allclose(points, expected) and sum(rows for *_, rows in points) == 54
     error = sum(rows * abs(said - seen) for said, seen, rows in expected) / 54
     assert metrics.expected_calibration_error(positive, probability) == pytest.approx(error)
+
+
+@pytest.mark.parametrize("separate", (False, True))
+def test_temperature_scaling_finds_how_much_too_sure_the_answers_are(separate):
+    generator = np.random.default_rng(0)
+    logits = 2 * generator.normal(size=(4000, 3))
+    if separate:
+        said, truth = 1 / (1 + np.exp(-logits)), generator.random(logits.shape) < 1 / (1 + np.exp(-logits))
+        sure = (1 / (1 + np.exp(-3 * logits))).astype(np.float32)
+        squares = ((truth - sure) ** 2).mean()
+    else:
+        said, sure = (np.exp(k * logits) / np.exp(k * logits).sum(1, keepdims=True) for k in (1, 3))
+        truth = (said.cumsum(1) > generator.random((4000, 1))).argmax(1)
+        squares = ((np.eye(3)[truth] - sure) ** 2).sum(1).mean()
+    temperature = metrics.fit_temperature(truth, sure)
+    assert temperature == pytest.approx(3, rel=0.1)
+    assert metrics.fit_temperature(truth, said) == pytest.approx(1, rel=0.1)
+    assert np.allclose(metrics.tempered(sure, 3.0, separate), said, atol=5e-3)  # float32 has no 1 - 1e-9
+    found = metrics.calibration_scores(truth, sure, temperature)
+    assert found["plain"]["Brier"] == pytest.approx(squares, abs=1e-6)
+    assert found["scaled"]["ECE"] < 0.03 < 0.08 < found["plain"]["ECE"]
+    assert found["scaled"]["Brier"] < found["plain"]["Brier"]
+    assert sum(rows for *_, rows in found["plain"]["bins"]) == truth.size
+    assert metrics.calibration_scores(truth, sure)["scaled"] is None
+
+
+def test_calibration_of_classes_is_about_the_likeliest():
+    said, truth = np.array([[0.9, 0.1], [0.2, 0.8], [0.95, 0.05]]), np.array([0, 0, 0])
+    found = metrics.calibration_scores(truth, said)["plain"]
+    assert found["ECE"] == pytest.approx((0.1 + 0.8 + 0.05) / 3)  # three bins, one row each
+    assert found["Brier"] == pytest.approx((0.02 + 1.28 + 0.005) / 3)
 
 
 # --- intervals and tests

@@ -2,6 +2,7 @@
 
 import gzip
 import itertools
+import json
 from collections import Counter
 from types import SimpleNamespace
 
@@ -10,8 +11,11 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+import evaluate
 import metrics
+import predict
 from cli import BadInput
+from conftest import read_csv
 from data import IGNORE, collate, windows
 from run import inference
 from tasks.bio import CRF, allowed, marginals, read_bio, repair, viterbi
@@ -219,3 +223,40 @@ def test_other_lines_that_differ_in_length_are_refused(tmp_path, content, messag
     with pytest.raises(BadInput, match=message) as error:
         list(read_bio(tmp_path / "a.txt"))
     assert "secret" not in str(error.value)
+
+
+def test_files_of_words_are_read_with_and_without_tags(tmp_path):
+    words = [["EU", "rejects", "#"], ["Peter", "#5"]]
+    forms = {
+        "a.tsv": "# doc 7\nEU\tB-x\nrejects\tO\n#\tO\n\nPeter\tany\n#5\tO\n",
+        "b.txt": "# doc 7\nEU\nrejects\n#\n\nPeter\n#5\n",
+        "c.conll": "-DOCSTART- -X- O\n\nEU NNP B-x\nrejects VB ?\n# . O\n\nPeter NNP O\n#5 CD O\n",
+    }
+    for name, text in forms.items():
+        (tmp_path / name).write_text(text)
+        counts = Counter()
+        found = list(Ner().unlabelled(str(tmp_path / name), counts))
+        assert [sentence.words for sentence in found] == words and counts["rows"] == 2, name
+        assert {s.subject for s in found} == {"document 1" if name == "c.conll" else "7"}
+        assert all(sentence.label is None and sentence.offsets is None for sentence in found)
+    (tmp_path / "d.txt").write_text("low\niron now\n")
+    with pytest.raises(BadInput, match=r"d.txt, line 2: 2 columns where there should be 1"):
+        list(Ner().unlabelled(str(tmp_path / "d.txt"), Counter()))
+    (tmp_path / "e.csv").write_text("ROW_ID,TEXT\n7,low iron\n")
+    assert [s.words for s in Ner().unlabelled(str(tmp_path / "e.csv"), Counter())] == [["low", "iron"]]
+    (tmp_path / "e.tsv").write_text("ROW_ID\tTEXT\n")
+    assert Ner()._is_table(tmp_path / "e.tsv") and not Ner()._is_table(tmp_path / "a.tsv")
+
+
+def test_predict_answers_a_file_of_words_by_word_numbers(trained, demos, tmp_path):
+    run, data = trained["ner"] / "base", demos["ner"][0]
+    predict.main([str(run), str(data), "--out", str(tmp_path / "p.jsonl")])
+    lines = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    sentences = list(read_bio(data))
+    assert [line["row_id"] for line in lines] == [str(number) for number, *_ in sentences]
+    evaluate.main([str(run), "--data", str(data), "--out", str(tmp_path / "out")])
+    expected = {row["row_id"]: row["predicted"] for row in read_csv(tmp_path / "out/predictions.csv")}
+    for line in lines:
+        spans = [f"{s['start_word']}-{s['end_word']}:{s['type']}" for s in line["spans"]]
+        assert " ".join(spans) == expected[line["row_id"]]
+    assert any(line["spans"] for line in lines)

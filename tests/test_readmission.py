@@ -149,7 +149,7 @@ def test_logistic_head_is_scikit_learns_and_patients_stay_together(demos, tmp_pa
     assert not (subjects[0] & subjects[1] or subjects[0] & subjects[2] or subjects[1] & subjects[2])
     encoded = {s: run.task.encode(splits[s], run.tokenizer, 64, progress=False) for s in ("train", "test")}
     assert len(encoded["test"].lengths) > len(splits["test"])  # chunks
-    x = {s: run.task._cls_vectors(run.model, e, run.tokenizer.pad_token_id) for s, e in encoded.items()}
+    x = {s: run.task.cls_vectors(run.model, e, run.tokenizer.pad_token_id) for s, e in encoded.items()}
     mean, scale = x["train"].mean(0), x["train"].std(0)
     c = float(run.facts["head"]["C"])
     fit = LogisticRegression(C=c, max_iter=1000).fit((x["train"] - mean) / scale, encoded["train"].labels)

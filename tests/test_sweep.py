@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import pytest
 import sweep
 from cli import BadInput
 from conftest import ROOT, read_csv
-from files import read_json, write_json
+from files import locked, read_json, write_json
 from run import results, tables
 from tasks.ner import Ner
 
@@ -84,9 +86,12 @@ def refused_by(call):
 @pytest.mark.parametrize(
     "words, message",
     [
-        ("--technique base", "the grid and --seeds say that"),
-        ("--seeds a", "give whole numbers"),
-        ("--seeds 1,1", "must differ from each other"),
+        ("--technique base", "the grid, --seeds and --folds say that"),
+        ("--seeds a", "or whole numbers"),
+        ("--seeds 1,1", "differ from each other"),
+        ("--seeds 0", "how many seeds"),
+        ("--fold 1/2", "the grid, --seeds and --folds say that"),
+        ("--folds 1", "outside"),
         ("--only base,tall", "--only: tall is missing"),
         ("--only thin", "--only: base is missing"),
     ],
@@ -138,13 +143,13 @@ def test_masked_language_models_are_swept_too(tmp_path):
 
 def test_the_demonstrations_sweep_has_a_student_that_fits(refuses):
     plan = sweep.plan_sweep(["--seeds", "1,2"])
-    student = plan.planned["student 2x64"]
+    student = [job.args for job in plan.jobs if job.row == "student 2x64"]
     assert len(student) == len(plan.seeds) == 2 and student[0].student_width == 64 < 128
     assert "student-2x64" in plan.grid["student 2x64 + int8"]
     assert list(sweep.plan_sweep(["--model", "x"]).grid) == list(
         read_json(ROOT / "experiments" / "grid.json")
     )
-    assert "must differ from each other" in refuses(sweep.plan_sweep, ["--seeds", "1,1"])
+    assert "differ from each other" in refuses(sweep.plan_sweep, ["--seeds", "1,1"])
 
 
 def test_a_score_that_base_does_not_have_is_left_out(tmp_path):
@@ -158,6 +163,50 @@ def test_a_score_that_base_does_not_have_is_left_out(tmp_path):
         test = {"overall": {"F1": 0.1, "Precision": precision, "Recall": 0.1}, "intervals": {}}
         (tmp_path / name).mkdir()
         write_json(tmp_path / name / "run.json", {**facts, "technique": "base", "start": None, "test": test})
-        made[name] = [tmp_path / name]
-    rows = sweep.sweep_rows(made, {"base": (1, 1), "thin": (2, 1)}, Ner().headline)
-    assert [row["F1_from_base"] for row in rows] == [0, 0] and not any("Precision" in row for row in rows)
+        made[name] = [[tmp_path / name]]
+    rows = sweep.sweep_rows(Ner(), made, {"base": (1, 1), "thin": (2, 1)})
+    assert [row["F1_from_base"] for row in rows] == [0, 0] and "Precision" not in rows[0]
+    assert tables.sweep_scores(rows, {"headline": Ner().headline}) == ["F1", "Recall"]
+
+
+def test_folds_are_joined_and_processes_share_the_training(tmp_path, arguments, capsys):
+    grid = {"base": "--technique base", "int8": "--technique quantization"}
+    (tmp_path / "grid.json").write_text(json.dumps(grid))
+    call = [
+        *arguments,
+        "--epochs",
+        "1",
+        "--out",
+        str(tmp_path / "out"),
+        "--grid",
+        str(tmp_path / "grid.json"),
+    ]
+    call += ["--seeds", "2", "--folds", "2", "--rounds", "1"]
+    others = tmp_path / "out" / "seed1" / "fold1" / "base"
+    with locked(others):  # as if another process trained it
+        swept = threading.Thread(target=sweep.main, args=([*call, "--train-only"],))
+        swept.start()
+        last = tmp_path / "out" / "seed2" / "fold2" / "int8" / "run.json"
+        while swept.is_alive() and not last.exists():
+            time.sleep(0.1)
+        assert last.exists() and not others.exists() and swept.is_alive()  # it waits for that one
+    swept.join()
+    assert others.exists() and not (tmp_path / "out" / "sweep.csv").exists()
+    capsys.readouterr()
+    sweep.main(call)
+    assert capsys.readouterr().out.count("finished already") == 8
+
+    rows, facts = (
+        results.read_rows(tmp_path / "out" / "sweep.csv"),
+        read_json(tmp_path / "out" / "sweep.json"),
+    )
+    tested = read_csv(others / "predictions.csv")
+    tested += read_csv(others.parents[1] / "fold2" / "base" / "predictions.csv")
+    assert len({row["row_id"] for row in tested}) == len(tested) == facts["evidence"]["notes"]
+    assert facts["evidence"]["folds"] == 2 and facts["data"]["notes"] == len(tested)
+    first = np.mean([row["label"] == row["predicted"] for row in tested])
+    assert any(abs(first - rows[0][f"Accuracy_{end}"]) < 1e-6 for end in ("least", "most"))
+    assert rows[0]["Accuracy_low"] < rows[0]["Accuracy"] < rows[0]["Accuracy_high"]
+    assert rows[1]["told"] in ("no", "better", "worse") and "told" not in rows[0]
+    text = (tmp_path / "out" / "sweep.md").read_text()
+    assert f"{len(tested)} notes in 2 folds" in text and "told from base" in text

@@ -1,0 +1,148 @@
+"""What a run directory says of itself: predictions.csv, eval_metrics.json and the model card, README.md.
+
+The card is made from the run's own facts and holds no times, no row and no path above a directory's name.
+"""
+
+from pathlib import Path
+
+from huggingface_hub import ModelCardData
+
+from files import write_json, write_whole
+from metrics import Scores
+from run.results import calibration_cells, eval_metrics, markdown_table, shown, snake_case, write_predictions
+from run.seen import KEYS
+from run.tables import formatted, split_sizes, with_interval
+from tasks import demo
+from tasks.task import listed
+
+MOST_LABELS = 50  # rows of the table of labels
+METRICS = {"AUROC": "roc_auc", "Brier": "brier_score"}  # names on the hub, where they are others
+
+
+def write_run_files(path, task, record, examples, predictions):
+    """predictions.csv of the test examples, eval_metrics.json and README.md of a run directory.
+
+    record: what run.json will hold, sizes included.
+    """
+    write_predictions(path, task, examples, predictions)
+    write_json(path / "eval_metrics.json", eval_metrics(Scores(**record["test"]), len(examples)))
+    plain = (path / "model.safetensors").exists()
+    write_whole(path / "README.md", model_card(task, record, plain))
+
+
+def model_card(task, record, plain):
+    """The text of a model card with its front matter. plain: whether plain transformers loads the model."""
+    parts = [
+        ["---", front_matter(task, record, plain), "---", ""],
+        [f"# {record['name']}: {task.name}", ""],
+        [f"**{demo.BANNER}**", ""] if record["demonstration"] else [],
+        what_it_is(task, record),
+        data_lines(task, record),
+        score_lines(task, record),
+        use_lines(task, record, plain),
+        ["## Limits", "", *(f"- {limit}" for limit in [*task.limits(), *LIMITS]), ""],
+        ["## Privacy", "", PRIVACY, ""],
+    ]
+    return "\n".join(line for part in parts for line in part)
+
+
+def front_matter(task, record, plain):
+    """The YAML of the Hugging Face hub. Licence and language are no facts of a run: correct them."""
+    model = record["arguments"]["model"]
+    hub_name = model.count("/") == 1 and not Path(model).exists()
+    return ModelCardData(
+        language="en",
+        license="other",
+        license_name="unknown",
+        library_name="transformers" if plain else "pytorch",
+        pipeline_tag=task.pipeline_tag,
+        tags=["clinical", task.name, *record["technique"].split("+")],
+        base_model=model if hub_name else None,
+        metrics=[METRICS.get(score, snake_case(score)) for score in task.headline],
+    ).to_yaml()
+
+
+def what_it_is(task, record):
+    """Lines: the task, the technique, the labels."""
+    told, origin = record["arguments"], record["start"] or record["teacher"]
+    lines = [
+        type(task).__doc__.splitlines()[0],
+        "",
+        f"- technique: {record['technique']}" + (f", from the run {Path(origin).name}" if origin else ""),
+        f"- model: {shown(str(told['model']))}; {told['max_length']} tokens per row",
+    ]
+    labels = [f"- labels: {listed(task.labels, MOST_LABELS)}"] if task.labels else []
+    return [*lines, *labels, ""]
+
+
+def data_lines(task, record):
+    """Lines: where the rows went, and how many examples of each label the splits hold."""
+    data = record["data"]
+    rows = ", ".join(f"{count:,} {what}" for what, count in data["rows"].items() if count)
+    of = f" of {data['subjects']:,} subjects" if data["subjects"] else ""
+    lines = [
+        *("## Data", ""),
+        f"{shown(str(record['arguments']['data']))}: {rows} -> {data['notes']:,} {task.unit}{of}; "
+        f"{split_sizes(data, task.unit)}.",
+        "",
+    ]
+    splits, names = data["splits"], list(data["splits"]["train"])[:MOST_LABELS]
+    body = [[cell(name), *(f"{counts[name]:,}" for counts in splits.values())] for name in names]
+    return [*lines, *(markdown_table(["label", *splits], body) if body else []), ""]
+
+
+def cell(text):
+    """A label as a cell of a Markdown table."""
+    return text.replace("|", "\\|")
+
+
+def score_lines(task, record):
+    """Lines: the scores of the test split with their intervals, and calibration."""
+    test = record["test"]
+    row = dict(test["overall"])
+    for score, (low, high) in (test["intervals"] or {}).items():
+        row |= {f"{score}_low": low, f"{score}_high": high}
+    body = [[task.headline.get(score, score), with_interval(row, score)] for score in task.overall]
+    drawn = task.resampled or f"the test {task.unit}"
+    lines = [
+        *("## Scores on the test split", ""),
+        f"Brackets: 95% interval, bootstrap over {drawn}.",
+        "",
+        *markdown_table(["score", "value"], body),
+        "",
+    ]
+    if cells := calibration_cells(test["calibration"]):
+        ece, brier = (formatted(cells[name]) for name in ("ece", "brier"))
+        after = f"{formatted(cells['ece_scaled'])} and {formatted(cells['brier_scaled'])}"
+        told = f"Calibration: ECE {ece}, Brier score {brier}; after temperature scaling "
+        lines += [f"{told}by {cells['temperature']:g}, fitted on validation, {after}.", ""]
+    return lines
+
+
+def use_lines(task, record, plain):
+    """Lines: bytes, and how to load it."""
+    sizes = record["sizes"]
+    loads = f"`{task.auto_class.__name__}.from_pretrained` loads it too." if plain else "transformers cannot."
+    return [
+        *("## Cost and use", ""),
+        f"{sizes['bytes']:,} bytes of weights, {sizes['parameters']:,} parameters, "
+        f"{sizes['nonzero']:,} of them not zero. Latency depends on the machine and is not measured in "
+        "training: `python benchmark.py RUN`.",
+        "",
+        "`python predict.py RUN notes.csv` and `python evaluate.py RUN --data labelled.csv` load it; "
+        + loads,
+        "",
+    ]
+
+
+LIMITS = (
+    "The test notes are of the same source as the training notes. Notes of another hospital, another kind or "
+    "another time are another matter: score them with evaluate.py.",
+    "It is no medical device. Nobody has checked that its answers are safe to act on.",
+)
+PRIVACY = (
+    "Weights can give parts of the training notes away to a determined reader. A model trained on "
+    "credentialed notes, such as MIMIC's, must not be published: their data use agreement covers it. "
+    f"`predictions.csv` and `{KEYS}` are about single notes; remove both before you pass this directory on, "
+    "which works without them."
+)
