@@ -19,7 +19,7 @@ import torch
 
 import compress
 from cli import BadInput, Parser, number, run_script
-from data import Table, budget_batches, collate
+from data import budget_batches, collate
 from files import writable_directory, writing
 from run import checkpoint, untrusted
 from run.onnx_file import Logits, libraries, session, to_int8, to_onnx
@@ -32,9 +32,9 @@ TOLERANCE = 1e-3  # largest difference of a logit, in fp32, that is rounding
 
 
 def first_notes(task, path, count):
-    """The first `count` notes of a CSV that have text. Raises BadInput if there are none."""
+    """The first `count` notes of a table that have text. Raises BadInput if there are none."""
     task.options.row_column = task.options.subject_column = None
-    rows = task.rows(Table(path, False, task.options.max_row_mb), Counter())
+    rows = task.rows(task.open_table(path, progress=False), Counter())
     examples = [task.example(row_id, text) for _, row_id, _, text, _ in itertools.islice(rows, count)]
     if not examples:
         raise BadInput(f"{path}: no row with text; give notes to check with")

@@ -531,6 +531,13 @@ def bootstrap_rows(count, score, resamples=1000, seed=0):
     return _percentiles([value for value in values if value is not None])
 
 
+def share_interval(hits, count):
+    """95% interval of a share (Wilson, 1927). For few examples, all right, where a bootstrap says [1, 1]."""
+    from scipy.stats import binomtest
+
+    return tuple(map(float, binomtest(hits, count).proportion_ci(method="wilson")))
+
+
 def mcnemar(right_a, right_b):
     """Exact McNemar test (1947) of two models on the same notes: (only a right, only b right, p).
 

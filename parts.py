@@ -138,9 +138,9 @@ def in_parts(table, read, tell):
 
     read: (Table, told) -> anything that can be pickled; it runs in copies of this process, so what else it
     changes is lost. told: what tell() gives when a part begins. A small file is one part, read by this
-    process, and so is any with one thread or where processes cannot be copied.
+    process, and so is one that is no CSV, and any with one thread or where processes cannot be copied.
     """
-    count = min(8, torch.get_num_threads())
+    count = min(8, torch.get_num_threads()) if isinstance(table, Table) else 1
     if count < 2 or sys.platform != "linux" or os.path.getsize(table.path) < SMALL:
         yield read(table, tell()), 0
         return

@@ -238,7 +238,7 @@ def build_prediction_parser():
     parser = Parser(prog="predict.py", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("run", help="run directory, such as results/symptoms/lowrank")
-    add("notes", help="file of notes, plain or .gz; of ner also of a word per line; - reads standard input")
+    add("notes", help="CSV, .tsv, .jsonl, plain or .gz; of ner also a word per line; - = standard input")
     add("--out", default=None, help="file to write (predictions.csv, or predictions.jsonl for spans)")
     add(
         "--embeddings", metavar="FILE.npy", help="write [CLS] vectors, and row ids beside, instead of answers"

@@ -54,7 +54,11 @@ def add_run_flags(group):
     add("--task", default="symptoms", help=f"one of {', '.join(TASKS)} (symptoms)")
     techniques = ", ".join(compress.TECHNIQUES)
     add("--technique", default="base", help=f"one of {techniques}, or a chain a+b (base)")
-    add("--data", default="demo", help="the task's file, plain or .gz; demo = synthetic notes (demo)")
+    add(
+        "--data",
+        default="demo",
+        help="the task's file (CSV, .tsv, .jsonl), plain or .gz; demo = synthetic notes (demo)",
+    )
     add(
         "--model", default="demo",
         help="checkpoint directory, hub name, or finished run of another task; demo = a tiny BERT (demo)",

@@ -25,24 +25,29 @@ def read_bio(path, max_mb=MAX_ROW_MB, tagged=True):
     """Yield (line number, document or None, [words], [tags]) for each sentence of a CoNLL/BIO file.
 
     The first column is the word, the last its tag; tabs, or else white space, separate them, and blank lines
-    separate sentences. -DOCSTART-, # doc and # newdoc begin a document, other # lines are comments. tagged:
-    whether the last column must be a BIO tag; else it may be anything, or absent. Raises BadInput that names
-    the line.
+    separate sentences. -DOCSTART-, # doc and # newdoc begin a document, other # lines are comments. If the
+    file begins with running_text, all of it is read so. tagged: whether the last column must be a BIO tag;
+    else it may be anything, or absent. Raises BadInput that names the line.
     """
     file, stream = open_text(path)
+    lines = text_lines(path, stream, max_mb)
+    head = list(itertools.islice(lines, 100))
+    running = tagged and begins_running(head)
+    if running:
+        print(f"note: {path}: its lines differ in length; a tag is that of the word before it, the rest is O")
     document, documents, columns = None, 0, None
     begin, words, tags = 0, [], []
-    for number, line in enumerate(itertools.chain(text_lines(path, stream, max_mb), [""]), 1):
+    for number, line in enumerate(itertools.chain(head, lines, [""]), 1):
         line = line.rstrip("\r\n")
         fields = line.split("\t") if "\t" in line else line.split()
 
         # a word and its tag
         if not _ends_a_sentence(line, fields, columns or 2, tagged):
-            columns = columns or len(fields)
-            _check_fields(fields, columns, f"{path}, line {number}", tagged)
+            columns, where = columns or len(fields), f"{path}, line {number}"
             begin = begin if words else number
-            words.append(fields[0])
-            tags.append(fields[-1])
+            more = running_text(fields, where) if running else [_word_and_tag(fields, columns, where, tagged)]
+            words += [word for word, _ in more]
+            tags += [tag for _, tag in more]
             continue
 
         # a blank line, a comment or the beginning of a document
@@ -62,7 +67,8 @@ def _ends_a_sentence(line, fields, columns, tagged):
     return not line.strip() or line.startswith("-DOCSTART-") or (line.startswith("#") and not is_word)
 
 
-def _check_fields(fields, columns, where, tagged):
+def _word_and_tag(fields, columns, where, tagged):
+    """(word, tag) of a line's fields."""
     least = 2 if tagged else 1
     if len(fields) != columns or columns < least:
         raise BadInput(
@@ -71,6 +77,26 @@ def _check_fields(fields, columns, where, tagged):
         )
     if tagged and not TAG.fullmatch(fields[-1]):
         raise BadInput(f"{where}: the last column is no BIO tag; it must be O, B-TYPE or I-TYPE")
+    return fields[0], fields[-1]
+
+
+def begins_running(lines):
+    """Whether a file begins as running text: the first two lines of words differ in length, without tabs."""
+    first = [line.split() for line in lines if not _ends_a_sentence(line, line.split(), 2, True)][:2]
+    return len(first) == 2 and len(first[0]) != len(first[1]) and not any("\t" in line for line in lines)
+
+
+def running_text(fields, where):
+    """[(word, tag)] of a line of words in which only some are followed by a tag; the others are O."""
+    found = []
+    for field in fields:
+        if not TAG.fullmatch(field):
+            found.append((field, None))
+        elif found and found[-1][1] is None:
+            found[-1] = (found[-1][0], field)
+        else:
+            raise BadInput(f"{where}: a tag that follows no word; correct that line")
+    return [(word, tag or "O") for word, tag in found]
 
 
 def repair(tags):

@@ -9,6 +9,7 @@ import re
 from collections import Counter
 
 from cli import BadInput
+from metrics import share_interval
 
 FEWEST = 10
 OTHER, EMPTY = "(other)", "(empty)"
@@ -47,7 +48,8 @@ def refuse_strange_groups(examples):
 def group_scores(task, examples, predictions):
     """{column: {value: {"count", "overall", "intervals"}}} of the examples' groups; prints a line for each.
 
-    Shown is the score that suits groups: a macro average counts labels that a group lacks as 0.
+    Intervals are Wilson's for accuracy, as groups are small, and a bootstrap for the other scores. Shown is
+    the score that suits groups: a macro average counts labels that a group lacks as 0.
     """
     found = {}
     for column, groups in members_of(examples).items():
@@ -57,6 +59,9 @@ def group_scores(task, examples, predictions):
             own = [examples[i] for i in numbers], [predictions[i] for i in numbers]
             scores = task.score(*own, intervals=True)
             known = {name: ends for name, ends in scores.intervals.items() if all(map(math.isfinite, ends))}
+            if "Accuracy" in scores.overall:
+                hits = round(scores.overall["Accuracy"] * len(numbers))
+                known["Accuracy"] = share_interval(hits, len(numbers))
             found[column][value] = {"count": len(numbers), "overall": scores.overall, "intervals": known}
             print(f"  {value}: {group_cell(found[column][value], task.group_score)}", flush=True)
     return found

@@ -181,9 +181,10 @@ class Symptoms(LabelSets):
     def _read(self, table, counts, keep):
         """The notes in some rows of a file.
 
-        One of --symptoms is enough, the first; which of the lexicon count is known when all notes were read.
+        The first is enough, but for sets, and for none among the --top-k, which are known at the end.
         """
-        most, notes = None if self.sets or self.options.top_k else 1, []
+        every = self.sets or (self.options.top_k and self.options.with_none)
+        most, notes = None if every else 1, []
         groups = self.group_reader(table)
         for line, row_id, subject, text, row in self.rows(table, counts, keep):
             text = self.prepare_text(text)

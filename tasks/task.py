@@ -23,7 +23,6 @@ from data import (
     SPLITS,
     Note,
     NoteList,
-    Table,
     budget_batches,
     collate,
     encode,
@@ -36,6 +35,7 @@ from data import (
     text_key,
 )
 from parts import in_parts
+from tables import open_table
 from tasks.groups import refuse_strange_groups
 
 MAX_TEXT = 10**8  # characters of notes in memory; the texts of further ones are read again for their ids
@@ -289,9 +289,9 @@ class Task:
             counts.update(found)
         return notes
 
-    def open_table(self, path):
-        """A Table of a file, with the row length that was asked for."""
-        return Table(path, max_row_mb=self.options.max_row_mb)
+    def open_table(self, path, progress=True):
+        """The table in a file, by the file's name, with the row length that was asked for."""
+        return open_table(path, progress, self.options.max_row_mb)
 
     def rows(self, table, counts, keep=lambda row_id: True):
         """Yield (line, row id, subject or '', text, cells) of the rows that are kept and have text.
@@ -463,7 +463,7 @@ class Task:
     def _read_again(self, examples):
         """Yield the texts of examples, which stand in the order of their rows."""
         for path, members in groupby(examples, attrgetter("path")):
-            rows = self.rows(Table(path, False, self.options.max_row_mb), Counter())
+            rows = self.rows(self.open_table(path, progress=False), Counter())
             for example in members:
                 row = next((row for row in rows if row[0] == example.line), None)
                 text = row and self.prepare_text(row[3])

@@ -1,10 +1,12 @@
 """Classification of clinical trials by their text: one class each, or a set of labels.
 
 One label column gives classes. Several 0/1 columns, a column of separated labels, or one column with
---multi-label give sets (tasks/label_sets.py). Rows with the same text are one example: its set is their
-union; of classes the first is kept, and contradictions are counted.
+--multi-label, of labels or of lists, give sets (tasks/label_sets.py). Rows with the same text are one
+example: its set is their union; of classes the first is kept, and contradictions are counted.
 """
 
+import ast
+import re
 from collections import Counter
 
 import numpy as np
@@ -28,6 +30,23 @@ def refuse_strange_labels(labels, texts, path):
         raise BadInput(f"{path}: {what}; is --label-column right?")
     if not 2 <= len(labels) <= 500:
         raise BadInput(f"{count}; needs 2 to 500")
+
+
+ESCAPE = r"""\\(?:['"\\]|u[0-9a-fA-F]{4})"""
+QUOTED = rf"""'(?:[^'\\\n\r]|{ESCAPE})*+'|"(?:[^"\\\n\r]|{ESCAPE})*+\""""  # as Python or JSON writes a string
+LIST = re.compile(rf"\[\s*+(?:(?:{QUOTED})\s*+(?:,\s*+|(?=\])))*+\]")
+
+
+def looks_like_a_list(cell):
+    """Whether a cell is in square brackets, as no label is."""
+    return cell.lstrip().startswith("[") and cell.rstrip().endswith("]")
+
+
+def listed_names(cell):
+    """The strings of a list as Python or JSON writes it; None if it is no such list, or has no commas."""
+    if not LIST.fullmatch(cell.strip()):
+        return None
+    return [ast.literal_eval(found[0]) for found in re.finditer(QUOTED, cell)]
 
 
 class Trials(LabelSets):
@@ -84,20 +103,25 @@ class Trials(LabelSets):
             raise BadInput(f"{path}: {what}")
 
         counts.update({"without text": 0, "without label": 0})
-        empty_is_a_set = self.sets and not self.options.multi_label  # an empty class is no label
         groups = self.group_reader(table)
         for line, row_id, subject, text, row in self.rows(table, counts, keep):
-            label = self._label_names([row[at] for at in label_at], f"{path}, line {line}")
-            counts["with an empty set of labels" if empty_is_a_set else "without label"] += not label
-            if label or empty_is_a_set:
+            cells, where = [row[at] for at in label_at], f"{path}, line {line}"
+            label = self._label_names(cells, where)
+            # an empty class is no label, an empty list or set of columns is a set
+            a_set = self.sets and (not self.options.multi_label or looks_like_a_list(cells[0]))
+            counts["with an empty set of labels" if a_set else "without label"] += not label
+            if label or a_set:
                 notes.append(self.note(table, line, row_id, subject, text, label, groups(row)))
         return notes
 
     def _label_names(self, cells, where):
         """The names in a row's label columns, each once, a tuple."""
         if len(cells) == 1:
-            separator = self.options.label_separator
-            names = cells[0].split(separator) if separator else cells
+            if looks_like_a_list(cells[0]):
+                names = self._names_in_list(cells[0], where)
+            else:
+                separator = self.options.label_separator
+                names = cells[0].split(separator) if separator else cells
             return tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
         for name, cell in zip(self.label_columns, cells, strict=True):
             if cell.strip() not in ("0", "1", "0.0", "1.0"):
@@ -105,6 +129,16 @@ class Trials(LabelSets):
         return tuple(
             name for name, cell in zip(self.label_columns, cells, strict=True) if cell.strip()[0] == "1"
         )
+
+    def _names_in_list(self, cell, where):
+        """The names in a cell such as "['A', 'B']"."""
+        what = f"{where}: column {self.label_columns[0]!r}"
+        if not self.sets:
+            raise BadInput(f"{what} has a list of labels; --multi-label takes all of them")
+        names = listed_names(cell)
+        if names is None:
+            raise BadInput(f"{what} has no list such as ['A', 'B'] or [\"A\", \"B\"]; correct that cell")
+        return names
 
     def fold(self, examples, counts):
         """One example per text: sets are united, of contradicting classes the first stays."""

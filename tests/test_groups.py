@@ -44,6 +44,8 @@ def test_a_run_scores_the_groups_of_its_test_notes(small, arguments, tmp_path, c
         assert by_category[value]["count"] == expected[value] == len(own) >= 10
         assert by_category[value]["overall"]["Accuracy"] == pytest.approx(right)
         assert f"{value}: {len(own)}, {right:.4f} [" in printed
+        low, high = by_category[value]["intervals"]["Accuracy"]
+        assert 0 <= low <= right <= high <= 1 and high - low > 0.02
     assert set(run["groups"][MENTION]) == {"affirmed", "negated"}
     report.main([str(tmp_path)])
     text = (tmp_path / "results.md").read_text()

@@ -254,3 +254,11 @@ def test_mcnemar_equals_the_binomial_test():
 def test_scikit_learn_is_imported_only_when_something_is_scored():
     code = "import sys, metrics; sys.exit('sklearn' in sys.modules or 'scipy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(metrics.__file__).parent).returncode == 0
+
+
+def test_interval_of_a_share_is_wilsons():
+    for hits, count in ((23, 23), (0, 7), (5, 12)):
+        share, z2 = hits / count, 1.959964**2
+        middle = (share + z2 / (2 * count)) / (1 + z2 / count)
+        half = (z2 * (share * (1 - share) / count + z2 / (4 * count**2))) ** 0.5 / (1 + z2 / count)
+        assert metrics.share_interval(hits, count) == pytest.approx((middle - half, middle + half), abs=1e-6)

@@ -192,6 +192,39 @@ def test_windows_cover_and_every_word_is_answered_once(demos):
     assert whole.ids[whole.starts[1] : whole.starts[2]].tolist() == pieces
 
 
+# --- words and tags in running text
+
+SAMPLE = (
+    "Patient irregular B-Symptoms  \nperiods I-Symptoms  \n...  \n"  # as the menstrual NER project shows it
+)
+
+
+def test_the_sample_of_the_published_project_is_read_as_it_stands(tmp_path, capsys):
+    path = tmp_path / "bio_dataset.txt"
+    path.write_text(SAMPLE + "\nlow O estrogen B-Hormones\n")
+    first, second = Ner().read(str(path), lambda row_id: True, Counter())
+    assert first.words == ["Patient", "irregular", "periods", "..."] and first.row_id == "1"
+    assert metrics.spans(first.label) == [(1, 3, "Symptoms")]
+    assert (second.words, second.label) == (["low", "estrogen"], ["O", "B-Hormones"])
+    assert capsys.readouterr().out.count("its lines differ in length") == 1
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("EU NNP B-NP B-ORG\nrejects VBZ secret\n", "line 1: a tag that follows no word"),
+        ("a secret B-x\nb I-x\nO\n", "line 3: a tag that follows no word"),
+        ("a O\nb O\nc secret B-x\n", "line 3: 3 columns where there should be 2"),
+        ("a\tO\nb secret\tO\tO\n", "line 2: 3 columns where there should be 2"),
+    ],
+)
+def test_other_lines_that_differ_in_length_are_refused(tmp_path, content, message):
+    (tmp_path / "a.txt").write_text(content)
+    with pytest.raises(BadInput, match=message) as error:
+        list(read_bio(tmp_path / "a.txt"))
+    assert "secret" not in str(error.value)
+
+
 def test_files_of_words_are_read_with_and_without_tags(tmp_path):
     words = [["EU", "rejects", "#"], ["Peter", "#5"]]
     forms = {
