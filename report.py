@@ -100,7 +100,7 @@ def report_rows(homes, task, seeds, timings):
             row |= {"validation": validation_score(task, seeds[name]), **run["sizes"]}
         row |= {f"paper_{score.lower()}": paper[name][score.lower()] for score in OVERALL if name in paper}
         row |= {"train_seconds": run["train_seconds"], "test_notes": run["data"]["sizes"]["test"]}
-        row |= {column: timings[name][column] for column in TIMED if name in timings}
+        row |= {column: timed for column in TIMED if (timed := timings.get(name, {}).get(column)) is not None}
         rows.append(row)
 
     mark_front(rows)
