@@ -8,8 +8,9 @@ the mean over S seeds has the variance
 
 of Obuchowski and Rockette (1995, Communications in Statistics B 24:285) for one test read by several readers,
 in the form of Hillis (2014, Statistics in Medicine 33:330); seeds are the readers, notes the cases. c comes
-from a bootstrap that draws the notes of a patient, or the sentences of a document, together. One seed has no
-M: then V = c[1, 1], and what is said holds for that one trained model.
+from a bootstrap that draws the notes of a patient, or the sentences of a document, together. M is at least
+what c says of the notes' noise, mean c[s, s] - C: otherwise three seeds that happen to be equal would seem
+sure. One seed has no M: then V = c[1, 1], and what is said holds for that one trained model.
 
 M has S - 1 degrees of freedom, few, and C those of the clusters less one. V is given their harmonic mean,
 each weighted by its share in V. Hillis gives it the squares of the shares instead (Satterthwaite, 1946): with
@@ -76,8 +77,11 @@ def variance_of_mean(scores, resampled, clusters):
     covariance = np.cov(defined, rowvar=False).reshape(count, count) * (clusters / freedom)  # a bootstrap's
     if count == 1:  # is too small by (G - 1) / G
         return Variance(0.0, float(covariance[0, 0]), 0, freedom)
-    shared = (covariance.sum() - np.trace(covariance)) / (count * (count - 1))
-    return Variance(float(scores.var(ddof=1) / count), max(0.0, float(shared)), count - 1, freedom)
+    own = np.trace(covariance) / count
+    shared = max(0.0, (covariance.sum() - own * count) / (count * (count - 1)))
+    seeds, noise = scores.var(ddof=1), own - shared  # the seeds vary by the notes' noise at least
+    seeds_df = count - 1 if seeds >= noise else freedom
+    return Variance(float(max(seeds, noise) / count), float(shared), seeds_df, freedom)
 
 
 def interval(mean, variance, notes):

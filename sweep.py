@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 import train
 from cli import BadInput, Parser, number, run_script, seed_list
-from data import collate
+from data import collate, digest
 from fast import cpu
 from files import Busy, read_json, writable_directory, write_json, write_whole
 from run import arguments, baseline, checkpoint, inference, plots
@@ -41,6 +41,7 @@ from run.evidence import compare_runs, evidence_facts
 from run.machine import this_machine
 from run.results import pareto, read_rows, shown, techniques_of, write_rows
 from run.tables import FRONTS, sweep_page
+from run.tuning import combinations_of, search_facts, tune, values_of
 from run.untrusted import COMPARED, read_run
 from tasks import TASKS, demo
 
@@ -60,11 +61,14 @@ class Job(NamedTuple):
     row: str
     place: str  # 'seed 1, fold 2'
     args: Namespace  # of train.py; of a baseline those that say which notes
+    trials: tuple = ()  # arguments of train.py, of which validation chooses
 
     def make(self):
         """Train it, or fit it if it is a baseline; nothing if that is done."""
         if self.row in baseline.BASELINES:
             baseline.make_baseline(self.args, self.row)
+        elif self.trials:
+            tune(self.directory, self.trials, train.run_all)
         else:
             train.run_all(self.args)
 
@@ -85,6 +89,7 @@ class Sweep(NamedTuple):
     rounds: int  # of the timing
     train_only: bool
     jobs: list  # seed by seed, fold by fold, in the grid's order
+    search: dict  # {argument: values to try}
 
     @property
     def places(self):
@@ -197,6 +202,11 @@ def plan_sweep(argv=None):
         default=5,
         help="times that all validation notes are read for the timing (5)",
     )
+    add(
+        "--search", nargs="+", type=values_of, default=[], metavar="NAME=VALUES",
+        help="tune each row on validation in arguments of train.py, such as lr=1e-5,3e-5 rank=8,32 (off)",
+    )  # fmt: skip
+    add("--trials", type=number(int, 2, 10**4), default=None, help="settings tried for each row (all it has)")
     add("--baselines", action="store_true", help="rows of baselines.py, too (off)")
     add(
         "--train-only",
@@ -212,8 +222,49 @@ def plan_sweep(argv=None):
     grid, out = chosen_grid(args.grid, args.only, given.model), Path(given.out)
     if args.baselines:
         grid = with_baselines(grid, given.task)
-    jobs = plan_jobs(grid, common, args.seeds, args.folds, out)
-    return Sweep(common, args.seeds, args.folds, grid, out, args.rounds, args.train_only, jobs)
+    jobs, search = plan_jobs(grid, common, args.seeds, args.folds, out), dict(args.search)
+    if search:
+        jobs = with_trials(jobs, search, args.trials, common, grid)
+    return Sweep(common, args.seeds, args.folds, grid, out, args.rounds, args.train_only, jobs, search)
+
+
+# --- tuning ---------------------------------------------------------------------------------------
+
+
+def with_trials(jobs, search, count, common, grid):
+    """The jobs with the settings to try: as many for each row that has any of them, drawn from its own.
+
+    A row is tuned in what its technique uses and its words in the grid do not fix. count: of trials; None =
+    as many as the row with the fewest combinations has.
+    """
+    combinations = {
+        row: combinations_of(job.args, search, flags_of(grid[row], job.args.out, 2))
+        for row, job in {job.row: job for job in jobs}.items()
+        if row not in baseline.BASELINES
+    }
+    fewest = min((len(found) for found in combinations.values() if found), default=0)
+    if not fewest:
+        raise BadInput(f"--search: no row is tuned in {', '.join(search)}")
+    if (count or 1) > fewest:
+        raise BadInput(
+            f"--trials {count}: a row has only {fewest} combinations of --search; give more values"
+        )
+    count, tuned = count or fewest, []
+    for job in jobs:
+        found = sorted(combinations.get(job.row, ()), key=lambda words: digest(job.row, *words))[:count]
+        tuned.append(job._replace(trials=tuple(trial(job, words, common, grid) for words in sorted(found))))
+    return tuned
+
+
+def trial(job, words, common, grid):
+    """The arguments of train.py for a job with these settings, under a name of its own."""
+    flags = [f"--{word}" for word in words]
+    given = job.args
+    fold = ["--fold", "/".join(map(str, given.fold))] if given.fold else []
+    own = flags_of(grid[job.row], given.out, arguments.parse_arguments(common).epochs)
+    name = f"{directory_name(job.row)}@{','.join(words)}"
+    place = ["--seed", str(given.seed), "--out", given.out, "--name", name]
+    return arguments.parse_arguments([*common, *fold, *own, *flags, *place])
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -367,6 +418,7 @@ def sweep_facts(sweep, made, base, encoded):
         "arguments": list(map(shown, sweep.common)),
         "seeds": sweep.seeds,
         "evidence": evidence_facts(task, made),
+        "search": search_facts(sweep.search, {job.row: job.trials for job in sweep.jobs}, made),
         "data": {
             **{key: data[key] for key in ("rows", "notes", "subjects", "sizes", "splits")},
             "mean_tokens": float(encoded.lengths.mean()),

@@ -2,7 +2,7 @@
 
 majority      the shares of the labels in train, the same answer for every note
 rule          the rule that made the labels; where there is one it is right by construction
-tfidf         TF-IDF of words and pairs of words, then logistic regression (scikit-learn)
+tfidf         TF-IDF of words, or of words and pairs of words, then logistic regression (scikit-learn)
 dictionary    of each word its most frequent tag in train, for entities
 
 Beside run.json and predictions.csv a directory holds the baseline itself, as JSON and safetensors: its bytes
@@ -30,7 +30,7 @@ from run.results import print_data, spelled, write_predictions, write_score_file
 from run.untrusted import LOADED, check_file, fitting, read_run, read_task
 from tasks import TASKS
 
-C_GRID = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # inverse strengths of the regression's penalty
+C_GRID = (0.1, 1.0, 3.0, 10.0, 30.0, 100.0, 1000.0)  # inverse strengths of the regression's penalty
 NEVER = -30.0  # logit of a label that train does not have
 
 
@@ -70,34 +70,33 @@ class Rule(Majority):
 
 
 class TfIdf:
-    """TF-IDF of words and pairs of words, then logistic regression; of label sets one per label."""
+    """TF-IDF of words, perhaps of pairs of words, then logistic regression; of label sets one per label."""
 
     def __init__(self, task, content, idf, weight, bias):
-        from sklearn.feature_extraction.text import TfidfVectorizer  # half a second, and few scripts need it
-
         self.task, self.content, self.weight, self.bias = task, content, weight, bias  # (C, F), (C,)
-        self.vectorizer = TfidfVectorizer(**HOW, vocabulary=content["vocabulary"])
+        self.vectorizer = vectoriser(content["ngrams"], vocabulary=content["vocabulary"])
         self.vectorizer.idf_ = idf  # (F,)
 
     @classmethod
     def fit(cls, task, examples):
-        """Fitted on train, the penalty chosen on validation by the task's own score."""
-        from sklearn.feature_extraction.text import TfidfVectorizer
-
-        vectorizer = TfidfVectorizer(**HOW, min_df=2)
-        try:
-            x = vectorizer.fit_transform(task.texts(examples["train"]))
-        except ValueError:  # no word twice
-            raise BadInput("tfidf: no word is in two training notes; give more notes") from None
-        content = {"vocabulary": vectorizer.get_feature_names_out().tolist()}
+        """Fitted on train; the penalty, and whether pairs are used, are chosen on validation."""
         targets, best = np.asarray(task.targets(examples["train"])), None
-        for c in C_GRID:
-            weight, bias = fit_regression(x, targets, len(task.labels), c, class_weight(task))
-            found = cls(task, {**content, "C": c}, vectorizer.idf_, weight, bias)
-            scores = task.score(examples["validation"], found.predict(examples["validation"])).overall
-            if best is None or (task.better(scores, best[0]) and scores != best[0]):
-                best = scores, found
-        print(f"tfidf: C {best[1].content['C']:g} of {len(C_GRID)}, {x.shape[1]:,} words and pairs of words")
+        for ngrams in (1, 2):
+            vectorizer = vectoriser(ngrams, min_df=2)
+            try:
+                x = vectorizer.fit_transform(task.texts(examples["train"]))
+            except ValueError:  # what is left has no words
+                raise BadInput("tfidf: no word is in two training notes; give more notes") from None
+            content = {"ngrams": ngrams, "vocabulary": vectorizer.get_feature_names_out().tolist()}
+            for c in C_GRID:
+                weight, bias = fit_regression(x, targets, len(task.labels), c, class_weight(task))
+                found = cls(task, {**content, "C": c}, vectorizer.idf_, weight, bias)
+                scores = task.score(examples["validation"], found.predict(examples["validation"])).overall
+                if best is None or task.better(scores, best[0]):
+                    best = scores, found
+        chosen = best[1].content
+        size, what = len(chosen["vocabulary"]), ("words", "words and pairs of words")[chosen["ngrams"] - 1]
+        print(f"tfidf: C {chosen['C']:g}, {size:,} {what}")
         return best[1]
 
     def predict(self, examples):
@@ -120,7 +119,11 @@ class TfIdf:
         return sum(tensor.numel() for tensor in self.tensors.values())
 
 
-HOW = {"ngram_range": (1, 2), "sublinear_tf": True, "dtype": np.float32}
+def vectoriser(ngrams, **words):
+    """scikit-learn's TfidfVectorizer of n-grams of up to so many words."""
+    from sklearn.feature_extraction.text import TfidfVectorizer  # half a second, and few scripts need it
+
+    return TfidfVectorizer(ngram_range=(1, ngrams), sublinear_tf=True, dtype=np.float32, **words)
 
 
 def class_weight(task):
@@ -219,8 +222,7 @@ def make_baseline(args, name):
 def fit_and_store(args, name, directory):
     """Notes -> baseline -> scores -> a run directory, written whole."""
     planned, began = Planned(args, asked_for=False), time.perf_counter()
-    planned.announce()
-    data, _ = planned.sources()
+    data = planned.sources()[0] if args.data == "demo" else args.data
     task = TASKS[args.task](**options_of(TASKS[args.task], args))
     examples, facts = task.load(data, args.fraction, args.validation, args.test, args.split_seed)
     facts["split"] = fingerprint(examples)
@@ -239,7 +241,8 @@ def fit_and_store(args, name, directory):
     print(f"{name}: test, {len(examples['test'])} {task.unit}, {spelled(test.overall, task.headline)}")
 
     record = {
-        **planned.record(settings(args)), "technique": name, "device": "cpu", "task": task.describe(),
+        **planned.record(settings(args)), "technique": name, "demonstration": args.data == "demo",
+        "demo_model": False, "device": "cpu", "task": task.describe(),
         "data": facts, "best_epoch": 0, "train_seconds": round(seconds, 1),
         "run_seconds": round(time.perf_counter() - began, 1), "machine": this_machine(), "history": [],
         "validation": validation._asdict(), "test": test._asdict(),

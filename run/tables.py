@@ -159,7 +159,7 @@ def sweep_conditions(facts):
     one, seeds = unit.removesuffix("s"), ", ".join(map(str, facts["seeds"]))
     return (
         f"{test_notes(facts)}; {data['mean_tokens']:.0f} tokens per {one} on average. "
-        f"Test scores: {mean_of(facts)} ({seeds}). {sweep_brackets(facts)} "
+        f"Test scores: {mean_of(facts)} ({seeds}). {tuning(facts)}{sweep_brackets(facts)} "
         f"MB: on disk. {unit.capitalize()}/s: the model alone, on the {timing['rows']:,} validation rows, "
         f"in batches of {timing['batch_tokens']:,} tokens. p50: one {one} of {timing['length']} tokens. "
         f"Medians of {counted(timing['rounds'], 'round')} in rotating order, seed {timing['seed']}, "
@@ -198,8 +198,26 @@ def sweep_brackets(facts):
 
 
 def told_words(facts):
-    """Lines: what train.py was told for each row of a sweep."""
-    return [f"- {row}: {f'`{words}`' if words else '`baselines.py`'}" for row, words in facts["grid"].items()]
+    """Lines: what train.py was told for each row of a sweep, and what was chosen for it on validation."""
+    chosen = (facts.get("search") or {}).get("chosen", {})
+    lines = []
+    for row, words in facts["grid"].items():
+        found = ", ".join(f"{setting} ({times_})" for setting, times_ in chosen.get(row, {}).items())
+        lines.append(
+            f"- {row}: {f'`{words}`' if words else '`baselines.py`'}" + f"; chosen: {found}" * bool(found)
+        )
+    return lines
+
+
+def tuning(facts):
+    """A sentence on --search, ending in a blank; empty without it."""
+    if not (search := facts.get("search")):
+        return ""
+    tried = ", ".join(f"{name} {', '.join(values)}" for name, values in search["given"].items())
+    return (
+        f"Tuned: for each seed and fold a row tried {search['trials']} settings of {tried}, as far as its "
+        "technique has them; the best on validation was taken, below how often which. "
+    )
 
 
 def baseline_line(rows, score, wording):

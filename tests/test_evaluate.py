@@ -45,7 +45,8 @@ def test_a_test_file_gets_the_scores_that_its_run_printed(task, demos, tmp_path,
     found, _ = score(tmp_path / "run/base", words[words.index("--test") + 1], tmp_path / "out", capsys)
     assert found["eval_samples"] == run["data"]["sizes"]["test"]
     for name, value in run["test"]["overall"].items():
-        assert found[f"eval_{snake_case(name)}"] == pytest.approx(value, abs=2e-5), name
+        near = 1e-3 if name.startswith("AU") else 2e-5  # rounding may exchange two neighbours' ranks
+        assert found[f"eval_{snake_case(name)}"] == pytest.approx(value, abs=near), name
     mine = read_json(tmp_path / "run/base/eval_metrics.json")
     assert mine["eval_loss"] == run["test"]["overall"]["Loss"] and mine.keys() == found.keys() - {
         "without_training_notes"

@@ -186,3 +186,29 @@ def test_the_pictures_are_wide_enough_to_read(reported):
     with Image.open(reported / "accuracy_latency.png") as picture:
         assert picture.width > 1000
     assert json.loads((reported / "results.json").read_text())["timing"]["rounds"] == 2
+
+
+def test_a_report_over_seeds_has_means_and_marks(runs, tmp_path, capsys):
+    out = tmp_path / "out"
+    for seed, names in (
+        (1, ("base", "quantization", CHAIN)),
+        (2, ("base", "quantization", CHAIN, "pruning")),
+    ):
+        for name in names:
+            shutil.copytree(runs / name, out / f"seed{seed}" / name)
+            record = read_json(out / f"seed{seed}" / name / "run.json")
+            record["arguments"]["seed"] = seed
+            record["test"]["overall"]["Accuracy"] += 0.01 * (seed - 1)
+            write_json(out / f"seed{seed}" / name / "run.json", record)
+    report.main([str(out)])
+    assert "left out, as not every seed has it: pruning" in capsys.readouterr().out
+    rows = {row["technique"]: row for row in results.read_rows(out / "results.csv")}
+    base = read_json(runs / "base" / "run.json")["test"]["overall"]
+    assert list(rows) == ["base", "quantization", CHAIN] and "mcnemar_p" not in rows["quantization"]
+    assert rows["base"]["accuracy"] == pytest.approx(base["Accuracy"] + 0.005, abs=1e-6)
+    assert rows["base"]["accuracy_sd"] == pytest.approx(0.01 / 2**0.5, abs=1e-6)
+    assert rows["base"]["f1"] == pytest.approx(base["F1"], abs=1e-6)
+    assert rows["quantization"]["told"] in ("no", "better", "worse") and rows["quantization"]["p_holm"] <= 1
+    text = (out / "results.md").read_text()
+    assert "over the 2 seeds and" in text and "seeds 1, 2, split seed" in text and "mean of 2 seeds" in text
+    assert "differs from base" not in text and "told from base" in text

@@ -258,6 +258,8 @@ def test_every_task_names_techniques_that_exist():
         ("run_all.sh", ["--name", "mine"], "TECHNIQUES"),
         ("run_all.sh", ["--task", "sentiment"], "no such task"),
         ("run_all.sh", ["--epochs", "many"], "--epochs"),
+        ("run_all.sh", ["--seeds", "many"], "--seeds many"),
+        ("run_all.sh", ["--seeds"], "--seeds"),
         ("run_trials.sh", ["--task", "ner"], "sets --task itself"),
         ("run_trials.sh", ["--out"], "--out"),
     ],

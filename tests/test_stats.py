@@ -37,6 +37,9 @@ def test_the_variance_is_that_of_both_parts():
     covariance = means @ means.T * 250 / 249
     shared = (covariance.sum() - np.trace(covariance)) / 6
     assert found.notes == pytest.approx(max(0, shared), abs=3e-5)
+    same = stats.variance_of_mean(np.full(3, 0.8), resampled, 250)  # equal by chance: the notes' noise counts
+    assert same.seeds == pytest.approx((np.trace(covariance) / 3 - same.notes) / 3, rel=0.1)
+    assert (same.seeds_df, same.notes) == (249, found.notes)
     alone = stats.variance_of_mean(scores[:1], resampled[:, :1], 250)
     assert alone.notes == pytest.approx(covariance[0, 0], rel=0.1) and (alone.seeds, alone.df) == (0, 249)
     assert stats.Variance(1.0, 0.0, 2, 99).df == 2 and stats.Variance(1.0, 1.0, 2, 99).df == pytest.approx(

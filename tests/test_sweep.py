@@ -210,3 +210,35 @@ def test_folds_are_joined_and_processes_share_the_training(tmp_path, arguments, 
     assert rows[1]["told"] in ("no", "better", "worse") and "told" not in rows[0]
     text = (tmp_path / "out" / "sweep.md").read_text()
     assert f"{len(tested)} notes in 2 folds" in text and "told from base" in text
+
+
+def test_tuning_gives_every_row_as_many_trials_and_keeps_the_best_on_validation(tmp_path, arguments, refuses):
+    grid = {
+        "base": "--technique base",
+        "thin": "--technique lowrank --start {base}",
+        "fixed": "--technique lowrank --start {base} --rank 3 --lr 1e-3",
+        "int8": "--technique quantization",
+    }
+    (tmp_path / "grid.json").write_text(json.dumps(grid))
+    out = tmp_path / "out"
+    call = [*arguments, "--epochs", "1", "--out", str(out), "--grid", str(tmp_path / "grid.json")]
+    call += ["--seeds", "1", "--rounds", "1", "--search", "lr=1e-4,2e-3", "rank=2,4"]
+    plan = sweep.plan_sweep(call)
+    trials = {job.row: [args.name for args in job.trials] for job in plan.jobs}
+    assert trials["base"] == ["base@lr=1e-4", "base@lr=2e-3"] and not trials["fixed"] and not trials["int8"]
+    assert len(trials["thin"]) == 2 and all("lr=" in name and "rank=" in name for name in trials["thin"])
+    sweep.main(call)
+    for row in ("base", "thin"):
+        runs = [read_json(out / "seed1" / name / "run.json") for name in (row, *trials[row])]
+        scores = [run["validation"]["overall"]["F1"] for run in runs]
+        assert scores[0] == max(scores[1:]) and runs[0]["checksum"] in [run["checksum"] for run in runs[1:]]
+    facts = read_json(out / "sweep.json")
+    assert facts["search"]["trials"] == 2 and set(facts["search"]["chosen"]) == {"base", "thin"}
+    text = (out / "sweep.md").read_text()
+    assert "tried 2 settings of lr 1e-4, 2e-3, rank 2, 4" in text and "; chosen: lr=" in text
+    shutil.rmtree(out / "seed1" / "int8")
+    sweep.main(call)  # goes on
+    assert "other settings than --search has" in refuses(sweep.main, [*call, "--search", "lr=3e-4,5e-4"])
+    assert "has only 2 combinations" in refuses(sweep.plan_sweep, [*call, "--trials", "3"])
+    assert "no row is tuned in sparsity" in refuses(sweep.plan_sweep, [*call, "--search", "sparsity=0.1,0.2"])
+    assert "such as lr=1e-5,3e-5" in refuses(sweep.plan_sweep, [*call, "--search", "lr=1"])
