@@ -179,9 +179,9 @@ def take_lock(lock, wait):
 
 
 def write_whole(path, text, private=False):
-    """Write a text file, whole."""
+    """Write a text file, whole. What is no character, as in a path that is not UTF-8, is spelled out."""
     with whole_file(path, private) as file:
-        file.write(text.encode("utf-8"))
+        file.write(text.encode("utf-8", "backslashreplace"))
 
 
 def write_tensors(path, tensors, metadata=None):

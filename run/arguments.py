@@ -210,7 +210,7 @@ def parse_arguments(argv=None):
     if args.max_length and task.length_flag != "max_length":
         raise BadInput(f"--max-length: --task {args.task} has --{task.length_flag.replace('_', '-')} instead")
     args.max_length = getattr(args, task.length_flag) or 256
-    if Path(args.name).name != args.name or args.name.startswith("."):
+    if Path(args.name).name != args.name or args.name.startswith(".") or not args.name.isprintable():
         raise BadInput(f"--name {args.name}: give a plain name, without / and not beginning with a dot")
     if args.revision and (args.model == "demo" or Path(args.model).is_dir()):
         raise BadInput(f"--revision: --model {args.model} is no hub name, so it has no revisions")

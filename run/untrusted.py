@@ -291,7 +291,16 @@ COMPARED = (
     *("validation.overall", "test.overall", "test.intervals"),
 )
 REPORTED = (
-    *(*LOADED, *COMPARED, "name", "demonstration", "machine.commit", "history", "test.per_label"),
+    *(
+        *LOADED,
+        *COMPARED,
+        "name",
+        "demonstration",
+        "machine.commit",
+        "history",
+        "test.per_label",
+        "sizes.nonzero",
+    ),
     *("data.split", "data.rows", "data.notes", "data.subjects", "data.sizes.test", "data.splits.test"),
 )
 

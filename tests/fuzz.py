@@ -222,7 +222,7 @@ def damaged_file(sources, rng, place):
     if zipped < 0.1 and how is edit_bytes:
         path = zip_up(path)
     how(path, rng, *([range(2, 8)] if how is exchange else []))
-    if zipped > 0.9 and path.is_file():
+    if zipped > 0.9 and how is not exchange:
         path = zip_up(path)
 
     main, done = next(files.glob(f"{file}*"), files / file), f"{how.__name__} {name}/{path.name}"

@@ -335,12 +335,19 @@ def test_runs_that_start_from_each_other_come_to_an_end(run, runs):
     (
         {"history": [{"Epoch": "x"}]}, {"history": [{"Epoch": 1.0, "F1": "x"}]}, {"history": [3]},
         {"test.confusion": [3]}, {"test.confusion": [[1, 2], [3, 4]]}, {"test.confusion": [["a"] * 5] * 5},
+        {"sizes": {"bytes": 1, "parameters": 1}},
     ),
 )  # fmt: skip
 def test_what_cannot_be_drawn_is_one_line(run, refuses, changes):
     edit(run / "run.json", changes)
     assert str(run.parent) in refuses(report.main, [run.parent])
     assert not (run.parent / "results.json").exists()
+
+
+def test_half_a_character_is_spelled_out(run):
+    edit(run / "run.json", {"arguments.data": "a\ud800"})
+    report.main([str(run.parent)])
+    assert "a\\ud800" in (run.parent / "results.md").read_text()
 
 
 def test_times_that_are_none_are_one_line(run, refuses):
@@ -373,6 +380,7 @@ def test_two_dashes_are_no_value(refuses):  # argparse makes an empty list of th
 
 
 def test_any_file_name_can_be_shown(refuses, monkeypatch):
+    assert "--name \\udcff: give a plain name" in refuses(train.main, ["--name", "\udcff"])
     assert "a\\nb\\x1b[2J: no such file" in refuses(train.main, ["--model", ROOT, "--data", "a\nb\x1b[2J"])
     out = io.TextIOWrapper(io.BytesIO(), "utf-8")
     monkeypatch.setattr(sys, "stdout", out)
