@@ -35,7 +35,7 @@ def found(folder, data):
 
 def heading(name):
     """'stop_reasons' -> 'Stop reasons'."""
-    names = {"mtsamples": "MTSamples", "maccrobat": "MACCROBAT", "ncbi": "NCBI disease"}
+    names = {"mtsamples": "MTSamples", "maccrobat": "MACCROBAT", "ncbi": "NCBI disease", "gpu": "GPU"}
     return names.get(name, name.replace("_", " ").capitalize())
 
 
