@@ -229,7 +229,8 @@ def run(planned):
     model = technique.finish(model).eval()
 
     # score; the test notes only now, and once
-    precision = reading_precision(device, getattr(torch, trained.get("precision", "float32")), task.fits_head)
+    trained_in = getattr(torch, trained.get("precision", "float32"))
+    precision = reading_precision(device_of(model), trained_in, task.fits_head)
     validation, test, groups, predictions = score_run(model, notes, precision, args.name)
 
     # save, whole

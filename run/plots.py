@@ -381,39 +381,31 @@ def plot_calibration(calibrations, looks, whose, path, columns=3):
     """Reliability diagrams, a panel per run: how often the answers in a bin are right, by how sure they are.
 
     calibrations {run: {"plain" or "scaled": (calibration error, bins (B, 3))}}; whose: of what the
-    probability is. A point's area is the share of the answers in its bin; the dotted line is after
-    temperature scaling.
+    probability is. A point's area is the share of the answers in its bin; rings are after temperature scaling.
     """
     columns = min(columns, len(calibrations))
     rows = -(-len(calibrations) // columns)
-    figure, panels = pyplot().subplots(
-        rows,
-        columns,
-        figsize=(3.1 * columns + 0.6, 3.3 * rows + 0.5),
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-    )
+    size = 3.1 * columns + 0.6, 3.5 * rows + 0.5
+    figure, panels = pyplot().subplots(rows, columns, figsize=size, sharey=True, squeeze=False)
     for axes, (name, found) in zip(panels.flat, calibrations.items(), strict=False):
         axes.plot((0, 1), (0, 1), color="gray", linestyle="--", linewidth=1)
         error, bins = found["plain"]
         said, seen, count = bins.T
-        axes.plot(said, seen, color=colour_of(looks[name]), linewidth=1.5)
-        axes.scatter(
-            said, seen, 12 + 300 * count / count.sum(), colour_of(looks[name]), alpha=0.6, linewidth=0
-        )
-        title = f"ECE {error:.3f}"
+        colour, title = colour_of(looks[name]), f"ECE {error:.3f}"
+        axes.plot(said, seen, color=colour, linewidth=1, alpha=0.4)
+        axes.scatter(said, seen, 8 + 300 * count / count.sum(), colour, alpha=0.7, linewidth=0)
         if "scaled" in found:
             error, bins = found["scaled"]
-            look = {"color": "black", "linestyle": ":", "linewidth": 1.3, "marker": ".", "markersize": 4}
-            axes.plot(*bins.T[:2], **look)
+            said, seen, count = bins.T
+            axes.scatter(said, seen, 8 + 300 * count / count.sum(), "none", edgecolor="black", linewidth=0.9)
             title += f", scaled {error:.3f}"
         axes.set_title(f"{wrapped(name)}\n{title}", fontsize=10.5)
-        axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+        axes.set(xlim=(0, 1.04), ylim=(-0.04, 1.04), aspect="equal")
         axes.grid(alpha=0.2)
     for axes in list(panels.flat)[len(calibrations) :]:
         axes.set_visible(False)
-    figure.supxlabel(f"mean probability in the bin, of {whose}", fontsize=11)
+    legend = "filled: as trained; rings: after temperature scaling; area: answers in the bin"
+    figure.supxlabel(f"mean probability in the bin, of {whose}\n{legend}", fontsize=10.5)
     figure.supylabel("share that is right", fontsize=11)
     figure.tight_layout()
     save_figure(figure, path)
