@@ -1,8 +1,8 @@
 """Results of many runs -> one table beside the paper's, and plots: python report.py results/symptoms
 
 Writes results.csv, results.json, results.md and PNGs into the results directory. Reads run.json and
-predictions.csv of every finished run there, and benchmark.csv if benchmark.py was run. Nothing is scored
-again.
+predictions.csv of every finished run there, benchmark.csv if benchmark.py was run, and the runs of --recipe
+paper. Nothing is scored again.
 """
 
 from pathlib import Path
@@ -12,6 +12,7 @@ from cli import BadInput, Parser, run_script
 from files import read_json, write_json, write_whole
 from metrics import OVERALL, mcnemar
 from run import checkpoint, plots
+from run.columns import column_lines, gather, recipe_runs
 from run.results import find_runs, pareto, read_rows, read_table, shown, techniques_of, write_rows
 from run.tables import report_page
 from run.untrusted import REPORTED, fitting, read_run, read_task
@@ -88,7 +89,10 @@ def report_data(out):
         runs = runs_in(out)
         task, timings = common_task(out, runs), timings_of(out, runs)
         rows = report_rows(out, task, runs, timings)
-        return task, runs, rows, report_facts(task, runs, timings)
+        facts = report_facts(task, runs, timings)
+        if task.name == "symptoms":
+            facts["columns"] = gather(out, runs, REFERENCE)
+        return task, runs, rows, facts
 
 
 def score_cells(task, test):
@@ -207,6 +211,15 @@ def draw_all(out, task, runs, rows, facts):
             )
 
 
+def report_recipe(out):
+    """Write results.json and results.md of a directory that has runs of --recipe paper and no others."""
+    columns = gather(out, {}, REFERENCE)
+    write_json(out / "results.json", {"columns": columns})
+    text = "\n".join(["# The paper's recipe", "", *column_lines(columns, "##"), ""])
+    write_whole(out / "results.md", text)
+    print(text)
+
+
 def main(argv=None):
     """Write the report of a results directory."""
     parser = Parser(prog="report.py", description=__doc__.splitlines()[0])
@@ -214,6 +227,9 @@ def main(argv=None):
     out = Path(parser.parse_args(argv).results)
     if checkpoint.is_finished(out):
         raise BadInput(f"{out}: is a single run; name the results directory it stands in")
+    if recipe_runs(out) and not any(map(checkpoint.is_finished, out.iterdir())):
+        report_recipe(out)
+        return
     plots.pyplot()  # said before anything is written, if matplotlib is missing
 
     task, runs, rows, facts = report_data(out)

@@ -24,7 +24,7 @@ from fast.precision import autocast, reading_precision, training_precision
 from files import locked, remove_remains_of, writable_directory
 from layers import device_of, trainable
 from metrics import undefined_note
-from run import checkpoint, processes
+from run import checkpoint, processes, recipe
 from run.arguments import options_of, parse_arguments, settings
 from run.inference import Notes, evaluate, pick_device
 from run.machine import same_bits, this_machine
@@ -272,8 +272,10 @@ def main(argv=None):
     """Parse and run."""
     cpu.keep_memory()
     args = parse_arguments(argv)
+    if args.recipe:
+        return recipe.follow_recipe(args)
     with processes.joined(args.device):
-        run_all(args)
+        return run_all(args)
 
 
 if __name__ == "__main__":

@@ -289,6 +289,9 @@ RUN = {
     "test.intervals.*.*": NUMBER,
     "history": list,
     "checksum": str,
+    "recipe": str,
+    **dict.fromkeys(("learning_rate", "data.copied", "data.distinct"), NUMBER),
+    **dict.fromkeys(("arguments.seed", "arguments.label_seed"), int),
 }
 PRECISIONS = ("float32", "bfloat16", "float16")  # names in torch
 LOADED = ("technique", "finished", "task.task", "task.labels", "task.options", "arguments.max_length")
@@ -300,6 +303,11 @@ COMPARED = (
 REPORTED = (
     *(*LOADED, *COMPARED, "name", "demonstration", "machine.commit", "history", "test.per_label"),
     *("data.split", "data.rows", "data.notes", "data.subjects", "data.sizes.test", "data.splits.test"),
+)
+RERUN = (
+    *("recipe", "technique", "finished", "learning_rate", "machine.commit", "test.overall", "test.per_label"),
+    *("task.labels", "data.sizes.train", "data.sizes.test", "data.copied", "data.rows", "history"),
+    *("arguments.data", "arguments.model", "arguments.seed", "arguments.label_seed", "arguments.split_seed"),
 )
 
 
