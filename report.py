@@ -1,9 +1,10 @@
 """Results of many runs -> one table beside the paper's, and plots: python report.py results/symptoms
 
 Writes results.csv, results.json, results.md and PNGs into the results directory. Reads run.json and
-predictions.csv of every finished run there, and benchmark.csv if benchmark.py was run. Where the directory
-holds no runs but seed1, seed2 and so on, as run_all.sh --seeds makes them, scores are means over the seeds;
-sizes, times, curves and confusion matrices are those of the first. Intervals and tests: docs/evidence.md.
+predictions.csv of every finished run there, benchmark.csv if benchmark.py was run, and the runs of --recipe
+paper; nothing is scored again. Where the directory holds no runs but seed1, seed2 and so on, as run_all.sh
+--seeds makes them, scores are means over the seeds; sizes, times, curves and confusion matrices are those of
+the first. Intervals and tests: docs/evidence.md.
 """
 
 import math
@@ -19,6 +20,7 @@ from cli import BadInput, Parser, run_script
 from files import read_json, write_json, write_whole
 from metrics import OVERALL, mcnemar
 from run import checkpoint, plots
+from run.columns import column_lines, gather, recipe_runs
 from run.evidence import compare_runs, evidence_facts
 from run.results import (
     calibration_cells,
@@ -139,7 +141,10 @@ def report_data(out):
         runs = {name: several[0] for name, several in seeds.items()}
         task, timings = common_task(homes[0], runs), timings_of(homes[0], runs)
         rows = report_rows(homes, task, seeds, timings)
-        return task, rows, report_facts(task, homes, seeds, timings), drawn_of(out, task, runs)
+        facts = report_facts(task, homes, seeds, timings)
+        if task.as_published:
+            facts["columns"] = gather(out, runs, REFERENCE)
+        return task, rows, facts, drawn_of(out, task, runs)
 
 
 def mean_or_none(values):
@@ -345,6 +350,15 @@ def draw_all(out, task, rows, facts, drawn):
         plots.plot_confusion(name, counts, task.labels, out / f"confusion_{name}.png")
 
 
+def report_recipe(out):
+    """Write results.json and results.md of a directory that has runs of --recipe paper and no others."""
+    columns = gather(out, {}, REFERENCE)
+    write_json(out / "results.json", {"columns": columns})
+    text = "\n".join(["# The paper's recipe", "", *column_lines(columns, "##"), ""])
+    write_whole(out / "results.md", text)
+    print(text)
+
+
 def main(argv=None):
     """Write the report of a results directory."""
     parser = Parser(prog="report.py", description=__doc__.splitlines()[0])
@@ -352,6 +366,9 @@ def main(argv=None):
     out = Path(parser.parse_args(argv).results)
     if checkpoint.is_finished(out):
         raise BadInput(f"{out}: is a single run; name the results directory it stands in")
+    if recipe_runs(out) and not any(map(checkpoint.is_finished, out.iterdir())):
+        report_recipe(out)
+        return
     plots.pyplot()  # said before anything is written, if matplotlib is missing
 
     task, rows, facts, drawn = report_data(out)

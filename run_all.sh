@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # The five models of the paper, then the table and the plots: bash run_all.sh [arguments of train.py]
 #   bash run_all.sh                                                                        the demonstration
-#   bash run_all.sh --data NOTEEVENTS.csv.gz --model emilyalsentzer/Bio_ClinicalBERT       the paper
+#   bash run_all.sh @experiments/paper.args                                                the paper's run
 #   bash run_all.sh --seeds 3                                              three seeds: intervals, tests
+#   bash run_all.sh @experiments/paper.args --recipe paper                  what the authors' code does
 #   TECHNIQUES="base lowrank distillation+quantization" bash run_all.sh                    other techniques
 # Run it from any folder: paths are relative to where you stand. Finished techniques are kept; --overwrite
 # trains them again.
@@ -22,8 +23,8 @@ while (($#)); do
 done
 set -- ${words[@]+"${words[@]}"} # bash 3 takes an empty array for unset
 
-shown=$(show "given techniques out" -- "$@") # a bad argument ends here
-{ read -r given && read -r techniques && IFS= read -r out; } <<<"$shown"
+shown=$(show "given techniques recipe out" -- "$@") # a bad argument ends here
+{ read -r given && read -r techniques && read -r recipe && IFS= read -r out; } <<<"$shown"
 case " $given " in
   *" technique "* | *" name "*)
     echo 'error: run_all.sh: give TECHNIQUES="..." instead of --technique or --name; it runs several' >&2
@@ -49,5 +50,5 @@ for seed in ${seeds:-none}; do
     "$python" "$here/train.py" --technique "$technique" "$@" ${place[@]+"${place[@]}"}
   done
 done
-"$python" "$here/benchmark.py" "$first"
+[ -n "$recipe" ] || "$python" "$here/benchmark.py" "$first" # the recipe keeps no weights that could be timed
 "$python" "$here/report.py" "$out"

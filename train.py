@@ -24,7 +24,7 @@ from fast.precision import autocast, reading_precision, training_precision
 from files import locked, remove_remains_of, writable_directory
 from layers import device_of, trainable
 from metrics import undefined_note
-from run import checkpoint, processes
+from run import checkpoint, processes, recipe
 from run.arguments import options_of, parse_arguments, settings
 from run.card import write_run_files
 from run.inference import Notes, evaluate, pick_device
@@ -207,10 +207,8 @@ def run(planned):
     device = pick_device(args.device, args.compile)
     start = starting_point(planned, source, task, facts, examples["test"])
     notes = Notes.read(task, examples, start.tokenizer, args.max_length, args.cache)
-    supplied = {
-        **start.supplied(device),
-        "calibration": notes.calibration(device, args.batch_size, args.seed),
-    }
+    calibration = notes.calibration(device, args.batch_size, args.seed)
+    supplied = {**start.supplied(device), "calibration": calibration}
     technique = compress.build(args.parts, vars(args), **supplied)
     technique.task = task
 
@@ -229,8 +227,8 @@ def run(planned):
     model = technique.finish(model).eval()
 
     # score; the test notes only now, and once
-    trained_in = getattr(torch, trained.get("precision", "float32"))
-    precision = reading_precision(device_of(model), trained_in, task.fits_head)
+    precision = getattr(torch, trained.get("precision", "float32"))
+    precision = reading_precision(device_of(model), precision, task.fits_head)
     validation, test, groups, predictions = score_run(model, notes, precision, args.name)
 
     # save, whole
@@ -277,8 +275,10 @@ def main(argv=None):
     """Parse and run."""
     cpu.keep_memory()
     args = parse_arguments(argv)
+    if args.recipe:
+        return recipe.follow_recipe(args)
     with processes.joined(args.device):
-        run_all(args)
+        return run_all(args)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from tasks import TASKS, demo
 # Arguments that are not compared between runs.
 PLACES = (
     "out", "name", "overwrite", "technique", "parts", "device", "compile", "deterministic", "save_minutes",
-    "cache", "max_row_mb", "fold",
+    "cache", "max_row_mb", "fold", "recipe", "label_seed",
 )  # fmt: skip
 TEST_SHARE = 0.2  # of the notes, unless --test or --fold says otherwise
 # Arguments in which a run may differ from the base run that it starts from or learns from.
@@ -22,6 +22,14 @@ OPTIMISATION = (
     "start", "epochs", "batch_size", "accumulate", "lr", "warmup", "weight_decay", "clip", "precision",
     "seed", "attention_dropout", "eval_steps", "patience", "combine", "scaling_factor", "threshold",
     "subgroups",
+)  # fmt: skip
+# What --recipe paper leaves to choose and records; the rest is the authors'.
+RECIPE_FLAGS = (
+    "data", "model", "revision", "seed", "label_seed", "split_seed", "epochs", "batch_size", "max_length",
+    "lr", "top_k", "text_columns", "subject_column", "row_column",
+)  # fmt: skip
+RECIPE_TAKES = (
+    *RECIPE_FLAGS, "recipe", "technique", "task", "out", "overwrite", "device", "balance", "max_row_mb",
 )  # fmt: skip
 
 
@@ -73,6 +81,12 @@ def add_run_flags(group):
     add("--out", default=None, help="results directory (results/TASK)")
     add("--name", default=None, help="name of the run directory in it (the technique)")
     add("--overwrite", action="store_true", help="train again what is finished (off)")
+    add(
+        "--recipe", choices=("paper",), default=None,
+        help="paper = do what the authors' code does, faults included, to compare; symptoms only (none)",
+    )  # fmt: skip
+    seed = number(int, 0, 2**63 - 1)
+    add("--label-seed", type=seed, default=0, help="--recipe: seed of the order of the 40 symptoms (0)")
 
 
 def add_note_flags(group):
@@ -217,6 +231,8 @@ def parse_arguments(argv=None):
     settle_fold(args)
     refuse_no_epochs(args)
     compress.check(args.parts, args)
+    if args.recipe:
+        refuse_beside_recipe(args, given_names(argv))
     return args
 
 
@@ -230,6 +246,17 @@ def settle_fold(args):
     if not isinstance(args.validation, str) and args.validation >= most:
         raise BadInput(f"--validation {args.validation}: --fold leaves only {most:g} of the notes")
     args.test = args.fold
+
+
+def refuse_beside_recipe(args, given):
+    """Raises BadInput for what --recipe does not have: another task or technique, flags that it fixes."""
+    task = TASKS["symptoms"]
+    if args.task != task.name or args.technique not in task.techniques:
+        names = ", ".join(task.techniques)
+        raise BadInput(f"--recipe {args.recipe}: is for --task {task.name}, --technique {names}")
+    fixed = [f"--{name.strip('_').replace('_', '-')}" for name in given if name not in RECIPE_TAKES]
+    if fixed:
+        raise BadInput(f"--recipe {args.recipe}: settles {', '.join(fixed)} itself; leave that out")
 
 
 def refuse_no_epochs(args):

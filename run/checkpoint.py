@@ -52,20 +52,24 @@ def from_pretrained(source, task, flag="--model", fresh_pooler=False, revision=N
     """(model with a fresh head, tokenizer, names of fresh tensors) from a directory or a hub name.
 
     A finished run of another task gives its encoder. fresh_pooler: forget the checkpoint's pooler. revision:
-    the commit of a hub name. Only safetensors weights are read. Raises BadInput, naming the flag, for a
-    source that cannot be used.
+    the commit of a hub name. Weights are safetensors or, where there are none, pytorch_model.bin (see
+    run/untrusted.py). Raises BadInput, naming the flag, for a source that cannot be used.
     """
     directory = Path(source)
     refuse_source(directory, source, task, flag)
     try:
-        config = checked_config(source, task, revision)
-        tokenizer = load_tokenizer(source, config, revision)
+        place = directory if directory.is_dir() else from_hub(source, revision)
+        config, pickled = checked_config(place, task), untrusted.is_pickled(place)
+        tokenizer = load_tokenizer(place, config)
+        if pickled:
+            print(f"model: {untrusted.PICKLE} is read as tensors and nothing else; runs store safetensors")
         model, info = task.auto_class.from_pretrained(
-            source,
+            place,
             **head_names(task),
-            **only_data(source, revision),
+            **ONLY_DATA,
             dtype=torch.float32,
-            use_safetensors=True,
+            use_safetensors=not pickled,
+            weights_only=True,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
@@ -88,43 +92,40 @@ def from_pretrained(source, task, flag="--model", fresh_pooler=False, revision=N
     return task.attach_head(model), tokenizer, fresh
 
 
-def only_data(source, revision=None):
-    """What from_pretrained is always told: run no code of a checkpoint's; of a directory, ask no hub."""
-    return {
-        "trust_remote_code": False,
-        "local_files_only": Path(source).is_dir(),
-        "revision": revision or "main",
-    }
+# what transformers is always told: run no code of a checkpoint's, ask no hub
+ONLY_DATA = {"trust_remote_code": False, "local_files_only": True}
+FETCHED = ("*.json", "*.txt", "*.model", "*.jinja", "model*.safetensors")
 
 
-def checked_config(source, task, revision):
+def from_hub(name, revision):
+    """The directory of a hub name's files in the hub's cache; what is not there yet is fetched.
+
+    pytorch_model.bin is fetched only where the repository has no safetensors. The hub is asked for files
+    alone, never to convert them.
+    """
+    directory = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=FETCHED))
+    if not list(directory.glob("model*.safetensors")):
+        huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=[untrusted.PICKLE])
+    return directory
+
+
+def checked_config(directory, task):
     """A checkpoint's config, for this task. Raises BadInput if it names code or does not fit its weights.
 
     run/untrusted.py says what is checked.
     """
-    directory = Path(source)
-    if directory.is_dir():
-        untrusted.check_files(directory)
-    weights = untrusted.read_headers(directory) if directory.is_dir() else hub_weights(source, revision)
-    words, _ = PreTrainedConfig.get_config_dict(source, **only_data(source, revision))
-    untrusted.check_config(source, words, weights)
+    untrusted.check_files(directory)
+    weights = untrusted.read_headers(directory)
+    words, _ = PreTrainedConfig.get_config_dict(directory, **ONLY_DATA)
+    untrusted.check_config(directory, words, weights)
     if words.get("transformers_weights", untrusted.ONE_FILE) != untrusted.ONE_FILE:
         raise BadInput(
-            f"{source}/config.json: names weights of its own; give a directory of {untrusted.ONE_FILE}"
+            f"{directory}/config.json: names weights of its own; give a directory of {untrusted.ONE_FILE}"
         )
-    config = AutoConfig.from_pretrained(source, **head_names(task), **only_data(source, revision))
+    config = AutoConfig.from_pretrained(directory, **head_names(task), **ONLY_DATA)
     if weights.shapes:
-        untrusted.measured(source, weights, lambda: untrained(task, config), untrusted.PLAIN_ROOM)
+        untrusted.measured(directory, weights, lambda: untrained(task, config), untrusted.PLAIN_ROOM)
     return config
-
-
-def hub_weights(source, revision):
-    """The Weights of a hub name, fetched; those of a pickle or of several files are not measured."""
-    try:
-        path = huggingface_hub.hf_hub_download(source, untrusted.ONE_FILE, revision=revision)
-    except huggingface_hub.errors.EntryNotFoundError:
-        return untrusted.Weights({})
-    return untrusted.read_header(path)
 
 
 def untrained(task, config):
@@ -202,13 +203,11 @@ def with_head(model, task):
     return ours, fresh
 
 
-def load_tokenizer(source, config, revision=None):
+def load_tokenizer(source, config):
     """The tokenizer beside a model. Raises BadInput if its words are not those of the model."""
-    untrusted.refuse_code(
-        f"{source}/tokenizer_config.json", get_tokenizer_config(source, **only_data(source, revision))
-    )
+    untrusted.refuse_code(f"{source}/tokenizer_config.json", get_tokenizer_config(source, **ONLY_DATA))
     with untrusted.without_panic():
-        tokenizer = AutoTokenizer.from_pretrained(source, **only_data(source, revision))
+        tokenizer = AutoTokenizer.from_pretrained(source, **ONLY_DATA)
     if len(tokenizer) < 0.9 * config.vocab_size:
         raise BadInput(
             f"{source}: a tokenizer of {len(tokenizer)} words for a model of {config.vocab_size}; "
@@ -297,7 +296,7 @@ def load(directory):
         compression = untrusted.read_compression(directory, weights.largest)
         untrusted.check_config(directory, read_json(directory / "config.json"), weights)
         untrusted.check_weights(path, facts)
-        config = AutoConfig.from_pretrained(directory, **only_data(directory))
+        config = AutoConfig.from_pretrained(directory, **ONLY_DATA)
         tokenizer = load_tokenizer(directory, config)
         check_reading(directory, task, config, tokenizer, facts)
         model = rebuilt(directory, task, config, compression, weights)

@@ -381,7 +381,7 @@ def plot_calibration(calibrations, looks, whose, path, columns=3):
     """Reliability diagrams, a panel per run: how often the answers in a bin are right, by how sure they are.
 
     calibrations {run: {"plain" or "scaled": (calibration error, bins (B, 3))}}; whose: of what the
-    probability is. A point's area is the share of the answers in its bin; rings are after temperature scaling.
+    probability is. A point's area is the share of the answers in its bin; rings: after temperature scaling.
     """
     columns = min(columns, len(calibrations))
     rows = -(-len(calibrations) // columns)

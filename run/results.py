@@ -188,7 +188,9 @@ def write_score_files(out, task, record):
     0. A task without labels has no second file.
     """
     name, epoch = record["name"], record["best_epoch"]
-    rows = record["history"] or [{"Epoch": 0, **record["validation"]["overall"], "Split": "validation"}]
+    rows = record["history"]
+    if not rows and "validation" in record:
+        rows = [{"Epoch": 0, **record["validation"]["overall"], "Split": "validation"}]
     rows = [*rows, {"Epoch": epoch, **record["test"]["overall"], "Split": "test"}]
     write_scores(out, task, name, rows, record["test"]["per_label"])
 

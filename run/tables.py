@@ -4,6 +4,7 @@ It is made from their rows (sweep.csv, results.csv) and their facts (sweep.json,
 that docs/results.py can write it again from the files.
 """
 
+from run.columns import column_lines
 from run.results import markdown_table
 from tasks import demo
 
@@ -273,6 +274,8 @@ def report_body(rows, facts, level):
     for column in facts.get("groups", {}):
         lines += [f"{level} By {column}: {facts['group_score']} on the test split", ""]
         lines += [*group_table(facts, column), ""]
+    if facts.get("columns"):
+        lines += [*column_lines(facts["columns"], level), ""]
     machine, commits = facts["machine"], dict.fromkeys(facts["trained_at"].values())
     return [*lines, f"Trained on {described(machine)}; commit {', '.join(map(str, commits))}."]
 

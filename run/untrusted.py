@@ -5,11 +5,13 @@ config.json   names no code, no kernels of a hub, no quantized weights: transfor
 sizes         whole numbers have a bound; the model that config.json and compression.json describe is built
               without memory, on the meta device, and may not be larger than the weights file allows
 run.json      has the types that its readers expect
-weights       fit into the memory that is free, and have the checksum that run.json names
+weights       fit into the memory that is free, and have the checksum that run.json names; a checkpoint's may
+              be pytorch_model.bin, a pickle, which torch's restricted unpickler reads: tensors, no code
 
 So a directory can run nothing, and takes memory in proportion to its weights file. Not bounded: the time that
-a slow expression in tokenizer.json takes on a note. What else does not fit together is an error while the
-model is rebuilt, which `fitting` turns into one line.
+a slow expression in tokenizer.json takes on a note, and the memory that the pickle asks for before its
+tensors are known. What else does not fit together is an error while the model is rebuilt, which `fitting`
+turns into one line.
 """
 
 import contextlib
@@ -103,6 +105,7 @@ def refuse_code(where, config):
 
 
 ONE_FILE = "model.safetensors"  # transformers' name of the weights, if they are one file
+PICKLE = "pytorch_model.bin"  # the name before safetensors
 
 
 class Weights(NamedTuple):
@@ -154,9 +157,41 @@ def read_header(path):
     return weights
 
 
+def is_pickled(directory):
+    """Whether a model directory's weights are pytorch_model.bin, because it has no safetensors."""
+    return (Path(directory) / PICKLE).exists() and not list(Path(directory).glob("model*.safetensors"))
+
+
+def read_pickle(path):
+    """The Weights of a pytorch_model.bin, its tensors on the meta device; of an old one they are read.
+
+    Raises BadInput if there is more in it than tensors, or if they are larger than the file.
+    """
+    check_file(path)
+    try:
+        with open(path, "rb") as file:
+            zipped = file.read(2) == b"PK"  # as torch has saved since 1.6
+        held = torch.load(path, map_location="meta" if zipped else "cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever comes
+        raise BadInput(
+            f"{path}: is damaged, or holds more than tensors, which is never read ({type(error).__name__}); "
+            f"give {ONE_FILE}"
+        ) from None
+    plain = isinstance(held, dict) and all(
+        isinstance(name, str) and torch.is_tensor(t) and t.layout == torch.strided and not t.is_quantized
+        for name, t in held.items()
+    )
+    # a tensor that two names share, such as a tied embedding, is stored once
+    if not plain or sum(t.nbytes for t in held.values()) > 2 * os.path.getsize(path):
+        raise BadInput(f"{path}: is no plain list of tensors as large as the file; give {ONE_FILE}")
+    return Weights({name: tuple(t.shape) for name, t in held.items()})
+
+
 def read_headers(directory):
-    """The Weights of a model directory's model.safetensors, or of the shards that its index names."""
+    """The Weights of a model directory: its one file, the shards that its index names, or its pickle."""
     single, index = Path(directory) / ONE_FILE, Path(directory) / f"{ONE_FILE}.index.json"
+    if is_pickled(directory):
+        return read_pickle(Path(directory) / PICKLE)
     if single.exists() or not index.exists():
         return read_header(single) if single.exists() else Weights({})
     shards = read_json(index)
@@ -282,6 +317,9 @@ RUN = {
     "groups.*.*.intervals.*.*": NUMBER,
     "history": list,
     "checksum": str,
+    "recipe": str,
+    **dict.fromkeys(("learning_rate", "data.copied", "data.distinct"), NUMBER),
+    **dict.fromkeys(("arguments.seed", "arguments.label_seed"), int),
 }
 PRECISIONS = ("float32", "bfloat16", "float16")  # names in torch
 LOADED = ("technique", "finished", "task.task", "task.labels", "task.options", "arguments.max_length")
@@ -302,6 +340,11 @@ REPORTED = (
         "sizes.nonzero",
     ),
     *("data.split", "data.rows", "data.notes", "data.subjects", "data.sizes.test", "data.splits.test"),
+)
+RERUN = (
+    *("recipe", "technique", "finished", "learning_rate", "machine.commit", "test.overall", "test.per_label"),
+    *("task.labels", "data.sizes.train", "data.sizes.test", "data.copied", "data.rows", "history"),
+    *("arguments.data", "arguments.model", "arguments.seed", "arguments.label_seed", "arguments.split_seed"),
 )
 
 

@@ -1,0 +1,556 @@
+"""docs/replication.md, made from the files in docs/results/replication/: python docs/replication.py
+
+With --collect it makes these files first, from the runs that experiments/replication.sh made. With --check it
+writes nothing and exits with 1 if the page differs from what the files say.
+    epochs.csv    scores of the test notes after each epoch of each recipe run
+    answers.csv   probabilities of each run for each test note; no text, no row id
+    labels.csv    base by the recipe under other orders of the 40 symptoms
+    lowrank.csv   low rank and base, trained properly, by rank and epochs
+    facts.json    data, labels, counts, rates, machine
+"""
+
+import sys
+from itertools import combinations
+from pathlib import Path
+from statistics import fmean, stdev
+
+import numpy as np
+from scipy import stats
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from cli import BadInput, Parser, run_script  # noqa: E402
+from files import read_json, write_json, write_whole  # noqa: E402
+from metrics import OVERALL  # noqa: E402
+from run import checkpoint, columns, plots  # noqa: E402
+from run.results import markdown_table, read_rows, read_table, shown, write_rows  # noqa: E402
+from run.tables import described  # noqa: E402
+from run.untrusted import LOADED, RERUN, read_run  # noqa: E402
+
+FIVE = ("base", "distillation", "pruning", "lowrank", "quantization")  # the paper's order, best first
+KINDS = {"recipe": "the recipe", "rate": "the recipe at one higher rate", "proper": "done properly"}
+DRAWS = 2000
+
+# --- runs -> files ---------------------------------------------------------------------------------
+
+
+def collect(source, folder):
+    """Write the files of docs/results/replication/ from the runs in a results directory."""
+    source = Path(source)
+    places = {"recipe": source, "rate": source / "rate"}
+    runs = {
+        kind: [(p, read_run(p, *RERUN)) for p in columns.recipe_runs(place)] for kind, place in places.items()
+    }
+    runs["proper"] = [
+        (path, read_run(path, *LOADED, "test.overall", "data.sizes", "machine"))
+        for path in sorted(source.glob("proper-*/*"))
+        if checkpoint.is_finished(path) and path.name in FIVE
+    ]
+    runs = {kind: found for kind, found in runs.items() if found}
+    if not runs:
+        raise BadInput(f"{source}: no runs in there; bash experiments/replication.sh makes them")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_rows(
+        folder / "epochs.csv", [row for kind in places for row in epoch_rows(kind, runs.get(kind, ()))]
+    )
+    write_rows(folder / "answers.csv", [row for kind in runs for row in answer_rows(kind, runs[kind])])
+    write_rows(folder / "labels.csv", label_rows(source))
+    write_rows(folder / "lowrank.csv", curve_rows(source))
+    write_json(folder / "facts.json", {kind: kind_facts(found) for kind, found in runs.items()})
+
+
+def epoch_rows(kind, runs):
+    """One row per run and epoch."""
+    return [
+        {"kind": kind, "technique": run["technique"], "seed": run["arguments"]["seed"], "epoch": row["Epoch"]}
+        | {score: row[score] for score in OVERALL}
+        for _, run in runs
+        for row in run["history"]
+    ]
+
+
+def answer_rows(kind, runs):
+    """One row per run and test note; notes and texts are numbered, so that nothing leads to a row."""
+    rows = []
+    for path, run in runs:
+        names = run["task"]["labels"]
+        for number, row in enumerate(read_table(path / "predictions.csv")):
+            rows.append(
+                {
+                    "kind": kind, "technique": run["technique"], "seed": run["arguments"]["seed"],
+                    "note": number, "text": int(row.get("same_text", number)),
+                    "in_train": int(row.get("in_train", 0)), "label": names.index(row["label"]),
+                }
+                | {f"p{i}": round(float(row[f"p_{name}"]), 5) for i, name in enumerate(names)}
+            )  # fmt: skip
+    return rows
+
+
+def label_rows(source):
+    """One row per order of the symptoms."""
+    rows = []
+    for out in sorted(source.glob("labels-*"), key=lambda path: (len(path.name), path.name)):
+        for path in columns.recipe_runs(out):
+            run = read_run(path, *RERUN)
+            data, arguments = run["data"], run["arguments"]
+            rows.append(
+                {"label_seed": arguments["label_seed"], "labels": ", ".join(run["task"]["labels"])}
+                | {"notes": data["notes"], "test": data["sizes"]["test"], "copied": data["copied"]}
+                | {score: run["test"]["overall"][score] for score in OVERALL}
+            )
+    return rows
+
+
+def curve_rows(source):
+    """One row per low-rank run, and per base run of as many epochs."""
+    rows = []
+    for path in sorted(source.glob("lowrank-*/*")):
+        if checkpoint.is_finished(path):
+            run = read_run(path, *LOADED, "test.overall")
+            arguments, technique = run["arguments"], run["technique"]
+            rows.append(
+                {"technique": technique, "rank": arguments["rank"] if technique == "lowrank" else 0}
+                | {"epochs": arguments["epochs"], "seed": arguments["seed"]}
+                | {score: run["test"]["overall"][score] for score in OVERALL}
+            )
+    return rows
+
+
+def kind_facts(runs):
+    """What the runs of a kind have in common."""
+    first = runs[0][1]
+    keys = ("epochs", "batch_size", "max_length", "label_seed", "split_seed")
+    return {
+        "data": shown(first["arguments"]["data"]),
+        "model": shown(first["arguments"]["model"]),
+        "arguments": {key: first["arguments"].get(key) for key in keys},
+        "labels": first["task"]["labels"],
+        "sizes": first["data"]["sizes"],
+        "rows": first["data"].get("rows"),
+        "copied": first["data"].get("copied"),
+        "rates": {run["technique"]: run.get("learning_rate") for _, run in runs},
+        "machine": first["machine"],
+        "commits": sorted({str(run["machine"]["commit"]) for _, run in runs}),
+    }
+
+
+# --- files -> scores over draws of seeds and test notes ----------------------------------------------
+
+
+def answers_of(rows):
+    """{technique: {seed: (labels (N,), probabilities (N, C))}}, texts (N,), in_train (N,) of one kind."""
+    found, width = {}, sum(key.startswith("p") and key[1:].isdigit() for key in rows[0])
+    for row in rows:
+        found.setdefault(row["technique"], {}).setdefault(row["seed"], []).append(row)
+    any_run = next(iter(next(iter(found.values())).values()))
+    texts, copied = (np.array([row[key] for row in any_run]) for key in ("text", "in_train"))
+    runs = {
+        technique: {
+            seed: (
+                np.array([row["label"] for row in members]),
+                np.array([[row[f"p{i}"] for i in range(width)] for row in members]),
+            )
+            for seed, members in seeds.items()
+        }
+        for technique, seeds in found.items()
+    }
+    return runs, texts, copied
+
+
+def draws_of(texts, seeds, draws=DRAWS, seed=0):
+    """(weights of notes (1 + draws, N), weights of seeds (1 + draws, S)); the first row is all of them, once.
+
+    Notes with the same text are drawn together. The seeds are drawn, too: both are samples.
+    """
+    generator = np.random.default_rng(seed)
+    names, place = np.unique(texts, return_inverse=True)
+    notes = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
+    runs = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=draws)
+    ones = np.ones((1, len(texts)))
+    return np.vstack([ones, notes[:, place]]), np.vstack([np.ones((1, seeds)), runs]) / seeds
+
+
+def weighted_scores(labels, probabilities, weights):
+    """{score: (R,)}: accuracy, macro-F1 and macro AUROC of one run under weights (R, N) of its notes."""
+    predicted, classes = probabilities.argmax(1), range(probabilities.shape[1])
+    f1, areas = [], []
+    with np.errstate(invalid="ignore", divide="ignore"):
+        for c in classes:
+            true, called = labels == c, predicted == c
+            sums = weights[:, true].sum(1) + weights[:, called].sum(1)
+            f1.append(np.where(sums > 0, 2 * weights[:, true & called].sum(1) / np.maximum(sums, 1), 0))
+            high, low = probabilities[true, c], probabilities[~true, c]
+            wins = (high[:, None] > low) + 0.5 * (high[:, None] == low)  # (positives, negatives)
+            pairs = weights[:, true].sum(1) * weights[:, ~true].sum(1)
+            areas.append(((weights[:, true] @ wins) * weights[:, ~true]).sum(1) / pairs)
+    return {
+        "Accuracy": weights[:, labels == predicted].sum(1) / weights.sum(1),
+        "F1": np.mean(f1, 0),
+        "AUROC": np.mean(areas, 0),  # NaN where a class was not drawn
+    }
+
+
+def mean_scores(runs, texts):
+    """{technique: {score: (1 + draws,)}}: the mean over the seeds; element 0 is the estimate."""
+    count = {len(seeds) for seeds in runs.values()}
+    if len(count) > 1:
+        raise BadInput(
+            f"answers.csv: techniques have different numbers of seeds, {sorted(count)}; run the rest"
+        )
+    notes, seeds = draws_of(texts, count.pop())
+    found = {}
+    for technique, members in runs.items():
+        each = [weighted_scores(*answers, notes) for answers in members.values()]
+        found[technique] = {
+            score: np.sum([row[score] * seeds[:, i] for i, row in enumerate(each)], 0) for score in each[0]
+        }
+    return found
+
+
+def apart(ours, theirs):
+    """(estimate, low, high) of a difference of two scores over the same draws, 95%."""
+    values = ours - theirs
+    return float(values[0]), *np.nanquantile(values[1:], [0.025, 0.975]).tolist()
+
+
+# --- the paper's claims ------------------------------------------------------------------------------
+
+OTHERS = {name: [other for other in FIVE if other != name] for name in FIVE}
+# claim: (score, [(better, worse)])
+CLAIMS = {
+    "Base has the best accuracy": ("Accuracy", [("base", other) for other in OTHERS["base"]]),
+    "Base has the best F1": ("F1", [("base", other) for other in OTHERS["base"]]),
+    "Distillation has the best AUROC": ("AUROC", [("distillation", o) for o in OTHERS["distillation"]]),
+    "Pruning beats low rank and quantization (F1)": (
+        "F1", [("pruning", "lowrank"), ("pruning", "quantization")],
+    ),
+    "Quantization loses most (F1)": ("F1", [(other, "quantization") for other in OTHERS["quantization"]]),
+    "Quantization's AUROC is above low rank's": ("AUROC", [("quantization", "lowrank")]),
+}  # fmt: skip
+HOLDS, AGAINST, OPEN = "holds", "contradicted", "cannot be told"
+
+
+def verdict(intervals):
+    """The verdict on a claim of several differences, each (estimate, low, high), that should be above 0.
+
+    It holds if all are. It is contradicted if one is below 0; else nothing can be told.
+    """
+    if all(low > 0 for _, low, _ in intervals):
+        return HOLDS
+    return AGAINST if any(high < 0 for _, _, high in intervals) else OPEN
+
+
+def claim_cell(claim, scores):
+    """'holds: base - pruning +1.2 [0.3, 2.2], ...', in points."""
+    score, pairs = CLAIMS[claim]
+    if missing := {name for pair in pairs for name in pair} - scores.keys():
+        return f"not run: {', '.join(sorted(missing))}"
+    found = [apart(scores[a][score], scores[b][score]) for a, b in pairs]
+    told = ", ".join(f"{a} − {b} {points(*interval)}" for (a, b), interval in zip(pairs, found, strict=True))
+    return f"**{verdict(found)}**: {told}"
+
+
+def points(estimate, low, high):
+    """'+1.2 [+0.3, +2.2]', in points."""
+    return f"{100 * estimate:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+def over_seeds(values):
+    """(mean, low, high) of one value per seed, Student's 95% interval; the mean alone for one seed."""
+    mean = fmean(values)
+    if len(values) < 2 or stdev(values) == 0:
+        return mean, mean, mean
+    half = stats.t.ppf(0.975, len(values) - 1) * stdev(values) / len(values) ** 0.5
+    return mean, mean - half, mean + half
+
+
+# --- the page ----------------------------------------------------------------------------------------
+
+TOP = """# Replication
+
+Made by `python docs/replication.py` from the files in [docs/results/replication/](results/replication/), so
+do not edit this page. The paper: F. Boabang, "Assessing Compression Strategies in Large Language Models for
+Symptom Extraction from Clinical Notes". Its Table 1 gives five rows, one seed, 435 test notes of MIMIC-III;
+from the best to the worst accuracy they span 2.3 points.
+
+- **The recipe** (`--recipe paper`, [run/recipe.py](../run/recipe.py)) does what the authors' code does, its
+  learning rates included.
+- **The recipe at one higher rate** is the same with one learning rate for all: the encoder here is small and
+  learns little at theirs.
+- **Done properly** is this repository's way: copies folded, split by patient, the epoch chosen on validation
+  notes, the test notes read once, real low rank, a smaller student of a trained teacher, int8 weights and
+  products.
+
+Brackets are 95% intervals. Unless it is said otherwise they count both samples, seeds and test notes
+(bootstrap; notes with the same text are drawn together). Nothing is corrected for the number of comparisons
+on this page.
+
+```bash
+bash experiments/replication.sh                                # the runs, results/replication
+python docs/replication.py --collect results/replication       # this page and its files
+```
+"""
+
+
+def replication_page(folder):
+    """The text of docs/replication.md."""
+    folder = Path(folder)
+    facts, epochs = (
+        read_json(folder / "facts.json"),
+        read_rows(folder / "epochs.csv", names=("kind", "technique")),
+    )
+    kinds, scores, answers = [kind for kind in KINDS if kind in facts], {}, {}
+    rows = read_rows(folder / "answers.csv", names=("kind", "technique"))
+    for kind in kinds:
+        answers[kind] = answers_of([row for row in rows if row["kind"] == kind])
+        scores[kind] = mean_scores(*answers[kind][:2])
+    paper = columns.published(ROOT / "reference")["overall"]
+    labels = read_rows(folder / "labels.csv", names=("labels",))
+    sections = [
+        *[TOP, *run_lines(facts, kinds)],
+        *["## By seed alone", "", *spread_lines(answers, scores, paper)],
+        *["", "## The order of the five rows", "", *order_lines(answers, paper)],
+        *["", "## The claims, one by one", "", *claim_lines(scores)],
+        *["", "## Copies of training notes", "", *copy_lines(answers)],
+        *["", "## All stable at the last epoch?", "", *stable_lines(epochs)],
+        *["", "## Does low rank need more epochs?", "", *curve_lines(read_rows(folder / "lowrank.csv"))],
+        *["", "## Another order of the same list", "", *label_lines(labels)],
+    ]
+    return "\n".join([*sections, ""])
+
+
+def run_lines(facts, kinds):
+    """Lines: what each kind was run on."""
+    lines = []
+    for kind in kinds:
+        of = facts[kind]
+        sizes = ", ".join(f"{size} {split}" for split, size in of["sizes"].items())
+        copies = (
+            f", {of['copied']} of the test notes copies of training notes" if of["copied"] is not None else ""
+        )
+        rates = ", ".join(f"{name} {rate:g}" for name, rate in of["rates"].items() if rate)
+        lines.append(
+            f"- {KINDS[kind]}: {of['data']}, {of['model']}; {sizes} notes{copies}; "
+            f"labels {', '.join(of['labels'])}; rates {rates}; {described(of['machine'])}; "
+            f"commit {', '.join(of['commits'])}."
+        )
+    return [*lines, ""]
+
+
+def spread_lines(answers, scores, paper):
+    """Lines: accuracy of each row over seeds, and how far seeds and techniques move it."""
+    head, body, spans = ["row"], [], {}
+    for kind in scores:
+        head += [f"{KINDS[kind]}, accuracy", "least to most over seeds"]
+    for name in FIVE:
+        cells = [f"{name} (paper {paper[name]['Accuracy'][0]:.4f})"]
+        for kind, members in scores.items():
+            if name not in members:
+                cells += ["", ""]
+                continue
+            each = by_seed(answers[kind][0][name], "Accuracy")
+            values = members[name]["Accuracy"]
+            spans.setdefault(kind, []).append(max(each) - min(each))
+            low, high = np.nanquantile(values[1:], [0.025, 0.975])
+            cells += [f"{values[0]:.4f} [{low:.3f}, {high:.3f}]", f"{min(each):.4f} to {max(each):.4f}"]
+        body.append(cells)
+    lines = [*markdown_table(head, body), ""]
+    for kind, found in spans.items():
+        means = [members["Accuracy"][0] for members in scores[kind].values()]
+        count = len(next(iter(answers[kind][0].values())))
+        lines.append(
+            f"- {KINDS[kind]}: by seed alone a row moves by {100 * fmean(found):.1f} points on average "
+            f"({100 * max(found):.1f} at most, {count} seeds); the means of the rows are "
+            f"{100 * (max(means) - min(means)):.1f} points apart. The paper's rows, one seed each: 2.3."
+        )
+    return lines
+
+
+def by_seed(seeds, score):
+    """One value of a score per seed."""
+    return [float(weighted_scores(*a, np.ones((1, len(a[0]))))[score][0]) for _, a in sorted(seeds.items())]
+
+
+def order_lines(answers, paper):
+    """Lines: Kendall's tau of the rows' order, between seeds and with the paper's."""
+    lines = [
+        "Kendall's tau is 1 for the same order of the five rows and -1 for the reverse; orders drawn at "
+        "random have 0 on average. Friedman's test asks whether the rows differ at all on these test notes.",
+        "",
+    ]
+    body = []
+    for kind, (runs, *_) in answers.items():
+        if len(runs) < 3 or len(next(iter(runs.values()))) < 2:
+            continue
+        names = [name for name in FIVE if name in runs]
+        for score in ("Accuracy", "F1", "AUROC"):
+            table = np.array([by_seed(runs[name], score) for name in names])  # (rows, seeds)
+            between = [tau(a, b) for a, b in combinations(table.T, 2)]
+            theirs = [tau(seed, [paper[name][score][0] for name in names]) for seed in table.T]
+            test = stats.friedmanchisquare(*table) if np.ptp(table) else None
+            body.append(
+                [f"{KINDS[kind]}, {columns.WORDING[score]}", f"{fmean(between):+.2f}",
+                 f"{min(between):+.2f} to {max(between):+.2f}", f"{fmean(theirs):+.2f}",
+                 f"{test.pvalue:.3g}" if test else ""]
+            )  # fmt: skip
+    head = ["", "tau between seeds, mean", "least to most", "tau with the paper, mean", "Friedman's p"]
+    return [*lines, *(markdown_table(head, body) if body else ["Not enough seeds yet."])]
+
+
+def tau(a, b):
+    """Kendall's tau-b; 0 where one of the orders is all ties."""
+    found = float(stats.kendalltau(a, b).statistic)
+    return 0.0 if np.isnan(found) else found
+
+
+def claim_lines(scores):
+    """Lines: every claim on the order of the rows, for each kind a verdict and its differences in points."""
+    body = [[claim, *(claim_cell(claim, members) for members in scores.values())] for claim in CLAIMS]
+    rule = (
+        "A claim holds if every difference that it needs is above 0 with its whole interval; it is "
+        "contradicted if one is below 0 with its whole interval; else these runs cannot tell. In points, "
+        "better minus worse as the paper has it."
+    )
+    return [rule, "", *markdown_table(["the paper's claim", *(KINDS[kind] for kind in scores)], body)]
+
+
+def copy_lines(answers):
+    """Lines: accuracy on test notes whose text is in train, and on the others."""
+    body = []
+    for kind, (runs, _, copied) in answers.items():
+        if not copied.any() or copied.all():
+            continue
+        for name in (name for name in FIVE if name in runs):
+            cells = []
+            for inside in (1, 0):
+                right = [np.mean((p.argmax(1) == y)[copied == inside]) for y, p in runs[name].values()]
+                cells.append(f"{fmean(right):.4f}")
+            body.append([f"{KINDS[kind]}, {name}", *cells, f"{copied.sum()} / {(1 - copied).sum()}"])
+    if not body:
+        return ["No test note is a copy of a training note."]
+    return markdown_table(["accuracy, mean over seeds", "copies", "other notes", "copies / others"], body)
+
+
+def stable_lines(epochs):
+    """Lines: how accuracy moves with the last epoch."""
+    if not epochs:
+        return ["Not run yet."]
+    body, last = [], max(row["epoch"] for row in epochs)
+    for kind in KINDS:
+        for name in FIVE:
+            runs = {}
+            for row in epochs:
+                if (row["kind"], row["technique"]) == (kind, name):
+                    runs.setdefault(row["seed"], {})[row["epoch"]] = row["Accuracy"]
+            moves = [run[last] - run[last - 1] for run in runs.values() if {last, last - 1} <= run.keys()]
+            if moves:
+                still = all(abs(bound) < 0.01 for bound in over_seeds(moves)[1:])
+                largest = f"{100 * max(map(abs, moves)):.1f}"
+                cells = [points(*over_seeds(moves)), largest, HOLDS if still else "not shown"]
+                body.append([f"{KINDS[kind]}, {name}", *cells])
+    told = (
+        f"Accuracy from epoch {last - 1} to {last}, in points: mean over seeds with Student's interval, and "
+        "the largest move. It holds if the interval lies within one point. The learning rate falls to zero "
+        "at the last step, so the last epoch hardly moves anything, whether or not more epochs would help."
+    )
+    return [told, "", *markdown_table(["row", "mean move", "largest", "stable"], body)]
+
+
+def curve_lines(rows):
+    """Lines: macro-F1 of low rank and base by epochs, and what more epochs bring each."""
+    if not rows:
+        return ["Not run yet."]
+    counts = sorted({row["epochs"] for row in rows})
+    series = {}
+    for row in rows:
+        series.setdefault(row["rank"], {}).setdefault(row["epochs"], {})[row["seed"]] = row["F1"]
+    body, first, last = [], counts[0], counts[-1]
+    for rank, runs in sorted(series.items()):
+        cells = [f"{fmean(runs[count].values()):.4f}" if count in runs else "" for count in counts]
+        shared = sorted(runs.get(first, {}).keys() & runs.get(last, {}).keys())
+        rise = over_seeds([runs[last][seed] - runs[first][seed] for seed in shared]) if shared else None
+        body.append([f"rank {rank}" if rank else "base", *cells, points(*rise) if rise else ""])
+    seeds = len({row["seed"] for row in rows})
+    told = (
+        f"Macro-F1 on test, mean of {seeds} seeds; every run has its own cosine to zero; the last column is "
+        "Student's interval over seeds. Low rank here is real: each Linear of the encoder becomes two thin "
+        "ones. In the authors' code it changes nothing, so its row there says nothing about epochs."
+    )
+    head = ["", *(f"{count} epochs" for count in counts), f"{first} to {last} epochs, points"]
+    return [told, "", *markdown_table(head, body)]
+
+
+def label_lines(rows):
+    """Lines: which labels, how many notes and what scores other orders of the 40 symptoms give."""
+    if not rows:
+        return ["Not run yet."]
+    body = [
+        [str(row["label_seed"]), row["labels"], f"{row['notes']:,}", f"{row['copied']} / {row['test']}",
+         f"{row['Accuracy']:.4f}", f"{row['F1']:.4f}"]
+        for row in rows
+    ]  # fmt: skip
+    sets = [set(row["labels"].split(", ")) for row in rows]
+    shared = sorted(set.intersection(*sets))
+    told = (
+        "The first symptom found is the label, and the order of the list is that of a Python `set`: it "
+        f"changes with every process. {len(rows)} orders, one run of base by the recipe each, on the same "
+        f"file, give {len(set(map(frozenset, sets)))} different sets of five labels; in all of them: "
+        f"{', '.join(shared) or 'none'}."
+    )
+    head = ["label seed", "the five most frequent", "notes", "copies in test", "accuracy", "macro-F1"]
+    return [told, "", *markdown_table(head, body)]
+
+
+def draw_replication(folder):
+    """seeds.png: each row's accuracy by seed, beside the paper's."""
+    folder = Path(folder)
+    rows = read_rows(folder / "answers.csv", names=("kind", "technique"))
+    kinds = [kind for kind in KINDS if any(row["kind"] == kind for row in rows)]
+    paper = columns.published(ROOT / "reference")["overall"]
+    figure, axes = plots.pyplot().subplots(
+        1, len(kinds), figsize=(plots.WIDTH, 3.6), sharey=True, squeeze=False
+    )
+    for axis, kind in zip(axes[0], kinds, strict=True):
+        runs, *_ = answers_of([row for row in rows if row["kind"] == kind])
+        for place, name in enumerate(FIVE):
+            look = {"color": plots.colour_of(name), "s": 22}
+            if name in runs:
+                values = by_seed(runs[name], "Accuracy")
+                axis.scatter([place] * len(values), values, alpha=0.6, **look)
+            axis.scatter([place + 0.3], [paper[name]["Accuracy"][0]], marker="x", **look)
+        axis.set_xticks(range(len(FIVE)), FIVE, rotation=30, ha="right")
+        axis.set_title(KINDS[kind], fontsize=11)
+        axis.grid(alpha=0.2)
+    axes[0][0].set_ylabel("accuracy by seed; x: the paper's")
+    plots.save_figure(figure, folder / "seeds.png")
+
+
+def main(argv=None, root=ROOT):
+    """Write docs/replication.md and its plot, or check the page."""
+    parser = Parser(prog="docs/replication.py", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--collect", default=None, help="results directory to make the files from first (none)"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit with 1 if the page differs (off)"
+    )
+    args = parser.parse_args(argv)
+    folder, page_path = Path(root) / "docs/results/replication", Path(root) / "docs/replication.md"
+    if args.collect:
+        collect(args.collect, folder)
+    text = replication_page(folder)
+    if args.check:
+        if not page_path.exists() or page_path.read_text(encoding="utf-8") != text:
+            sys.exit(
+                "docs/replication.md: not what docs/results/replication/ says; run python docs/replication.py"
+            )
+        return
+    plots.pyplot()  # said before anything is written, if matplotlib is missing
+    write_whole(page_path, text)
+    draw_replication(folder)
+    print("docs/results/replication/ -> docs/replication.md and its plot")
+
+
+if __name__ == "__main__":
+    run_script(main)
