@@ -13,9 +13,9 @@ what c says of the notes' noise, mean c[s, s] - C: otherwise three seeds that ha
 sure. One seed has no M: then V = c[1, 1], and what is said holds for that one trained model.
 
 M has S - 1 degrees of freedom, few, and C those of the clusters less one. V is given their harmonic mean,
-each weighted by its share in V. Hillis gives it the squares of the shares instead (Satterthwaite, 1946): with
-three seeds such intervals hold the truth in 92% of cases, ours in 94 to 98% (experiments/coverage.py, which
-has what else was tried). Everything here is a pure function of numbers.
+each weighted by its share in V. Hillis takes the squares of the shares (Satterthwaite, 1946), which
+is a little too sure with three seeds. experiments/coverage.py shows how often the intervals hold the truth,
+docs/evidence.md what else was tried. Everything here is a pure function of numbers.
 """
 
 from typing import NamedTuple
