@@ -385,8 +385,14 @@ def plot_calibration(calibrations, looks, whose, path, columns=3):
     """
     columns = min(columns, len(calibrations))
     rows = -(-len(calibrations) // columns)
-    size = 3.1 * columns + 0.6, 3.5 * rows + 0.5
-    figure, panels = pyplot().subplots(rows, columns, figsize=size, sharey=True, squeeze=False)
+    figure, panels = pyplot().subplots(
+        rows,
+        columns,
+        figsize=(3.1 * columns + 0.6, 3.7 * rows + 0.5),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
     for axes, (name, found) in zip(panels.flat, calibrations.items(), strict=False):
         axes.plot((0, 1), (0, 1), color="gray", linestyle="--", linewidth=1)
         error, bins = found["plain"]
@@ -400,14 +406,14 @@ def plot_calibration(calibrations, looks, whose, path, columns=3):
             axes.scatter(said, seen, 8 + 300 * count / count.sum(), "none", edgecolor="black", linewidth=0.9)
             title += f", scaled {error:.3f}"
         axes.set_title(f"{wrapped(name)}\n{title}", fontsize=10.5)
-        axes.set(xlim=(0, 1.04), ylim=(-0.04, 1.04), aspect="equal")
+        limits, ticks = (-0.04, 1.04), np.linspace(0, 1, 6)
+        axes.set(xlim=limits, ylim=limits, xticks=ticks, yticks=ticks, aspect="equal")
         axes.grid(alpha=0.2)
     for axes in list(panels.flat)[len(calibrations) :]:
         axes.set_visible(False)
     legend = "filled: as trained; rings: after temperature scaling; area: answers in the bin"
     figure.supxlabel(f"mean probability in the bin, of {whose}\n{legend}", fontsize=10.5)
-    figure.supylabel("share that is right", fontsize=11)
-    figure.tight_layout()
+    figure.supylabel("share that is right", fontsize=10.5)
     save_figure(figure, path)
 
 
