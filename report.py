@@ -1,8 +1,8 @@
 """Results of many runs -> one table beside the paper's, and plots: python report.py results/symptoms
 
-Writes results.csv, results.json, results.md and PNGs into the results directory. Reads run.json and
-predictions.csv of every finished run there, and benchmark.csv if benchmark.py was run. Nothing is scored
-again.
+Writes results.csv, results.json, results.md, PNGs and report.html, which holds them all, into the results
+directory. Reads run.json and predictions.csv of every finished run there, and benchmark.csv if benchmark.py
+was run. Nothing is scored again.
 """
 
 import math
@@ -15,7 +15,7 @@ import compress
 from cli import BadInput, Parser, run_script
 from files import read_json, write_json, write_whole
 from metrics import OVERALL, mcnemar
-from run import checkpoint, plots
+from run import checkpoint, page, plots
 from run.results import (
     calibration_cells,
     find_runs,
@@ -259,17 +259,30 @@ def finite(row, keys):
 
 
 def draw_all(out, task, rows, facts, drawn):
-    """Every PNG of the report."""
-    looks = {row["technique"]: row["techniques"] for row in rows}
-    if any("p50_ms" in row for row in rows):
-        plots.plot_latency(rows, facts, out / "accuracy_latency.png")
+    """Draw every PNG of the report. Returns them as Figures of report.html."""
+    looks, figures = {row["technique"]: row["techniques"] for row in rows}, []
+
+    def figure(heading, name, alt):
+        figures.append(page.Figure(heading, out / name, alt))
+        return out / name
+
+    if any("p50_ms" in row and next(iter(task.headline)).lower() in row for row in rows):
+        path = figure("In short", "accuracy_latency.png", page.latency_alt(rows, facts))
+        plots.plot_latency(rows, facts, path)
     if drawn.histories:
         wording = task.headline.get(task.selection, task.selection)
-        plots.plot_curves(drawn.histories, looks, task.selection, wording, out / "learning_curves.png")
+        alt = page.curves_alt(drawn.histories, task.selection, wording)
+        path = figure("Learning curves", "learning_curves.png", alt)
+        plots.plot_curves(drawn.histories, looks, task.selection, wording, path)
     if drawn.calibrations:
-        plots.plot_calibration(drawn.calibrations, looks, task.sure_of, out / "calibration.png")
+        alt = page.calibration_alt(drawn.calibrations)
+        path = figure("Calibration on the test split", "calibration.png", alt)
+        plots.plot_calibration(drawn.calibrations, looks, task.sure_of, path)
     for name, counts in drawn.confusions.items():
-        plots.plot_confusion(name, counts, task.labels, out / f"confusion_{name}.png")
+        alt = page.confusion_alt(name, counts, task.labels)
+        path = figure("Confusion matrices on the test split", f"confusion_{name}.png", alt)
+        plots.plot_confusion(name, counts, task.labels, path)
+    return figures
 
 
 def main(argv=None):
@@ -290,7 +303,8 @@ def main(argv=None):
         read_json(out / "results.json"),
     )  # as docs/results.py reads them
     write_whole(out / "results.md", report_page(rows, facts))
-    draw_all(out, task, rows, facts, drawn)
+    figures = draw_all(out, task, rows, facts, drawn)
+    write_whole(out / "report.html", page.html_page(rows, facts, figures))
     print(report_page(rows, facts))
 
 
