@@ -70,7 +70,7 @@ def training_part(args, words, out):
 
 def volume_part(args, words, out):
     """predict.py over many notes, by the run of --run, or one of the demonstration made for it."""
-    rows = volume.volume_rows(run_to_use(args, out))
+    rows = volume.volume_rows(run_to_use(args, out), args.notes)
     return Measured(rows, volume.volume_table(rows), f"One call per size, on the CPU; {shown_run(args)}.")
 
 
@@ -153,7 +153,7 @@ def shown_arguments(args, parts):
     flags = {"--parts": ",".join(parts), "--length": args.length or 256, "--batch-size": args.batch_size,
              "--rounds": args.rounds, "--train-tokens": args.train_tokens}  # fmt: skip
     flags |= {"--run": shown(args.run)} if args.run else {}
-    flags |= {"--notes": ",".join(map(str, args.notes))} if "reading" in parts else {}
+    flags |= {"--notes": ",".join(map(str, args.notes))} if {"reading", "volume"} & set(parts) else {}
     told = [f"{flag}={value}" for flag, value in flags.items()]
     return told + [f"--training={' '.join(map(shown, words))}" for words in args.training or []]
 
@@ -302,7 +302,7 @@ def benchmark_arguments(argv):
         "--notes",
         type=lambda text: [number(int, 1, 10**8)(each) for each in text.split(",")],
         default=[50_000, 200_000],
-        help="how many notes the part reading reads, comma-separated; 2,000 bytes each (50000,200000)",
+        help="how many notes the parts reading and volume read, comma-separated (50000,200000)",
     )
     add(
         "--length",

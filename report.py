@@ -1,10 +1,10 @@
 """Results of many runs -> one table beside the paper's, and plots: python report.py results/symptoms
 
-Writes results.csv, results.json, results.md and PNGs into the results directory. Reads run.json and
-predictions.csv of every finished run there, benchmark.csv if benchmark.py was run, and the runs of --recipe
-paper; nothing is scored again. Where the directory holds no runs but seed1, seed2 and so on, as run_all.sh
---seeds makes them, scores are means over the seeds; sizes, times, curves and confusion matrices are those of
-the first. Intervals and tests: docs/evidence.md.
+Writes results.csv, results.json, results.md, PNGs and report.html, which holds them all, into the results
+directory. Reads run.json and predictions.csv of every finished run there, benchmark.csv if benchmark.py was
+run, and the runs of --recipe paper; nothing is scored again. Where the directory holds no runs but seed1,
+seed2 and so on, as run_all.sh --seeds makes them, scores are means over the seeds; sizes, times, curves and
+confusion matrices are those of the first. Intervals and tests: docs/evidence.md.
 """
 
 import math
@@ -19,7 +19,7 @@ import compress
 from cli import BadInput, Parser, run_script
 from files import read_json, write_json, write_whole
 from metrics import OVERALL, mcnemar
-from run import checkpoint, plots
+from run import checkpoint, page, plots
 from run.columns import column_lines, gather, recipe_runs
 from run.evidence import compare_runs, evidence_facts
 from run.results import (
@@ -337,17 +337,30 @@ def finite(row, keys):
 
 
 def draw_all(out, task, rows, facts, drawn):
-    """Every PNG of the report."""
-    looks = {row["technique"]: row["techniques"] for row in rows}
-    if any("p50_ms" in row for row in rows):
-        plots.plot_latency(rows, facts, out / "accuracy_latency.png")
+    """Draw every PNG of the report. Returns them as Figures of report.html."""
+    looks, figures = {row["technique"]: row["techniques"] for row in rows}, []
+
+    def figure(heading, name, alt):
+        figures.append(page.Figure(heading, out / name, alt))
+        return out / name
+
+    if any("p50_ms" in row and next(iter(task.headline)).lower() in row for row in rows):
+        path = figure("In short", "accuracy_latency.png", page.latency_alt(rows, facts))
+        plots.plot_latency(rows, facts, path)
     if drawn.histories:
         wording = task.headline.get(task.selection, task.selection)
-        plots.plot_curves(drawn.histories, looks, task.selection, wording, out / "learning_curves.png")
+        alt = page.curves_alt(drawn.histories, task.selection, wording)
+        path = figure("Learning curves", "learning_curves.png", alt)
+        plots.plot_curves(drawn.histories, looks, task.selection, wording, path)
     if drawn.calibrations:
-        plots.plot_calibration(drawn.calibrations, looks, task.sure_of, out / "calibration.png")
+        alt = page.calibration_alt(drawn.calibrations)
+        path = figure("Calibration on the test split", "calibration.png", alt)
+        plots.plot_calibration(drawn.calibrations, looks, task.sure_of, path)
     for name, counts in drawn.confusions.items():
-        plots.plot_confusion(name, counts, task.labels, out / f"confusion_{name}.png")
+        alt = page.confusion_alt(name, counts, task.labels)
+        path = figure("Confusion matrices on the test split", f"confusion_{name}.png", alt)
+        plots.plot_confusion(name, counts, task.labels, path)
+    return figures
 
 
 def report_recipe(out):
@@ -380,7 +393,8 @@ def main(argv=None):
         read_json(out / "results.json"),
     )  # as docs/results.py reads them
     write_whole(out / "results.md", report_page(rows, facts))
-    draw_all(out, task, rows, facts, drawn)
+    figures = draw_all(out, task, rows, facts, drawn)
+    write_whole(out / "report.html", page.html_page(rows, facts, figures))
     print(report_page(rows, facts))
 
 

@@ -149,7 +149,7 @@ def run_predict(run, notes, out):
     return time.perf_counter() - began, peak
 
 
-def volume_rows(run, sizes=(20_000, 200_000)):
+def volume_rows(run, sizes):
     """Rows, a dict each: notes, seconds, notes/s, peak memory and its ratio to that of the first row."""
     table = []
     with tempfile.TemporaryDirectory() as directory:

@@ -87,13 +87,8 @@ def data_lines(task, record):
         "",
     ]
     splits, names = data["splits"], list(data["splits"]["train"])[:MOST_LABELS]
-    body = [[cell(name), *(f"{counts[name]:,}" for counts in splits.values())] for name in names]
+    body = [[name, *(f"{counts[name]:,}" for counts in splits.values())] for name in names]
     return [*lines, *(markdown_table(["label", *splits], body) if body else []), ""]
-
-
-def cell(text):
-    """A label as a cell of a Markdown table."""
-    return text.replace("|", "\\|")
 
 
 def score_lines(task, record):

@@ -367,11 +367,14 @@ def label_curves(axes, gap=14):
     figure.canvas.draw()
 
     ends = [axes.transData.transform((line.get_xdata()[-1], line.get_ydata()[-1])) for line in curves]
-    height, scale = -np.inf, figure.dpi / 72
+    top, scale = -np.inf, figure.dpi / 72
     for end, line in sorted(zip(ends, curves, strict=True), key=lambda pair: pair[0][1]):
-        height = max(end[1] / scale, height + gap)  # in points from the bottom of the figure
+        text = wrapped(line.get_label(), 14)
+        half = gap * (text.count("\n") + 1) / 2
+        height = max(end[1] / scale, top + half)  # in points from the bottom of the figure
+        top = height + half
         axes.annotate(
-            line.get_label(), (line.get_xdata()[-1], line.get_ydata()[-1]), (22, height - end[1] / scale),
+            text, (line.get_xdata()[-1], line.get_ydata()[-1]), (22, height - end[1] / scale),
             textcoords="offset points", va="center", color=line.get_color(), fontsize=10.5,
             arrowprops={"arrowstyle": "-", "color": line.get_color(), "linewidth": 0.7, "shrinkB": 5},
         )  # fmt: skip

@@ -158,8 +158,13 @@ def typed(text):
 
 def markdown_table(header, rows):
     """Lines of a Markdown table, numbers to the right."""
-    lines = [f"| {' | '.join(cells)} |" for cells in (header, *rows)]
+    lines = [f"| {' | '.join(map(as_cell, cells))} |" for cells in (header, *rows)]
     return [lines[0], "|---" + "|---:" * (len(header) - 1) + "|", *lines[1:]]
+
+
+def as_cell(text):
+    """A text as a cell of a Markdown table: a label may have | or a new line in it."""
+    return re.sub(r"\s", " ", text).replace("|", "\\|")
 
 
 def shown(source):

@@ -15,6 +15,8 @@ os.environ["XDG_CACHE_HOME"] = (
 )  # before train is imported; token ids of these tests go there
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported, which reads it once
 
+import benchmark  # noqa: E402
+import report  # noqa: E402
 import train  # noqa: E402
 from cli import run_script
 from tasks import TASKS, demo
@@ -59,6 +61,14 @@ def runs(tmp_path_factory, arguments):
     ):
         train.main([*arguments, "--technique", technique, "--out", str(out)])
     return out
+
+
+@pytest.fixture(scope="session")
+def reported(runs):
+    """The results directory of all techniques, timed and reported."""
+    benchmark.main([str(runs), "--rounds", "2", "--length", "32", "--batch-size", "4"])
+    report.main([str(runs)])
+    return runs
 
 
 @pytest.fixture

@@ -431,7 +431,8 @@ def cheap(run):
         return benchmark.Measured([{"a": 1}], (["a"], [["1"]]), "none")
 
     stands_in = {
-        (checkpoint, "load"): load_known, (train, "run"): train_until_notes, (report, "draw_all"): print,
+        (checkpoint, "load"): load_known, (train, "run"): train_until_notes,
+        (report, "draw_all"): lambda *_: [],
         (benchmark, "PARTS"): dict.fromkeys(benchmark.PARTS, part), (export, "libraries"): lambda: None,
         (benchmark, "measure_runs"): lambda runs, *_: dict.fromkeys(runs, dict.fromkeys(measured, 1.0)),
         (export, "write_checked"): lambda run, args, *_: Path(args.onnx).write_bytes(b""),

@@ -72,8 +72,7 @@ def test_rows_of_the_shape_part_are_what_their_names_say():
 def test_the_parts_write_their_tables(tmp_path, refuses, runs, monkeypatch):
     monkeypatch.setattr(shape, "shape_rows", lambda *_: [{"row": "x"}])
     monkeypatch.setattr(shape, "shape_table", lambda table: (["row"], [["x"]]))
-    monkeypatch.setattr(volume, "volume_rows", functools.partial(volume.volume_rows, sizes=(30, 60)))
-    call = ["--parts", "shape,volume", "--rounds", "2"]
+    call = ["--parts", "shape,volume", "--rounds", "2", "--notes", "30,60"]
     benchmark.main([*call, "--out", str(tmp_path), "--run", str(runs / "quantization")])
     text = (tmp_path / "benchmark.md").read_text()
     assert "## shape" in text and "## volume" in text
@@ -81,7 +80,7 @@ def test_the_parts_write_their_tables(tmp_path, refuses, runs, monkeypatch):
     stored = files.read_json(tmp_path / "benchmark.json")
     assert list(stored["conditions"]) == ["shape", "volume"] and stored["machine"]["cpu"]
     assert all(told in text for told in stored["conditions"].values())
-    assert {"--parts=shape,volume", "--rounds=2"} <= set(stored["arguments"])
+    assert {"--parts=shape,volume", "--rounds=2", "--notes=30,60"} <= set(stored["arguments"])
     assert str(tmp_path.parent) not in str(stored)
     assert "no finished run" in refuses(benchmark.main, ["--parts", "shape", "--run", str(tmp_path)])
     assert "reads at most 512" in refuses(benchmark.main, ["--parts", "shape", "--length", "600"])

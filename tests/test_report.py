@@ -3,10 +3,8 @@
 import json
 import shutil
 
-import pytest
 from PIL import Image
 
-import benchmark
 import report
 from compress import TECHNIQUES
 from conftest import read_csv
@@ -17,14 +15,6 @@ from run.results import shown
 
 CHAIN = "distillation+lowrank+pruning+quantization"
 TRAINED = ("base", "pruning", "lowrank", "distillation", "quantization", CHAIN)
-
-
-@pytest.fixture(scope="module")
-def reported(runs):
-    """The results directory of all techniques, timed and reported."""
-    benchmark.main([str(runs), "--rounds", "2", "--length", "32", "--batch-size", "4"])
-    report.main([str(runs)])
-    return runs
 
 
 def test_benchmark_and_report(reported):
@@ -47,7 +37,8 @@ def test_benchmark_and_report(reported):
         assert 0 < float(row["p50_ms"]) <= float(row["p95_ms"]) and float(row["notes_per_s"]) > 0
         assert row["cpu"] and row["threads"]
     written = {path.name for path in runs.iterdir()}
-    plain = {"results.csv", "results.json", "results.md", "accuracy_latency.png", "learning_curves.png"}
+    plain = {"results.csv", "results.json", "results.md", "report.html"}
+    plain |= {"accuracy_latency.png", "learning_curves.png", "calibration.png"}
     assert plain | {f"confusion_{technique}.png" for technique in TRAINED} <= written
     found = {row["technique"]: row for row in read_csv(runs / "results.csv")}
     assert found["lowrank"]["paper_accuracy"] == "0.921800" and found[CHAIN].get("paper_accuracy") == ""
