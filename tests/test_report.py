@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import pytest
 from PIL import Image
 
 import report
