@@ -1,7 +1,7 @@
 """Many notes: predict.py end to end (reading, tokenising, writing), and reading them for training.
 
 Each measurement has a process of its own. Its peak memory is what it and its helpers have together, looked at
-five times a second where the system tells it (Linux), or else what it tells itself when it ends.
+once a second where the system tells it (Linux), or else what it tells itself when it ends.
 """
 
 import csv
@@ -118,7 +118,7 @@ def run_child(code, *words):
         try:
             while process.poll() is None:
                 seen = max(seen, memory_of(process.pid))
-                time.sleep(0.2)
+                time.sleep(1)  # looking costs the process some time, too
         finally:
             process.kill()
         out.seek(0), faults.seek(0)
