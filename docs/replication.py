@@ -310,7 +310,7 @@ def replication_page(folder):
     sections = [
         *[TOP, *run_lines(facts, kinds)],
         *["## By seed alone", "", *spread_lines(answers, scores, paper)],
-        *["", "## The order of the five rows", "", *order_lines(answers, paper)],
+        *["", "## The order of the five rows", "", *order_lines(answers, paper, facts)],
         *["", "## The claims, one by one", "", *claim_lines(scores)],
         *["", "## Copies of training notes", "", *copy_lines(answers)],
         *["", "## All stable at the last epoch?", "", *stable_lines(epochs)],
@@ -372,11 +372,12 @@ def by_seed(seeds, score):
     return [float(weighted_scores(*a, np.ones((1, len(a[0]))))[score][0]) for _, a in sorted(seeds.items())]
 
 
-def order_lines(answers, paper):
-    """Lines: Kendall's tau of the rows' order, between seeds and with the paper's."""
+def order_lines(answers, paper, facts):
+    """Lines: Kendall's tau of the rows' order, between seeds, with the paper's, and with the rates'."""
     lines = [
         "Kendall's tau is 1 for the same order of the five rows and -1 for the reverse; orders drawn at "
-        "random have 0 on average. Friedman's test asks whether the rows differ at all on these test notes.",
+        "random have 0 on average. Friedman's test asks whether the rows differ at all on these test notes. "
+        "The last column compares the rows' order with that of their learning rates alone.",
         "",
     ]
     body = []
@@ -388,13 +389,22 @@ def order_lines(answers, paper):
             table = np.array([by_seed(runs[name], score) for name in names])  # (rows, seeds)
             between = [tau(a, b) for a, b in combinations(table.T, 2)]
             theirs = [tau(seed, [paper[name][score][0] for name in names]) for seed in table.T]
+            rates = [facts[kind]["rates"].get(name) or 0 for name in names]
             test = stats.friedmanchisquare(*table) if np.ptp(table) else None
+            by_rate = f"{fmean(tau(seed, rates) for seed in table.T):+.2f}" if len(set(rates)) > 1 else ""
             body.append(
                 [f"{KINDS[kind]}, {columns.WORDING[score]}", f"{fmean(between):+.2f}",
-                 f"{min(between):+.2f} to {max(between):+.2f}", f"{fmean(theirs):+.2f}",
-                 f"{test.pvalue:.3g}" if test else ""]
+                 f"{min(between):+.2f} to {max(between):+.2f}", f"{test.pvalue:.3g}" if test else "",
+                 f"{fmean(theirs):+.2f}", by_rate]
             )  # fmt: skip
-    head = ["", "tau between seeds, mean", "least to most", "tau with the paper, mean", "Friedman's p"]
+    head = [
+        "",
+        "tau between seeds, mean",
+        "least to most",
+        "Friedman's p",
+        "tau with the paper",
+        "with the rates",
+    ]
     return [*lines, *(markdown_table(head, body) if body else ["Not enough seeds yet."])]
 
 

@@ -85,8 +85,9 @@ def balanced_split(path, notes, labels, seed):
     size = min(map(len, classes), default=0)
     if len(labels) < 2 or size * len(labels) < 2:
         raise BadInput(f"{path}: too few labelled notes for a training and a test split; give more rows")
-    kept = [resample(same, replace=False, n_samples=size, random_state=seed) for same in classes]
-    return dict(zip(NAMES, train_test_split(sum(kept, []), test_size=0.1, random_state=seed), strict=True))
+    state = seed % 2**32  # what NumPy takes
+    kept = [resample(same, replace=False, n_samples=size, random_state=state) for same in classes]
+    return dict(zip(NAMES, train_test_split(sum(kept, []), test_size=0.1, random_state=state), strict=True))
 
 
 def read_notes(args, path):

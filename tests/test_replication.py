@@ -59,7 +59,7 @@ def folder(tmp_path):
     ])  # fmt: skip
     write_json(place / "facts.json", {"recipe": {
         "data": "corpora/x.csv", "model": "m", "arguments": {}, "labels": ["a", "b", "c", "d", "e"],
-        "sizes": {"train": 500, "test": 60}, "rows": {}, "copied": 20, "rates": {"base": 3e-5},
+        "sizes": {"train": 500, "test": 60}, "rows": {}, "copied": 20, "rates": {**dict.fromkeys(QUALITY, 3e-5), "quantization": 2e-5},
         "machine": {"threads": 2, "cpu": "a CPU", "torch": "2"}, "commits": ["abc"],
     }})  # fmt: skip
     return place
@@ -78,6 +78,8 @@ def test_the_page_says_what_the_files_say(folder, tmp_path, capsys):
         and "+10.0 [+10.0, +10.0]" in rows["the recipe, lowrank"]
     )
     assert "| 20 / 40 |" in text  # copies and other notes
+    by_rate = float(rows["the recipe, accuracy"].split("|")[-2])  # the worst row has the lowest rate
+    assert 0 < by_rate == pytest.approx(4 / 40**0.5, abs=0.006)  # tau-b of 4 pairs of 10, 6 tied
     assert "| 0.5075 | 0.5600 | +5.2 [" in rows["base"] and "| +40.2 [" in rows["rank 32"]
     assert "2 different sets of five labels; in all of them: pain" in text
     assert "The paper's rows, one seed each: 2.3." in text and "base (paper 0.9356)" in rows
