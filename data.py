@@ -106,11 +106,11 @@ def line_breaks(text, start=0, stop=None):
 def row_pattern(columns):
     """A regular expression for a CSV row of so many fields, a group each, its quotes included.
 
-    Its quantifiers are possessive, so nothing is tried twice. A carriage return where the text ends is no
-    end of a row: a newline may follow.
+    Blank lines before it belong to the match. Its quantifiers are possessive, so nothing is tried twice. A
+    carriage return where the text ends is no end of a row: a newline may follow.
     """
     field = f"({QUOTED}|{PLAIN})" if columns == 1 else f"({QUOTED}|(?:{PLAIN})?+)"  # no field: a blank line
-    return re.compile(",".join([field] * columns) + r"(?:\n|\r\n|\r(?!\Z))")
+    return re.compile(r"[\r\n]*+" + ",".join([field] * columns) + r"(?:\n|\r\n|\r(?!\Z))")
 
 
 class Cells:
@@ -224,6 +224,9 @@ class Table:
             suspect = "\0" in text or len(text) > self.max_mb * 10**6  # else no row of it can be at fault
             while found := match(text, at):
                 start, at = at, found.end()
+                if text[start] in "\r\n":  # blank lines
+                    line += line_breaks(text, start, found.start(1))
+                    start = found.start(1)
                 if suspect and (fault := fault_in(text, start, at, self.max_mb)):
                     raise BadInput(f"{self.path}, line {line}: {fault}")
                 yield line, Cells(found)

@@ -104,7 +104,7 @@ class JsonLines(LineTable):
             if not found.keys() <= set(columns):
                 what = "a key that the first line lacks; give every object the same keys"
                 raise self._fault(number, what)
-            cells = [as_cell(found.get(column)) for column in columns]
+            cells = [cell_of(found.get(column)) for column in columns]
             if "\\u" in line:
                 self._refuse_escapes(number, "".join(cells))
             yield number, cells
@@ -128,7 +128,7 @@ class JsonLines(LineTable):
             raise self._fault(number, "half of a surrogate pair; correct or drop that row") from None
 
 
-def as_cell(value):
+def cell_of(value):
     """A JSON value as the text of a cell."""
     if isinstance(value, str):
         return value

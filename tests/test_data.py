@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 import tracemalloc
 
 import numpy as np
@@ -116,6 +117,14 @@ def test_a_long_row_is_read_if_it_is_allowed(tmp_path):
     with pytest.raises(BadInput, match="line 2: more than 1 MB"):
         list(Table(path, progress=False, max_row_mb=1))
     assert [len(row[2]) for _, row in Table(path, progress=False, max_row_mb=3)] == [2 * 10**6, 1]
+
+
+def test_blank_lines_between_rows_cost_nothing_and_are_counted(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"a,b\n" + b"1,2\n\n3,4\r\n\r\r\n" * 400_000)
+    began, rows = time.process_time(), list(Table(path, progress=False, max_row_mb=1))
+    assert [(line, *cells) for line, cells in rows[:3]] == [(2, "1", "2"), (4, "3", "4"), (7, "1", "2")]
+    assert len(rows) == 800_000 and rows[-1][0] == 5 * 400_000 - 1 and time.process_time() - began < 10
 
 
 PIECES = [

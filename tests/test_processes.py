@@ -101,13 +101,14 @@ def many(small, tmp_path_factory):
 def alone(runs, many, tmp_path_factory):
     """The bytes that one process writes for them."""
     out = tmp_path_factory.mktemp("alone") / "p.csv"
-    words = [sys.executable, ROOT / "predict.py", runs / "base", many, "--out", out]
+    # without the flag each process times which library multiplies sooner
+    words = [sys.executable, ROOT / "predict.py", runs / "base", many, "--deterministic", "--out", out]
     subprocess.run(words, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, capture_output=True)
     return out.read_bytes()
 
 
 def test_two_processes_predict_the_same_bytes_as_one(runs, many, alone, tmp_path):
-    words = [ROOT / "predict.py", runs / "base", many, "--out", tmp_path / "p.csv"]
+    words = [ROOT / "predict.py", runs / "base", many, "--deterministic", "--out", tmp_path / "p.csv"]
     code, printed, errors = finished(torchrun(*words))
     assert code == 0 and printed.count("10000 predicted") == 1, errors
     assert (tmp_path / "p.csv").read_bytes() == alone and len(list(tmp_path.iterdir())) == 1
@@ -115,7 +116,7 @@ def test_two_processes_predict_the_same_bytes_as_one(runs, many, alone, tmp_path
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the workers in /proc")
 def test_a_prediction_whose_worker_was_killed_goes_on(runs, many, alone, tmp_path):
-    words = [ROOT / "predict.py", runs / "base", many, "--out", tmp_path / "p.csv"]
+    words = [ROOT / "predict.py", runs / "base", many, "--deterministic", "--out", tmp_path / "p.csv"]
     both = torchrun(*words)
     kill_one(both, lambda: list(tmp_path.glob(".p.csv.*.parts/*.part")))
     assert finished(both)[0] != 0 and not (tmp_path / "p.csv").exists()

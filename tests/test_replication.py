@@ -59,7 +59,8 @@ def folder(tmp_path):
     ])  # fmt: skip
     write_json(place / "facts.json", {"recipe": {
         "data": "corpora/x.csv", "model": "m", "arguments": {}, "labels": ["a", "b", "c", "d", "e"],
-        "sizes": {"train": 500, "test": 60}, "rows": {}, "copied": 20, "rates": {**dict.fromkeys(QUALITY, 3e-5), "quantization": 2e-5},
+        "sizes": {"train": 500, "test": 60}, "rows": {}, "copied": 20,
+        "rates": {**dict.fromkeys(QUALITY, 3e-5), "quantization": 2e-5},
         "machine": {"threads": 2, "cpu": "a CPU", "torch": "2"}, "commits": ["abc"],
     }})  # fmt: skip
     return place

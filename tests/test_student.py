@@ -1,6 +1,7 @@
 """A student cut from its teacher: which layers, which directions, and what it is taught."""
 
 import copy
+import shutil
 
 import numpy as np
 import pytest
@@ -285,11 +286,12 @@ class Tokens(nn.Module):
         return type("Outputs", (), {"logits": self.table(ids)})()
 
 
-def test_a_narrow_student_trains_saves_and_loads(runs, arguments, capsys):
+def test_a_narrow_student_trains_saves_and_loads(runs, arguments, tmp_path, capsys):
+    shutil.copytree(runs / "base", tmp_path / "base")
     call = [
         *arguments,
         "--out",
-        str(runs),
+        str(tmp_path),
         "--technique",
         "distillation+quantization",
         "--student-layers",
@@ -311,7 +313,7 @@ def test_a_narrow_student_trains_saves_and_loads(runs, arguments, capsys):
         ]
     )
     assert "16 of 32 channels" in capsys.readouterr().out
-    run = checkpoint.load(runs / "narrow")
+    run = checkpoint.load(tmp_path / "narrow")
     assert run.model.config.hidden_size == 16 and np.isfinite(run.facts["test"]["overall"]["F1"])
     assert (
         run.facts["sizes"]["bytes"]
