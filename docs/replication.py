@@ -380,23 +380,12 @@ def order_lines(answers, paper, facts):
         "The last column compares the rows' order with that of their learning rates alone.",
         "",
     ]
-    body = []
-    for kind, (runs, *_) in answers.items():
-        if len(runs) < 3 or len(next(iter(runs.values()))) < 2:
-            continue
-        names = [name for name in FIVE if name in runs]
-        for score in ("Accuracy", "F1", "AUROC"):
-            table = np.array([by_seed(runs[name], score) for name in names])  # (rows, seeds)
-            between = [tau(a, b) for a, b in combinations(table.T, 2)]
-            theirs = [tau(seed, [paper[name][score][0] for name in names]) for seed in table.T]
-            rates = [facts[kind]["rates"].get(name) or 0 for name in names]
-            test = stats.friedmanchisquare(*table) if np.ptp(table) else None
-            by_rate = f"{fmean(tau(seed, rates) for seed in table.T):+.2f}" if len(set(rates)) > 1 else ""
-            body.append(
-                [f"{KINDS[kind]}, {columns.WORDING[score]}", f"{fmean(between):+.2f}",
-                 f"{min(between):+.2f} to {max(between):+.2f}", f"{test.pvalue:.3g}" if test else "",
-                 f"{fmean(theirs):+.2f}", by_rate]
-            )  # fmt: skip
+    body = [
+        order_cells(kind, runs, score, paper, facts[kind]["rates"])
+        for kind, (runs, *_) in answers.items()
+        for score in ("Accuracy", "F1", "AUROC")
+        if len(runs) > 2 and len(next(iter(runs.values()))) > 1
+    ]
     head = [
         "",
         "tau between seeds, mean",
@@ -406,6 +395,22 @@ def order_lines(answers, paper, facts):
         "with the rates",
     ]
     return [*lines, *(markdown_table(head, body) if body else ["Not enough seeds yet."])]
+
+
+def order_cells(kind, runs, score, paper, rates):
+    """The cells of order_lines for one kind of runs {technique: runs by seed} and one score."""
+    names = [name for name in FIVE if name in runs]
+    table = np.array([by_seed(runs[name], score) for name in names])  # (rows, seeds)
+    between = [tau(a, b) for a, b in combinations(table.T, 2)]
+    theirs = [tau(seed, [paper[name][score][0] for name in names]) for seed in table.T]
+    rates = [rates.get(name) or 0 for name in names]
+    test = stats.friedmanchisquare(*table) if np.ptp(table) else None
+    by_rate = f"{fmean(tau(seed, rates) for seed in table.T):+.2f}" if len(set(rates)) > 1 else ""
+    return [
+        f"{KINDS[kind]}, {columns.WORDING[score]}", f"{fmean(between):+.2f}",
+        f"{min(between):+.2f} to {max(between):+.2f}", f"{test.pvalue:.3g}" if test else "",
+        f"{fmean(theirs):+.2f}", by_rate,
+    ]  # fmt: skip
 
 
 def tau(a, b):

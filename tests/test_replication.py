@@ -80,7 +80,9 @@ def test_the_page_says_what_the_files_say(folder, tmp_path, capsys):
     )
     assert "| 20 / 40 |" in text  # copies and other notes
     by_rate = float(rows["the recipe, accuracy"].split("|")[-2])  # the worst row has the lowest rate
-    assert 0 < by_rate == pytest.approx(4 / 40**0.5, abs=0.006)  # tau-b of 4 pairs of 10, 6 tied
+    assert (
+        0 < by_rate == pytest.approx(4 / 40**0.5, abs=0.02)
+    )  # tau-b of 4 pairs of 10, 6 tied; seeds may tie more
     assert "| 0.5075 | 0.5600 | +5.2 [" in rows["base"] and "| +40.2 [" in rows["rank 32"]
     assert "2 different sets of five labels; in all of them: pain" in text
     assert "The paper's rows, one seed each: 2.3." in text and "base (paper 0.9356)" in rows
