@@ -17,7 +17,6 @@ import zlib
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from operator import attrgetter
 
 import numpy as np
 import torch
@@ -132,16 +131,6 @@ class Cells:
         return cell.replace('""', '"') if '"' in cell else cell  # one character is found much faster than two
 
 
-@contextmanager
-def reading_bar(path, progress):
-    """A progress bar over the bytes of a file: a function to call with those read so far."""
-    hide = None if progress else True
-    with tqdm(
-        total=os.path.getsize(path), unit="B", unit_scale=True, desc="reading", disable=hide, leave=False
-    ) as bar:
-        yield lambda done: bar.update(done - bar.n)
-
-
 class Table:
     """A CSV or CSV.gz file, read as a stream: of the text a block is in memory, or the row that it begins.
 
@@ -154,7 +143,6 @@ class Table:
         self._file, self._stream = open_binary(self.path)
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
         self._text, self._line, self._ended = "", 1, False  # read and not used yet, the line it begins in
-        self.begun = False  # whether its first rows were read by others
         _, self.columns = self._next_by_csv() or (0, None)
         if self.columns is None:
             raise BadInput(f"{self.path}: the file is empty")
@@ -177,40 +165,15 @@ class Table:
         shown = [name if looks_like_a_name(name) else "(not a column name)" for name in self.columns[:30]]
         return f"found {', '.join(shown)}"
 
-    @property
-    def line(self):
-        """The line in which the next row begins."""
-        return self._line
-
-    def read_so_far(self):
-        """Bytes of the file, as it lies on the disk, that were read."""
-        return self._file.tell()
-
-    def unread(self):
-        """(bytes that were read and not used, the stream of those that follow), for who reads on instead."""
-        pending, _ = self._decoder.getstate()
-        return self._text.encode() + pending, self._stream
-
-    def close(self):
-        """Close the file."""
-        self._file.close()
-
-    def reopened(self, at, line):
-        """The table from byte `at` of its content on, where a row begins, in this line."""
-        self._file, self._stream = open_binary(self.path)
-        self._stream.seek(at)
-        self._decoder = codecs.getincrementaldecoder("utf-8")()
-        self._text, self._line, self._ended, self.begun = "", line, False, True
-        return self
-
     def __iter__(self):
         """Yield (line number, cells) for every row; blank lines are left out."""
-        with reading_bar(self.path, self.progress) as show:
+        size, hide = os.fstat(self._file.fileno()).st_size, None if self.progress else True
+        with tqdm(total=size, unit="B", unit_scale=True, desc="reading", disable=hide, leave=False) as bar:
             for count, row in enumerate(self._records()):
                 if count % 1000 == 0:
-                    show(self.read_so_far())
+                    bar.update(self._file.tell() - bar.n)
                 yield row
-        self.close()
+        self._file.close()
 
     def _records(self):
         """Yield (line number, cells) of every row.
@@ -298,18 +261,6 @@ class Note:
     path: str | None = field(default=None, repr=False)
     line: int = field(default=0, repr=False)
     groups: dict | None = field(default=None, repr=False)
-
-
-class NoteList(list):
-    """A list of notes that is pickled by columns, in a quarter of the time."""
-
-    def __reduce__(self):
-        return notes_of, tuple(zip(*map(attrgetter(*Note.__slots__), self), strict=True))
-
-
-def notes_of(*columns):
-    """The NoteList whose notes have these fields, a column each."""
-    return NoteList(map(Note, *columns) if columns else ())
 
 
 def digest(*parts):
@@ -536,7 +487,7 @@ def collate(encoded, rows, pad_id, device="cpu"):
     """Pad the named rows (B,) to their longest: a dict of tensors on the device, and of the rows themselves.
 
     input_ids, attention_mask (B, T) int64; labels, if there are any, (B,), (B, C) or by token (B, T). On CUDA
-    "full" is set where no row is padded: without a mask attention takes the flash kernel, compiled too.
+    "full" is set where no row is padded: without a mask attention may take the flash kernel.
     """
     starts, stops = encoded.starts[rows], encoded.starts[rows + 1]
     shape = (len(rows), int((stops - starts).max()))  # (B, T)

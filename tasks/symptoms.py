@@ -8,7 +8,7 @@ same notes. With --mask-labels the words are hidden and the model has to infer t
 
 import re
 from collections import Counter
-from functools import cache, partial
+from functools import cache
 from itertools import islice
 
 from cli import BadInput, number
@@ -174,15 +174,12 @@ class Symptoms(LabelSets):
         return (hide(text, self.hidden, mask) for text in texts) if self.hidden else texts
 
     def read(self, path, keep, counts):
-        """Notes that name a symptom, and others --with-none; their label: the indices of those they name."""
-        counts.update({"without text": 0, "without label": 0})
-        return self.read_by_all(self.open_table(path), partial(self._read, keep=keep), counts)
-
-    def _read(self, table, counts, keep):
-        """The notes in some rows of a file.
+        """Notes that name a symptom, and others --with-none; their label: the indices of those they name.
 
         The first is enough, but for sets, and for none among the --top-k, which are known at the end.
         """
+        counts.update({"without text": 0, "without label": 0})
+        table = self.open_table(path)
         every = self.sets or (self.options.top_k and self.options.with_none)
         most, notes = None if every else 1, []
         groups = self.group_reader(table)

@@ -22,7 +22,6 @@ from data import (
     MAX_ROW_MB,
     SPLITS,
     Note,
-    NoteList,
     budget_batches,
     collate,
     encode,
@@ -34,7 +33,6 @@ from data import (
     split_fold,
     text_key,
 )
-from parts import in_parts
 from tables import open_table
 from tasks.groups import refuse_strange_groups
 
@@ -267,28 +265,6 @@ class Task:
         """The labelled examples of a file whose row id keep() takes; what is left out is counted."""
         raise NotImplementedError
 
-    def read_by_all(self, table, read, counts):
-        """The notes that read(table, counts) makes of a table's rows; all cores read a large file."""
-        _, row_at, subject_at = self.columns(table)
-        if row_at is None:  # rows are numbered, from the first on
-            return read(table, counts)
-        self.by_subject, notes = subject_at is not None, []
-
-        def read_part(part, held):
-            found, self.held = Counter(), held
-            part_notes = NoteList(read(part, found))
-            more, self.held = self.held - held, held
-            return part_notes, found, more
-
-        for (part_notes, found, more), lines in in_parts(table, read_part, lambda: self.held):
-            self.held += more
-            if lines and self.held > MAX_TEXT:
-                for note in part_notes:
-                    note.line += lines if note.text is None else 0
-            notes += part_notes
-            counts.update(found)
-        return notes
-
     def open_table(self, path, progress=True):
         """The table in a file, by the file's name, with the row length that was asked for."""
         return open_table(path, progress, self.options.max_row_mb)
@@ -313,7 +289,7 @@ class Task:
                 continue
             subject = row[subject_at].strip() if subject_at is not None else ""
             yield line, row_id, subject, "\n".join(texts) if len(texts) > 1 else texts[0], row
-        if counts["rows"] == before and not table.begun:
+        if counts["rows"] == before:
             raise BadInput(f"{table.path}: a header and no rows")
 
     def columns(self, table):
