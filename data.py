@@ -6,6 +6,7 @@ here knows what a label means (tasks/ does) or what a model is, and no message f
 
 import codecs
 import csv
+import gc
 import gzip
 import hashlib
 import io
@@ -135,17 +136,31 @@ class Table:
     """A CSV or CSV.gz file, read as a stream: of the text a block is in memory, or the row that it begins.
 
     Quoted newlines, a byte order mark and rows of up to max_row_mb are read. Every fault is a BadInput that
-    names the line and never the cell.
+    names the line and never the cell. part (first byte, byte after the last): read the rows there alone.
     """
 
-    def __init__(self, path, progress=True, max_row_mb=MAX_ROW_MB):
+    def __init__(self, path, progress=True, max_row_mb=MAX_ROW_MB, part=None):
         self.path, self.progress, self.max_mb = str(path), progress, max_row_mb
         self._file, self._stream = open_binary(self.path)
+        self.zipped, self._left = self._stream is not self._file, math.inf  # bytes that may still be read
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
         self._text, self._line, self._ended = "", 1, False  # read and not used yet, the line it begins in
-        _, self.columns = self._next_by_csv() or (0, None)
+        self._at, self._counted = (
+            0,
+            ("", 0, 1),
+        )  # the last row's place in a text, and how far lines are counted
+        self.columns = self._next_by_csv()
         if self.columns is None:
             raise BadInput(f"{self.path}: the file is empty")
+        self.begin = self._stream.tell() - len(self._text.encode()) - len(self._decoder.getstate()[0])
+        if part:
+            self._enter(*part)
+
+    def _enter(self, begin, stop):
+        """Go to the rows of a part; its lines are counted from 1."""
+        self._stream.seek(begin)
+        self._left, self._decoder = stop - begin, codecs.getincrementaldecoder("utf-8")()
+        self._text, self._line, self._ended = "", 1, False
 
     def column(self, name, flag, required=True):
         """Index of a column, by name in any case; None if it is absent and not required."""
@@ -165,51 +180,61 @@ class Table:
         shown = [name if looks_like_a_name(name) else "(not a column name)" for name in self.columns[:30]]
         return f"found {', '.join(shown)}"
 
+    @property
+    def line(self):
+        """The line in which the row begins that came last; it is counted only when it is asked for."""
+        text, at, line = self._counted
+        line += line_breaks(text, at, self._at)
+        self._counted = text, self._at, line
+        return line
+
     def __iter__(self):
-        """Yield (line number, cells) for every row; blank lines are left out."""
+        """Yield the cells of every row; blank lines are left out."""
         size, hide = os.fstat(self._file.fileno()).st_size, None if self.progress else True
+        size = min(size, self._left)
         with tqdm(total=size, unit="B", unit_scale=True, desc="reading", disable=hide, leave=False) as bar:
+            before = self._file.tell()
             for count, row in enumerate(self._records()):
                 if count % 1000 == 0:
-                    bar.update(self._file.tell() - bar.n)
+                    bar.update(self._file.tell() - before - bar.n)
                 yield row
         self._file.close()
 
     def _records(self):
-        """Yield (line number, cells) of every row.
+        """Yield the cells of every row.
 
         One regular expression takes whole rows, three times as fast as csv; csv reads what does not match.
         """
         columns = len(self.columns)
         match = row_pattern(columns).match
         while True:
-            text, line, at = self._text, self._line, 0
+            text, at = self._text, 0
+            self._counted = text, 0, self._line
             suspect = "\0" in text or len(text) > self.max_mb * 10**6  # else no row of it can be at fault
             while found := match(text, at):
                 start, at = at, found.end()
                 if text[start] in "\r\n":  # blank lines
-                    line += line_breaks(text, start, found.start(1))
                     start = found.start(1)
+                self._at = start
                 if suspect and (fault := fault_in(text, start, at, self.max_mb)):
-                    raise BadInput(f"{self.path}, line {line}: {fault}")
-                yield line, Cells(found)
-                line += line_breaks(text, start, at)
+                    raise BadInput(f"{self.path}, line {self.line}: {fault}")
+                yield Cells(found)
 
-            self._text, self._line = text[at:], line
+            self._text, self._line = text[at:], self._line + line_breaks(text, 0, at)
             if at:  # what is left begins a row
                 self._read_on()
             elif (row := self._next_by_csv()) is None:
                 return
-            elif len(row[1]) == columns:
+            elif len(row) == columns:
                 yield row
             else:
                 raise BadInput(
-                    f"{self.path}, line {row[0]}: {len(row[1])} fields where the header has {columns}; "
+                    f"{self.path}, line {self.line}: {len(row)} fields where the header has {columns}; "
                     "check the quotes there and just above"
                 )
 
     def _next_by_csv(self):
-        """(line number, cells) of the next row, read by Python's csv; None if there is no more."""
+        """The cells of the next row, read by Python's csv; None if there is no more."""
         csv.field_size_limit(2**31 - 1)
         while True:
             lines, line, row = io.StringIO(self._text, newline=""), self._line, None
@@ -228,20 +253,34 @@ class Table:
 
         if fault := fault_in(self._text, 0, used, self.max_mb):
             raise BadInput(f"{self.path}, line {line}: {fault}")
+        self._at, self._counted = 0, ("", 0, line)
         self._text, self._line = self._text[used:], self._line + reader.line_num
-        return row and (line, row)
+        return row
 
     def _read_on(self):
         """Add a block to the text. Raises BadInput if it is too long for a row, not UTF-8 or damaged gzip."""
         if fault := fault_in("", 0, len(self._text), self.max_mb):
             raise BadInput(f"{self.path}, line {self._line}: {fault}")
         with readable(self.path, lambda text: self._line + line_breaks(self._text + text)):
-            block = self._stream.read(max(BLOCK, len(self._text)))
+            block = self._stream.read(min(self._left, max(BLOCK, len(self._text))))
+            self._left -= len(block)
             self._text += self._decoder.decode(block, final=not block)
         self._ended = not block
 
 
 # --- notes -----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def collector_paused():
+    """Within, Python's garbage collector rests: it would look at every note again and again, to no use."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @dataclass(slots=True)
@@ -250,7 +289,7 @@ class Note:
 
     The label is a class index, or a tuple of them where a note may have several, or None where it is unknown.
     Where there are too many notes to hold their texts, the text is None: its key says whether two are equal,
-    and path and line where to read it again. groups {column: value} are those whose scores it counts in.
+    and path and row where to read it again. groups {column: value} are those whose scores it counts in.
     """
 
     row_id: str
@@ -259,7 +298,7 @@ class Note:
     label: int | tuple | None = None
     key: bytes | None = None
     path: str | None = field(default=None, repr=False)
-    line: int = field(default=0, repr=False)
+    row: int = field(default=0, repr=False)  # its number in the file, from 1
     groups: dict | None = field(default=None, repr=False)
 
 

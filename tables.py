@@ -1,6 +1,6 @@
 """Tables by their file's name: CSV, tab-separated values (.tsv) or JSON lines (.jsonl), each plain or .gz.
 
-All are read as data.Table is: columns, column(), and an iterator over (line number, cells as text).
+All are read as data.Table is: columns, column(), an iterator over cells as text, and the line of the last.
 Faults are a BadInput that names the line and never a cell.
 """
 
@@ -29,20 +29,21 @@ class LineTable:
     def __init__(self, path, progress=True, max_row_mb=MAX_ROW_MB):
         self.path, self.progress, self.max_mb = str(path), progress, max_row_mb
         self._file, self._stream = open_text(self.path)
+        self.line = 1  # the line in which the row begins that came last
         self._records = self._read(text_lines(self.path, self._stream, max_row_mb))
         self.columns = next(self._records, None)
         if not self.columns:
             raise BadInput(f"{self.path}: the file is empty")
 
     def _read(self, lines):
-        """Yield the names of the columns, then (line number, cells) of every row."""
+        """Yield the names of the columns, then the cells of every row, self.line set to its line."""
         raise NotImplementedError
 
     def _fault(self, line, what):
         return BadInput(f"{self.path}, line {line}: {what}")
 
     def __iter__(self):
-        """Yield (line number, cells) for every row; blank lines are left out."""
+        """Yield the cells of every row; blank lines are left out."""
         size, hide = os.path.getsize(self.path), None if self.progress else True
         with tqdm(total=size, unit="B", unit_scale=True, desc="reading", disable=hide, leave=False) as bar:
             count = -1
@@ -71,7 +72,8 @@ class Tsv(LineTable):
                     what = f"{len(cells)} fields where the header has {len(columns)}"
                     raise self._fault(line, f"{what}; check the tabs and quotes there and just above")
                 elif cells:
-                    yield line, cells
+                    self.line = line
+                    yield cells
                 line, self._row = reader.line_num + 1, 0
         except csv.Error:
             what = "a quote in the row that starts here is not closed, or text follows it; correct that row"
@@ -107,7 +109,8 @@ class JsonLines(LineTable):
             cells = [cell_of(found.get(column)) for column in columns]
             if "\\u" in line:
                 self._refuse_escapes(number, "".join(cells))
-            yield number, cells
+            self.line = number
+            yield cells
 
     def _object(self, number, line):
         try:

@@ -42,7 +42,7 @@ from fast import cpu
 from tasks.symptoms import Symptoms
 cpu.keep_memory()
 began, cpu, counts = time.perf_counter(), cpu_seconds(), Counter()
-notes = Symptoms().read(sys.argv[1], lambda row_id: True, counts)
+notes = Symptoms().read_by_all(sys.argv[1], lambda row_id: True, counts)
 print(len(notes), time.perf_counter() - began, cpu_seconds() - cpu, peak())
 """
 PANDAS = """

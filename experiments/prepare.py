@@ -45,7 +45,7 @@ class Row(dict):
 def named_rows(path):
     """[Row] of a CSV file with a header."""
     table = Table(path)
-    return [Row(zip(table.columns, cells, strict=True)) for _, cells in table]
+    return [Row(zip(table.columns, cells, strict=True)) for cells in table]
 
 
 def write_table(path, header, rows):

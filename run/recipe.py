@@ -67,12 +67,12 @@ def labelled(task, path, order):
     """(notes labelled by the first match in an order, counts of rows)."""
     counts = Counter({"rows": 0, "without text": 0, "without label": 0})
     table, notes = task.open_table(path), []
-    for line, row_id, subject, text, _ in task.rows(table, counts):
+    for place, row_id, subject, text, _ in task.rows(table, counts):
         text = task.prepare_text(text)
         if (label := first_match(text, order)) is None:
             counts["without label"] += 1
         else:
-            notes.append(task.note(table, line, row_id, subject, text, order[label]))
+            notes.append(task.note(table, place, row_id, subject, text, order[label]))
     return notes, counts
 
 

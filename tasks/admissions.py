@@ -71,7 +71,8 @@ def read_stays(table):
     path = table.path
     at = {name: table.column(name, None, required=name in NEEDED) for name in (*NEEDED, *DEATH)}
     by_subject, lines, counts = {}, {}, Counter()
-    for line, row in table:
+    for row in table:
+        line = table.line
         stay = read_stay(row, at, f"{path}, line {line}")
         if (earlier := lines.get(stay["id"])) is not None:
             raise BadInput(

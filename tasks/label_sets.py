@@ -22,6 +22,7 @@ def threshold_or_auto(text):
 def best_thresholds(truth, probabilities):
     """Of each label the (highest) threshold of the best F1; 0.5 for a label without positives.
 
+    It lies midway to the next lower probability, so that rounding elsewhere does not move a note across it.
     truth (N, L) bool, probabilities (N, L) -> list of L floats.
     """
     from sklearn.metrics import confusion_matrix_at_thresholds  # half a second, and predict.py needs none
@@ -31,7 +32,8 @@ def best_thresholds(truth, probabilities):
         # thresholds from the highest down; F1 from whole counts, so that equal ones tie exactly
         _, false, missed, hits, thresholds = confusion_matrix_at_thresholds(true, said)
         f1 = 2 * hits / (2 * hits + false + missed)
-        found.append(float(thresholds[f1.argmax()]) if true.any() else 0.5)
+        midway = (thresholds + np.append(thresholds[1:], 0)) / 2
+        found.append(float(midway[f1.argmax()]) if true.any() else 0.5)
     return found
 
 

@@ -172,9 +172,11 @@ class Readmission(Task):
     def _ready(self, path, table, label_at, keep, counts):
         """Admissions of a file with a label column of 0 and 1."""
         notes, groups = [], self.group_reader(table)
-        for line, row_id, subject, text, row in self.rows(table, counts, keep):
+        for _, row_id, subject, text, row in self.rows(table, counts, keep):
             if (label := row[label_at].strip()) not in ("0", "1"):
-                raise BadInput(f"{path}, line {line}: column {table.columns[label_at]!r} is neither 0 nor 1")
+                raise BadInput(
+                    f"{path}, line {table.line}: column {table.columns[label_at]!r} is neither 0 nor 1"
+                )
             text = self.prepare_text(text)
             subject = subject or f"text {digest(text):016x}"
             notes.append(Note(row_id, subject, text, int(label), groups=groups(row)))

@@ -50,7 +50,8 @@ def named(text, symptoms, negation="keep"):
     from the number of symptoms.
     """
     for index, symptom in enumerate(symptoms):
-        if symptom in text and whole_word(symptom).search(text):
+        at = text.find(symptom)
+        if at >= 0 and whole_word(symptom).search(text, at):  # find is much faster than a pattern
             if negation == "keep" or affirmed(text, symptom):
                 yield index
             elif negation == "label":
@@ -78,6 +79,7 @@ class Symptoms(LabelSets):
     """One label per note, or all: symptoms of --symptoms, or the --top-k most frequent of the lexicon."""
 
     name = "symptoms"
+    reads_rows = True
     overall_csv, per_label_csv = "multiclass_{}_metrics.csv", "per_symptom_{}_metrics.csv"
     label_column = "Symptom"
     demo_files = ("NOTEEVENTS.csv",)
@@ -183,11 +185,11 @@ class Symptoms(LabelSets):
         every = self.sets or (self.options.top_k and self.options.with_none)
         most, notes = None if every else 1, []
         groups = self.group_reader(table)
-        for line, row_id, subject, text, row in self.rows(table, counts, keep):
+        for place, row_id, subject, text, row in self.rows(table, counts, keep):
             text = self.prepare_text(text)
             label = tuple(islice(named(text, self.symptoms, self.options.negation), most))
             if label or self.options.with_none:
-                notes.append(self.note(table, line, row_id, subject, text, label, groups(row)))
+                notes.append(self.note(table, place, row_id, subject, text, label, groups(row)))
             else:
                 counts["without label"] += 1
         return notes

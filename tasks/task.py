@@ -7,6 +7,7 @@ logits over a vocabulary.
 
 from argparse import Namespace
 from collections import Counter
+from functools import partial
 from itertools import groupby
 from operator import attrgetter
 
@@ -22,8 +23,10 @@ from data import (
     MAX_ROW_MB,
     SPLITS,
     Note,
+    Table,
     budget_batches,
     collate,
+    collector_paused,
     encode,
     fold_duplicates,
     key_of,
@@ -33,6 +36,7 @@ from data import (
     split_fold,
     text_key,
 )
+from parts import parts_of, read_parts
 from tables import open_table
 from tasks.groups import refuse_strange_groups
 
@@ -119,6 +123,7 @@ class Task:
         ("SUBJECT_ID",),
     )  # columns, the first found
     folds = True  # whether examples with exactly the same text are one example
+    reads_rows = False  # whether every note comes from one row, whatever the other rows are
     unites = False  # whether they are one in a test file of its own, too; else that is scored row for row
     fewest_labels = 2  # how many labels must occur in train
     length_flag = "max_length"  # the argument that says how many tokens a row has
@@ -155,7 +160,8 @@ class Task:
         self.options = Namespace(**{**defaults, **options})
         self.labels, self.weights, self.by_subject = [], None, False
         self.temperature, self.calibrated = None, False  # once fitted; whether stated() applies it
-        self.held = 0  # characters of the notes so far
+        self.held, self.share = 0, 1  # characters of text in memory; the share of MAX_TEXT for them
+        self.part = None  # the part of a file that is read, if not all
 
     # --- a note's way: rows of a file -> examples with a label -> splits
 
@@ -208,7 +214,7 @@ class Task:
         """
         examples, home, taken = [], {}, set()
         for split, file in files.items():
-            members = self.read(file, lambda row_id: sampled(row_id, fraction, seed), counts)
+            members = self.read_by_all(file, lambda row_id: sampled(row_id, fraction, seed), counts)
             if split == "test" and self.folds and not self.unites:
                 counts["duplicates in the test file, kept"] += repeated(members)
             else:
@@ -229,7 +235,7 @@ class Task:
 
         Row for row: nothing is folded or balanced. Rows of which no label is known are left out and counted.
         """
-        examples = self.read(path, lambda row_id: True, counts)
+        examples = self.read_by_all(path, lambda row_id: True, counts)
         if self.unites:
             examples = self.fold(examples, counts)
         known, unknown = self.known_labels(examples)
@@ -265,30 +271,66 @@ class Task:
         """The labelled examples of a file whose row id keep() takes; what is left out is counted."""
         raise NotImplementedError
 
+    def read_by_all(self, path, keep, counts):
+        """What read() gives; a large file with row ids is read by all cores, if no note needs two rows."""
+        with collector_paused():
+            parts = self._parts(path) if self.reads_rows else []
+            found = read_parts(partial(self._read_part, path, keep, 1 / len(parts)), parts) if parts else None
+            if found is None:
+                return self.read(path, keep, counts)
+            notes, rows = [], 0
+            for (part_counts, held), part_notes in found:
+                for note in part_notes if rows else ():
+                    note.row += rows
+                notes += part_notes
+                rows += part_counts["rows"]
+                counts.update(part_counts)
+                self.held += held
+            return notes
+
+    def _parts(self, path):
+        """The parts in which a file is read; [] = by one process. Rows without ids are numbered in order."""
+        table = self.open_table(path, progress=False)
+        return parts_of(table) if self.columns(table)[1] is not None else []
+
+    def _read_part(self, path, keep, share, part):
+        """((counts, characters of text), notes) of a part of a file, which may hold its share of MAX_TEXT."""
+        counts, held, self.share, self.part = Counter(), self.held, share, part
+        try:
+            notes = self.read(path, keep, counts)
+            return (counts, self.held - held), notes
+        finally:
+            self.held, self.share, self.part = held, 1, None
+
     def open_table(self, path, progress=True):
         """The table in a file, by the file's name, with the row length that was asked for."""
+        if self.part:
+            return Table(path, progress, self.options.max_row_mb, self.part)
         return open_table(path, progress, self.options.max_row_mb)
 
     def rows(self, table, counts, keep=lambda row_id: True):
-        """Yield (line, row id, subject or '', text, cells) of the rows that are kept and have text.
+        """Yield (place, row id, subject or '', text, cells) of the rows that are kept and have text.
 
-        The other rows are counted.
+        The other rows are counted. The place is the row's number in the table, from 1.
         """
         text_at, row_at, subject_at = self.columns(table)
         self.by_subject = subject_at is not None
         before = counts["rows"]
-        for line, row in table:
-            counts["rows"] += 1
-            row_id = row[row_at] if row_at is not None else str(counts["rows"] - before)
+        for place, row in enumerate(table, 1):
+            counts["rows"] = before + place
+            row_id = row[row_at] if row_at is not None else str(place)
             if not keep(row_id):
                 counts["not sampled"] += 1
                 continue
-            texts = [text for at in text_at if (text := row[at]) and not text.isspace()]
-            if not texts:
+            if len(text_at) == 1:
+                text = row[text_at[0]]
+            else:
+                text = "\n".join(cell for at in text_at if (cell := row[at]) and not cell.isspace())
+            if not text or text.isspace():
                 counts["without text"] += 1
                 continue
             subject = row[subject_at].strip() if subject_at is not None else ""
-            yield line, row_id, subject, "\n".join(texts) if len(texts) > 1 else texts[0], row
+            yield place, row_id, subject, text, row
         if counts["rows"] == before:
             raise BadInput(f"{table.path}: a header and no rows")
 
@@ -325,12 +367,12 @@ class Task:
 
         return read
 
-    def note(self, table, line, row_id, subject, text, label, groups=None):
+    def note(self, table, place, row_id, subject, text, label, groups=None):
         """A labelled note of a row; it keeps its text while all that are kept fit into MAX_TEXT."""
         note = Note(row_id, subject or f"row {row_id}", text, label, groups=groups)
         self.held += len(text)
-        if self.held > MAX_TEXT:
-            note.text, note.key, note.path, note.line = None, key_of(text), table.path, line
+        if self.held > MAX_TEXT * self.share:
+            note.text, note.key, note.path, note.row = None, key_of(text), table.path, place
         return note
 
     def unlabelled(self, path, counts):
@@ -423,7 +465,7 @@ class Task:
     def texts(self, examples):
         """Yield the examples' texts. Those that were not kept are read again; out of order, all at once."""
         gone = [example for example in examples if example.text is None]
-        in_file = sorted(gone, key=attrgetter("line"))
+        in_file = sorted(gone, key=attrgetter("row"))
         in_file.sort(key=attrgetter("path"))
         again = self._read_again(in_file)
         if in_file != gone:
@@ -441,7 +483,7 @@ class Task:
         for path, members in groupby(examples, attrgetter("path")):
             rows = self.rows(self.open_table(path, progress=False), Counter())
             for example in members:
-                row = next((row for row in rows if row[0] == example.line), None)
+                row = next((row for row in rows if row[0] == example.row), None)
                 text = row and self.prepare_text(row[3])
                 if row is None or key_of(text) != example.key:
                     raise BadInput(f"{path}: was changed while it was read; run the same command again")

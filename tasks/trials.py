@@ -53,6 +53,7 @@ class Trials(LabelSets):
     """Classes or label sets, scored by a classification report as in the reference."""
 
     name, unit = "trials", "texts"
+    reads_rows = True
     per_label, per_label_csv = metrics.REPORT, "classification_report_{}.csv"
     demo_files = ("stop_reasons.csv", "trials.csv")
     usual_text = (("context",), ("brief_title", "brief_summary", "eligibility_criteria"), ("TEXT",))
@@ -104,14 +105,14 @@ class Trials(LabelSets):
 
         counts.update({"without text": 0, "without label": 0})
         groups = self.group_reader(table)
-        for line, row_id, subject, text, row in self.rows(table, counts, keep):
-            cells, where = [row[at] for at in label_at], f"{path}, line {line}"
+        for place, row_id, subject, text, row in self.rows(table, counts, keep):
+            cells, where = [row[at] for at in label_at], f"{path}, line {table.line}"
             label = self._label_names(cells, where)
             # an empty class is no label, an empty list or set of columns is a set
             a_set = self.sets and (not self.options.multi_label or looks_like_a_list(cells[0]))
             counts["with an empty set of labels" if a_set else "without label"] += not label
             if label or a_set:
-                notes.append(self.note(table, line, row_id, subject, text, label, groups(row)))
+                notes.append(self.note(table, place, row_id, subject, text, label, groups(row)))
         return notes
 
     def _label_names(self, cells, where):

@@ -159,7 +159,8 @@ def written(rows):
 def compare_with_csv(path):
     """Read a file by Table. Raises AssertionError if Python's csv reads other rows, or no rows, out of it."""
     try:
-        ours = [(line, list(map(row.__getitem__, range(len(row))))) for line, row in Table(path, False)]
+        table = Table(path, False)
+        ours = [(table.line, list(map(row.__getitem__, range(len(row))))) for row in table]
     except BadInput:
         ours = None
     text, line, rows = path.read_bytes().decode("utf-8-sig"), 1, []

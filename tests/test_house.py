@@ -12,7 +12,7 @@ from run import arguments
 
 # a module imports from its own floor or from one below; what is not named here is a script or part of one
 FLOORS = {
-    **dict.fromkeys(("cli", "files", "data", "tables", "metrics", "stats", "layers"), 0),
+    **dict.fromkeys(("cli", "files", "data", "tables", "parts", "metrics", "stats", "layers"), 0),
     "fast": 1,
     **dict.fromkeys(("compress", "tasks"), 2),
     "run": 3,
