@@ -36,7 +36,10 @@ DRAWS = 2000
 
 
 def collect(source, folder):
-    """Write the files of docs/results/replication/ from the runs in a results directory."""
+    """Write the files of docs/results/replication/ from the runs in a results directory.
+
+    What the files hold of kinds of runs that the directory lacks stays there.
+    """
     source = Path(source)
     places = {"recipe": source, "rate": source / "rate"}
     runs = {
@@ -51,13 +54,21 @@ def collect(source, folder):
     if not runs:
         raise BadInput(f"{source}: no runs in there; bash experiments/replication.sh makes them")
     folder.mkdir(parents=True, exist_ok=True)
-    write_rows(
-        folder / "epochs.csv", [row for kind in places for row in epoch_rows(kind, runs.get(kind, ()))]
-    )
-    write_rows(folder / "answers.csv", [row for kind in runs for row in answer_rows(kind, runs[kind])])
-    write_rows(folder / "labels.csv", label_rows(source))
-    write_rows(folder / "lowrank.csv", curve_rows(source))
-    write_json(folder / "facts.json", {kind: kind_facts(found) for kind, found in runs.items()})
+    epochs = [row for kind in places for row in epoch_rows(kind, runs.get(kind, ()))]
+    write_rows(folder / "epochs.csv", with_other_kinds(folder / "epochs.csv", epochs))
+    answers = [row for kind in runs for row in answer_rows(kind, runs[kind])]
+    write_rows(folder / "answers.csv", with_other_kinds(folder / "answers.csv", answers))
+    for name, rows in (("labels.csv", label_rows(source)), ("lowrank.csv", curve_rows(source))):
+        if rows or not (folder / name).exists():
+            write_rows(folder / name, rows)
+    facts = read_json(folder / "facts.json") if (folder / "facts.json").exists() else {}
+    write_json(folder / "facts.json", {**facts, **{kind: kind_facts(found) for kind, found in runs.items()}})
+
+
+def with_other_kinds(path, rows):
+    """Rows, behind those that a file has of other kinds of runs."""
+    kinds = {row["kind"] for row in rows}
+    return [*(row for row in read_table(path) if row["kind"] not in kinds), *rows]
 
 
 def epoch_rows(kind, runs):
