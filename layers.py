@@ -88,6 +88,11 @@ def is_int8(module):
     return isinstance(module, torch.ao.nn.quantized.dynamic.Linear)
 
 
+def is_bf16(module):
+    """Whether a module is a Linear of bf16 weights."""
+    return type(module) is nn.Linear and module.weight.dtype == torch.bfloat16
+
+
 def millions(count):
     """1234567 -> '1.2M'."""
     return f"{count / 1e6:.1f}M" if count >= 1e5 else f"{count / 1e3:.1f}k"

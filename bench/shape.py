@@ -39,6 +39,7 @@ ROWS = {  # name: technique, its options, whether it runs as plain torch, withou
     "lowrank --rank 32": ("lowrank", {"rank": 32}, False),
     "distillation, 6 layers": ("distillation", {}, False),
     "lora, merged": ("lora", {}, False),
+    "bf16": ("bf16", {}, False),
     "quantization --fp32-embeddings": ("quantization", {"fp32_embeddings": True}, False),
     "quantization": ("quantization", {}, False),
     "lowrank+quantization": ("lowrank+quantization", {"rank": 32}, False),

@@ -4,6 +4,7 @@ Adding one = one new file + one line of this dict; its place in the dict is its 
 """
 
 from cli import BadInput, keyword
+from compress.bf16 import Bf16
 from compress.distillation import Distillation
 from compress.lora import LoRA
 from compress.lowrank import LowRank
@@ -17,6 +18,7 @@ TECHNIQUES = {
     "lora": LoRA,
     "lowrank": LowRank,
     "pruning": Pruning,
+    "bf16": Bf16,
     "quantization": Quantization,
 }
 

@@ -55,14 +55,20 @@ def collect(source, folder):
         raise BadInput(f"{source}: no runs in there; bash experiments/replication.sh makes them")
     folder.mkdir(parents=True, exist_ok=True)
     epochs = [row for kind in places for row in epoch_rows(kind, runs.get(kind, ()))]
-    write_rows(folder / "epochs.csv", with_other_kinds(folder / "epochs.csv", epochs))
     answers = [row for kind in runs for row in answer_rows(kind, runs[kind])]
-    write_rows(folder / "answers.csv", with_other_kinds(folder / "answers.csv", answers))
-    for name, rows in (("labels.csv", label_rows(source)), ("lowrank.csv", curve_rows(source))):
+    write_files(folder, epochs, answers, label_rows(source), curve_rows(source))
+    facts = {kind: kind_facts(found) for kind, found in runs.items()}
+    kept = read_json(path) if (path := folder / "facts.json").exists() else {}
+    write_json(path, {**kept, **facts})
+
+
+def write_files(folder, epochs, answers, labels, curve):
+    """Write the tables; rows of other kinds of runs, and tables that would be empty, stay as they are."""
+    for name, rows in (("epochs.csv", epochs), ("answers.csv", answers)):
+        write_rows(folder / name, with_other_kinds(folder / name, rows))
+    for name, rows in (("labels.csv", labels), ("lowrank.csv", curve)):
         if rows or not (folder / name).exists():
             write_rows(folder / name, rows)
-    facts = read_json(folder / "facts.json") if (folder / "facts.json").exists() else {}
-    write_json(folder / "facts.json", {**facts, **{kind: kind_facts(found) for kind, found in runs.items()}})
 
 
 def with_other_kinds(path, rows):

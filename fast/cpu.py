@@ -41,6 +41,11 @@ class OneDNNLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
 
 
+def is_fp32_linear(module):
+    """Whether a module is an nn.Linear of fp32 weights."""
+    return type(module) is nn.Linear and module.weight.dtype == torch.float32
+
+
 def onednn_pays():
     """Whether to multiply by oneDNN: where it is faster, but with --deterministic no clock chooses."""
     return not torch.are_deterministic_algorithms_enabled() and onednn_is_faster()
@@ -73,6 +78,6 @@ def faster_products(model, onednn=None):
     onednn: whether that is oneDNN; None = time it.
     """
     pays = device_of(model).type == "cpu" and (onednn_pays() if onednn is None else onednn)
-    linears = {name: module for name, module in model.named_modules() if pays and type(module) is nn.Linear}
+    linears = {name: module for name, module in model.named_modules() if pays and is_fp32_linear(module)}
     with exchanged(model, {name: OneDNNLinear(linear).eval() for name, linear in linears.items()}):
         yield model
