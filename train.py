@@ -115,7 +115,7 @@ def training_speedups(model, technique, notes, schedule, device, precision):
     """What makes a step faster, on the model and on what else reads the batches: a teacher."""
     first, lengths = notes.task.reads_first, notes.rows["train"].lengths
     tokens = None if schedule.compile else schedule.batch_size * schedule.accumulate * int(lengths.mean())
-    bf16 = device.type == "cpu" and precision == torch.bfloat16
+    bf16 = "bf16_products" if device.type == "cpu" and precision == torch.bfloat16 else None
     with ExitStack() as patches:
         for reader in [model, *technique.readers()]:
             patches.enter_context(processes.dealt_out(reader))

@@ -12,11 +12,11 @@ from fast import attention, cpu, optimizer, precision
 
 
 @contextlib.contextmanager
-def speedups(model, reads_first=False, bf16_attention=False, frozen=False, onednn=None, tokens_per_step=None):
+def speedups(model, reads_first=False, bf16_attention=None, frozen=False, onednn=None, tokens_per_step=None):
     """While open, the model does the same with less work; afterwards every module is as before. Yields it.
 
     reads_first: the head reads the first token alone, so the last layer answers for no other.
-    bf16_attention: attention as bf16 products, if the CPU has them; otherwise the model's own attention.
+    bf16_attention: a name in attention.BF16, for CPUs that multiply bf16; else the model's own attention.
     frozen: the weights do not change while it is open, so they may be laid out anew.
     onednn: of frozen weights, whether fp32 products are oneDNN's; None = time it.
     tokens_per_step: in training, tokens per step; decides whether embeddings get sparse gradients.

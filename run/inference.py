@@ -9,6 +9,7 @@ import torch
 from cli import BadInput
 from data import SPLITS, budget_batches, collate
 from fast import speedups
+from fast.attention import for_reading
 from fast.precision import autocast, reading_precision
 from layers import device_of, is_bf16, is_int8
 from run.cache import encoded
@@ -73,7 +74,13 @@ def batch_tokens(device):
 def reading(model, task, frozen=False, onednn=None):
     """The context in which a model reads notes: `fast.speedups`, int8 and bf16 models' attention in bf16."""
     coarse = any(is_int8(module) or is_bf16(module) for module in model.modules())
-    return speedups(model, task.reads_first, bf16_attention=coarse, frozen=frozen, onednn=onednn)
+    return speedups(
+        model,
+        task.reads_first,
+        bf16_attention=for_reading() if coarse else None,
+        frozen=frozen,
+        onednn=onednn,
+    )
 
 
 def answers(model, task, encoded, pad_id, tokens=None, precision=torch.float32):

@@ -1,6 +1,7 @@
 """What makes the same model faster: against the plain way of doing it."""
 
 import copy
+import time
 
 import numpy as np
 import pytest
@@ -98,13 +99,14 @@ def test_sparse_and_dense_gradients_are_clipped_together(model, batch):
 
 
 @pytest.mark.skipif(not attention.multiplies_bf16(), reason="this CPU has no bf16 products")
-def test_bf16_attention_answers_as_the_fused_kernel_does(model, batch, monkeypatch):
+@pytest.mark.parametrize("name", attention.BF16)
+def test_bf16_attention_answers_as_the_model_own_does(model, batch, monkeypatch, name):
     monkeypatch.setattr(attention, "FEWEST", 0)
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     with torch.no_grad():
         plain = model(**inputs).logits
-        with speedups(model, bf16_attention=True):
-            assert model.config._attn_implementation == "bf16_products"
+        with speedups(model, bf16_attention=name):
+            assert model.config._attn_implementation == name
             other = model(**inputs).logits
             with speedups(model):
                 within = model(**inputs).logits
@@ -115,6 +117,22 @@ def test_bf16_attention_answers_as_the_fused_kernel_does(model, batch, monkeypat
         and not torch.equal(plain, other)
         and torch.equal(plain, again)
     )
+
+
+def test_the_faster_attention_is_timed_unless_bits_are_to_be_the_same(monkeypatch):
+    monkeypatch.setattr(attention, "multiplies_bf16", lambda: True)
+    monkeypatch.setattr(attention, "BF16", {**attention.BF16, "bf16_products": lambda *_: time.sleep(0.05)})
+    attention.faster.cache_clear()
+    assert attention.for_reading() == "bf16_fused"
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert attention.for_reading() == "bf16_products"
+    finally:
+        torch.use_deterministic_algorithms(False)
+        attention.faster.cache_clear()
+    monkeypatch.setattr(attention, "BF16", {**attention.BF16, "bf16_fused": lambda *_: time.sleep(0.1)})
+    assert attention.for_reading() == "bf16_products"
+    attention.faster.cache_clear()
 
 
 def test_products_read_only_what_the_mask_allows(monkeypatch):
