@@ -94,6 +94,9 @@ def fold_of(text):
     return [number_of, folds]
 
 
+MOST_SEEDS = 1000  # of a sweep, if only their number is given
+
+
 def seed_list(text):
     """An argparse type: '3' is the seeds 1 to 3, '5,8' these two, '7,' this one; a list of numbers."""
     try:
@@ -104,7 +107,13 @@ def seed_list(text):
         raise argparse.ArgumentTypeError(
             f"{text!r}: give how many seeds, or whole numbers, comma-separated, that differ from each other"
         )
-    return seeds if "," in text else list(range(1, seeds[0] + 1))
+    if "," in text:
+        return seeds
+    if seeds[0] > MOST_SEEDS:
+        raise argparse.ArgumentTypeError(
+            f"more than {MOST_SEEDS} seeds; for that one seed write a comma after it"
+        )
+    return list(range(1, seeds[0] + 1))
 
 
 def keyword(flag):

@@ -90,6 +90,7 @@ def refused_by(call):
         ("--seeds a", "or whole numbers"),
         ("--seeds 1,1", "differ from each other"),
         ("--seeds 0", "how many seeds"),
+        ("--seeds 12345678901234567890", "more than 1000 seeds"),
         ("--fold 1/2", "the grid, --seeds and --folds say that"),
         ("--folds 1", "outside"),
         ("--only base,tall", "--only: tall is missing"),
