@@ -9,7 +9,15 @@ from huggingface_hub import ModelCardData
 
 from files import write_json, write_whole
 from metrics import Scores
-from run.results import calibration_cells, eval_metrics, markdown_table, shown, snake_case, write_predictions
+from run.results import (
+    calibration_cells,
+    eval_metrics,
+    group_metrics,
+    markdown_table,
+    shown,
+    snake_case,
+    write_predictions,
+)
 from run.seen import KEYS
 from run.tables import formatted, split_sizes, with_interval
 from tasks import demo
@@ -25,7 +33,8 @@ def write_run_files(path, task, record, examples, predictions):
     record: what run.json will hold, sizes included.
     """
     write_predictions(path, task, examples, predictions)
-    write_json(path / "eval_metrics.json", eval_metrics(Scores(**record["test"]), len(examples)))
+    scores = eval_metrics(Scores(**record["test"]), len(examples))
+    write_json(path / "eval_metrics.json", {**scores, **group_metrics(record["groups"])})
     plain = (path / "model.safetensors").exists()
     write_whole(path / "README.md", model_card(task, record, plain))
 

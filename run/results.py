@@ -6,6 +6,7 @@ from pathlib import Path
 
 from cli import BadInput
 from files import write_csv
+from metrics import Scores
 from run import checkpoint
 from run.untrusted import check_file, read_run
 
@@ -227,6 +228,18 @@ def eval_metrics(scores, rows):
     for name, ends in (scores.intervals or {}).items():
         found |= {f"eval_{snake_case(name)}_{end}": x for end, x in zip(("low", "high"), ends, strict=True)}
     return found | {f"eval_{name}": value for name, value in calibration_cells(scores.calibration).items()}
+
+
+def group_metrics(groups):
+    """{"groups": {column: {value: eval_metrics}}} of what tasks.groups.group_scores found; {} without any."""
+    found = {
+        column: {
+            value: eval_metrics(Scores(group["overall"], {}, intervals=group["intervals"]), group["count"])
+            for value, group in members.items()
+        }
+        for column, members in groups.items()
+    }
+    return {"groups": found} if found else {}
 
 
 def calibration_cells(calibration):

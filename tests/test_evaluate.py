@@ -113,6 +113,10 @@ def test_many_notes_are_read_again_by_the_chunk(runs, symptoms_test, tmp_path, c
     monkeypatch.setattr("tasks.task.MAX_TEXT", 500)
     monkeypatch.setattr(evaluate, "CHUNK", 7)
     again, _ = score(runs / "base", path, tmp_path / "b", capsys)
+    groups = [found.pop("groups")["mention of the label"] for found in (again, whole)]
+    assert groups[0].keys() == groups[1].keys()
+    for value in groups[0]:
+        assert groups[0][value] == pytest.approx(groups[1][value], abs=1e-3)
     assert again == pytest.approx(whole, abs=1e-3) and again["eval_samples"] > 14
     ours, theirs = (read_csv(tmp_path / out / "predictions.csv") for out in "ab")
     assert [row["row_id"] for row in ours] == [row["row_id"] for row in theirs]
@@ -144,9 +148,10 @@ def test_unknown_labels_are_left_out_counted_and_named(trained, tmp_path, capsys
     )
     _, said = score(run, mixed, tmp_path / "out", capsys, "--label-column", "Reason")
     assert "9 that look like text" in said and "Jane" not in said
-    assert "a run of ner has no such flag" in refuses(
-        evaluate.main, [trained["ner"] / "base", "--data", data, "--label-column", "a"]
-    )
+    for flag in ("--label-column", "--subgroups"):
+        assert f"{flag}: a run of ner has no such flag" in refuses(
+            evaluate.main, [trained["ner"] / "base", "--data", data, flag, "a"]
+        )
 
 
 def test_of_sets_and_tags_and_the_lexicon_what_is_known_is_scored(tmp_path):
