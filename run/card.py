@@ -117,9 +117,11 @@ def score_lines(task, record):
     ]
     if cells := calibration_cells(test["calibration"]):
         ece, brier = (formatted(cells[name]) for name in ("ece", "brier"))
-        after = f"{formatted(cells['ece_scaled'])} and {formatted(cells['brier_scaled'])}"
-        told = f"Calibration: ECE {ece}, Brier score {brier}; after temperature scaling "
-        lines += [f"{told}by {cells['temperature']:g}, fitted on validation, {after}.", ""]
+        told = f"Calibration: of {task.sure_of}, ECE {ece}, Brier score {brier}"
+        if "temperature" in cells:
+            after = f"{formatted(cells['ece_scaled'])} and {formatted(cells['brier_scaled'])}"
+            told += f"; after temperature scaling by {cells['temperature']:g}, fitted on validation, {after}"
+        lines += [f"{told}.", ""]
     return lines
 
 

@@ -262,7 +262,7 @@ def report_body(rows, facts, level):
     told = [line for sentence in told_lines(named, facts) for line in ("", sentence)]
     lines += [*score_table(rows, facts, paper), *told, *differing_lines(facts), "", f"{level} Cost", ""]
     lines += [*timing_lines(facts), *cost_table(rows), ""]
-    if any("temperature" in row for row in rows):
+    if any("temperature" in row or ("ece" in row and "ECE" not in facts["scores"]) for row in rows):
         lines += [f"{level} Calibration on the test split", "", calibration_reading(facts), ""]
         lines += [*calibration_table(rows), ""]
     if any(facts["per_label"].values()):
