@@ -478,6 +478,16 @@ def weighted_multi_label(truth, called):
     }
 
 
+def weighted_masked_tokens(counts):
+    """{score: function of weights} for masked_tokens; counts (N, 3) as there."""
+    entropy = weighted_sums(counts[:, [2, 1]], _share_of_sums)
+    return {
+        "Accuracy": weighted_sums(counts[:, [0, 1]], _share_of_sums),
+        "CrossEntropy": entropy,
+        "Perplexity": lambda weights: np.exp(entropy(weights)),
+    }
+
+
 def weighted_spans(counts):
     """{score: function of weights} for span_scores; counts (N, 3): hits, truly, called of each sentence."""
     return {

@@ -186,12 +186,10 @@ def against_base_cells(out, name, runs):
     """McNemar's test of a run against base, if both answered the same test notes, one label each."""
     if name == "base" or "base" not in runs or runs[name]["data"]["split"] != runs["base"]["data"]["split"]:
         return {}
-    base, this = (
-        [row["label"] == row["predicted"] for row in read_table(out / run / "predictions.csv")]
-        for run in ("base", name)
-    )
-    if not base:  # a task without one answer per note
+    base, this = (read_table(out / run / "predictions.csv") for run in ("base", name))
+    if not base or "predicted" not in base[0]:  # a task without one answer per note
         return {}
+    base, this = ([row["label"] == row["predicted"] for row in rows] for rows in (base, this))
     return dict(zip(("only_base_right", "only_this_right", "mcnemar_p"), mcnemar(base, this), strict=True))
 
 

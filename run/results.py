@@ -92,13 +92,12 @@ def write_predictions(path, task, examples, predictions):
 
     Rows of one patient, or sentences of one document, have one cluster, a number of this file's own.
     """
-    if header := task.header():
-        numbers = {}
-        rows = (
-            [e.row_id, numbers.setdefault(e.subject, len(numbers)), task.truth(e), *task.record(p)]
-            for e, p in zip(examples, predictions, strict=True)
-        )
-        write_csv(path / "predictions.csv", ["row_id", "cluster", "label", *header], rows, private=True)
+    numbers, columns = {}, ["row_id", "cluster", *task.stored_columns()]
+    rows = (
+        [row_id, numbers.setdefault(subject, len(numbers)), *cells]
+        for row_id, subject, cells in task.stored(examples, predictions)
+    )
+    write_csv(path / "predictions.csv", columns, rows, private=True)
 
 
 # --- tables in files ------------------------------------------------------------------------------

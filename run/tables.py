@@ -67,7 +67,7 @@ def sweep_scores(rows, facts):
 
 def sweep_table(rows, facts):
     """Lines of the table: a row per entry of the grid, base as the measure of all."""
-    scores, unit, base = sweep_scores(rows, facts), facts["unit"], base_of(rows)
+    scores, unit, base = sweep_scores(rows, facts), row_unit(facts), base_of(rows)
     means = [f"{facts['headline'][s]}, {mean_of(facts)}" for s in scores]
     heads = [head + " [95% interval]" * (f"{s}_low" in base) for head, s in zip(means, scores, strict=True)]
     points = f"{facts['headline'][scores[0]]} from base (points)"
@@ -126,6 +126,11 @@ def mean_of(facts):
     return f"mean of {count} seeds" if count > 1 else "one seed"
 
 
+def row_unit(facts):
+    """What was drawn and timed, in the plural: the task's unit, or that of its rows."""
+    return facts.get("evidence", {}).get("unit", facts["unit"])
+
+
 def told_lines(rows, facts):
     """Sentences on which runs can be told from base, and how they stand to a regression on word counts."""
     score = facts["headline"][next(iter(facts["headline"]))]
@@ -156,7 +161,7 @@ def split_sizes(data, unit):
 
 def sweep_conditions(facts):
     """How the figures of a sweep were obtained, in one paragraph."""
-    unit, data, timing, machine = (facts[key] for key in ("unit", "data", "timing", "machine"))
+    data, timing, machine, unit = facts["data"], facts["timing"], facts["machine"], row_unit(facts)
     one, seeds = unit.removesuffix("s"), ", ".join(map(str, facts["seeds"]))
     return (
         f"{test_notes(facts)}; {data['mean_tokens']:.0f} tokens per {one} on average. "
@@ -171,11 +176,12 @@ def sweep_conditions(facts):
 
 def test_notes(facts):
     """How many notes each split has; with folds, that all of them are test notes once."""
-    unit, data, folds = facts["unit"], facts["data"], folds_of(facts)
-    sizes = split_sizes(data, unit).capitalize()
+    data, folds = facts["data"], folds_of(facts)
+    sizes = split_sizes(data, facts["unit"]).capitalize()
     if folds == 1:
         return sizes
-    return f"{facts['evidence']['notes']:,} {unit} in {folds} folds, each tested once (in the first: {sizes})"
+    every = f"{facts['evidence']['notes']:,} {row_unit(facts)}"
+    return f"{every} in {folds} folds, each tested once (in the first: {sizes})"
 
 
 def sweep_brackets(facts):
@@ -187,8 +193,8 @@ def sweep_brackets(facts):
     if "evidence" not in facts:
         average = "averaged over the seeds" if several else "of that seed"
         return f"Brackets after scores: 95% bootstrap interval, {average}; {points}"
-    evidence, unit = facts["evidence"], facts["unit"]
-    drawn = f"{evidence['notes']:,} test {unit}"
+    evidence = facts["evidence"]
+    drawn = f"{evidence['notes']:,} test {row_unit(facts)}"
     if evidence["clusters"] < evidence["notes"]:
         drawn += f" by their {evidence['clusters']:,} patients or documents"
     over = f"over seeds and {drawn} together" if several else f"over {drawn}, of that seed's models"
