@@ -251,7 +251,7 @@ def commits_of(facts):
 
 
 def report_page(rows, facts):
-    """results.md: scores beside the paper's, cost beside base's, F1 per label."""
+    """results.md: scores, cost beside base's, F1 per label, the paper's figures beside ours."""
     test = f"{facts['data']['sizes']['test']:,} test {facts['unit']}"
     title = f"# {facts['task']}: {counted(len(rows), 'run')} on {test}"
     return "\n".join([title, "", *report_body(rows, facts, "##"), ""])
@@ -259,23 +259,19 @@ def report_page(rows, facts):
 
 def report_body(rows, facts, level):
     """Lines of a report below its title; level: the marks of its headings, such as '##'."""
-    paper = any("paper_f1" in row for row in rows)
     lines = [*report_warnings(facts), report_settings(facts), ""]
-    lines += [f"{level} Scores on the test split" + ", beside the paper's" * paper, ""]
-    lines += [report_reading(facts, paper), "", *([facts["published"], ""] if facts["published"] else [])]
+    lines += [f"{level} Scores on the test split", "", report_reading(facts), ""]
+    lines += [facts["published"], ""] if facts["published"] else []
     first = next(iter(facts["headline"]))
     named = [{**row, "run": row["technique"], first: row.get(first.lower())} for row in rows]
     told = [line for sentence in told_lines(named, facts) for line in ("", sentence)]
-    lines += [*score_table(rows, facts, paper), *told, *differing_lines(facts), "", f"{level} Cost", ""]
+    lines += [*score_table(rows, facts), *told, *differing_lines(facts), "", f"{level} Cost", ""]
     lines += [*timing_lines(facts), *cost_table(rows), ""]
     if any("temperature" in row or ("ece" in row and "ECE" not in facts["scores"]) for row in rows):
         lines += [f"{level} Calibration on the test split", "", calibration_reading(facts), ""]
         lines += [*calibration_table(rows), ""]
     if any(facts["per_label"].values()):
         lines += [f"{level} F1 per label on the test split", ""]
-        lines += ["In brackets: the manuscript's Table II, where it has the label.", ""] * bool(
-            facts["published_labels"]
-        )
         lines += [*label_table(facts), ""]
     for column in facts.get("groups", {}):
         lines += [f"{level} By {column}: {facts['group_score']} on the test split", ""]
@@ -309,7 +305,7 @@ def report_settings(facts):
     return told + (f" Always answering {always[0]!r} scores {always[1]:.4f}." if always else "")
 
 
-def report_reading(facts, paper):
+def report_reading(facts):
     """How to read the brackets and the comparisons of the score table."""
     unit, test = facts["unit"], facts["data"]["sizes"]["test"]
     seeds = len(facts.get("seeds", [1]))
@@ -332,12 +328,11 @@ def report_reading(facts, paper):
             else f" Scores: {mean_of(facts)}; costs, curves and confusion: the first seed."
         )
         + told
-        + " The paper's figures are of other notes (MIMIC-III, 435 test notes)." * paper
     )
 
 
-def score_table(rows, facts, paper):
-    """Lines: every overall score, the test against base, the paper's figures."""
+def score_table(rows, facts):
+    """Lines: every overall score, the test against base."""
     seeds, tested = len(facts.get("seeds", [1])), any("told" in row for row in rows)
     against = ["differs from base"] * (seeds == 1) + ["points from base", "told from base"] * tested
     header = ["technique", *facts["scores"].values(), *against]
@@ -349,8 +344,8 @@ def score_table(rows, facts, paper):
             *[against_base(row)] * (seeds == 1),
             *told_cells(row) * tested,
         ]
-        body.append(cells + [from_paper(row)] * paper)
-    return markdown_table(header + ["paper: accuracy / F1 / AUROC"] * paper, body)
+        body.append(cells)
+    return markdown_table(header, body)
 
 
 def against_base(row):
@@ -363,13 +358,6 @@ def against_base(row):
 def told_cells(row):
     """distance_cells of a report's row, empty for base and what was not tested."""
     return distance_cells(row, "from_base") if "told" in row else ["", ""]
-
-
-def from_paper(row):
-    """The paper's scores of this technique, or nothing."""
-    if "paper_f1" not in row:
-        return ""
-    return " / ".join(f"{row[f'paper_{score}']:.3f}" for score in ("accuracy", "f1", "auroc"))
 
 
 def differing_lines(facts):
@@ -451,17 +439,16 @@ def cost_cells(row, first):
 
 
 def label_table(facts):
-    """Lines: F1 of each run on each label, the published one in brackets."""
-    names, published = facts["runs"], facts["published_labels"]
-    body = []
-    for label, row in facts["per_label"].items():
-        cells = [label, formatted(row.get("Support"), "{:,}")]
-        for name in names:
-            known = published.get(label, {}).get(name)
-            cells.append(
-                formatted(row["F1"].get(name), "{:.3f}") + (f" ({known:.3f})" if known is not None else "")
-            )
-        body.append(cells)
+    """Lines: F1 of each run on each label."""
+    names = facts["runs"]
+    body = [
+        [
+            label,
+            formatted(row.get("Support"), "{:,}"),
+            *(formatted(row["F1"].get(name), "{:.3f}") for name in names),
+        ]
+        for label, row in facts["per_label"].items()
+    ]
     return markdown_table(["label", facts["support"], *names], body)
 
 
