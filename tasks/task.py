@@ -183,6 +183,7 @@ class Task:
 
         # label by the task, which may leave examples out
         examples = self.settle_labels(examples, counts, path, seed)
+        examples = self.sample(examples, home, counts, seed)
 
         # split by subject what has no file of its own
         shares = {split: given[split] for split in ("validation", "test") if split not in own}
@@ -398,6 +399,13 @@ class Task:
 
     def settle_labels(self, examples, counts, path, seed):
         """Find self.labels among the examples and set each one's label index. Returns those that have one."""
+        return examples
+
+    def sample(self, examples, home, counts, seed):
+        """Leave labelled examples out, as a task is asked to; by default none.
+
+        home {id(example): split} has those of a test or validation file of its own, which stay as they are.
+        """
         return examples
 
     def strata(self, example):
