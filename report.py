@@ -22,6 +22,7 @@ from metrics import mcnemar
 from run import checkpoint, page, plots
 from run.columns import column_lines, gather, recipe_runs
 from run.evidence import compare_runs, evidence_facts
+from run.published import published_facts
 from run.results import (
     calibration_cells,
     find_runs,
@@ -35,7 +36,7 @@ from run.results import (
 from run.tables import report_page
 from run.untrusted import REPORTED, fitting, read_run, read_task
 
-# the paper's tables as data; SOURCE.md there says where they come from
+# published figures as data; SOURCE.md there says where they come from
 REFERENCE = Path(__file__).parent / "reference"
 SETTINGS = ("data", "model", "batch_size", "max_length", "seed", "split_seed")
 TIMED = ("macs", "p50_ms", "p95_ms", "notes_per_s")  # columns of benchmark.csv
@@ -208,7 +209,6 @@ def report_facts(task, homes, seeds, timings):
         "scores": {score: task.headline.get(score, usual.get(score, score)) for score in task.overall},
         "resampled": task.resampled,
         "calibrated": task.sure_of,
-        "published": task.published,
         "runs": list(runs),
         "demonstration": any(run["demonstration"] for run in runs.values()),
         "other_test": len({run["data"]["split"] for run in runs.values()}) > 1,
@@ -218,6 +218,7 @@ def report_facts(task, homes, seeds, timings):
         "settings": {key: shown(str(first["arguments"][key])) for key in SETTINGS},
         "differing": differing_arguments(runs),
         "data": {key: first["data"][key] for key in ("rows", "notes", "subjects", "sizes", "splits")},
+        **published_facts(task, REFERENCE),
         **label_facts(task, seeds),
         **group_facts(task, runs),
         "machine": first["machine"],

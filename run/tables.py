@@ -272,6 +272,7 @@ def report_body(rows, facts, level):
         lines += [*calibration_table(rows), ""]
     if any(facts["per_label"].values()):
         lines += [f"{level} F1 per label on the test split", ""]
+        lines += [PUBLISHED_LABELS, ""] * bool(facts.get("published_labels"))
         lines += [*label_table(facts), ""]
     for column in facts.get("groups", {}):
         lines += [f"{level} By {column}: {facts['group_score']} on the test split", ""]
@@ -332,7 +333,7 @@ def report_reading(facts):
 
 
 def score_table(rows, facts):
-    """Lines: every overall score, the test against base."""
+    """Lines: every overall score, the test against base; last what another system published."""
     seeds, tested = len(facts.get("seeds", [1])), any("told" in row for row in rows)
     against = ["differs from base"] * (seeds == 1) + ["points from base", "told from base"] * tested
     header = ["technique", *facts["scores"].values(), *against]
@@ -345,7 +346,16 @@ def score_table(rows, facts):
             *told_cells(row) * tested,
         ]
         body.append(cells)
+    if known := facts.get("published_scores"):
+        cells = ["as published", *(formatted(known.get(score)) for score in facts["scores"])]
+        body.append(cells + [""] * (len(header) - len(cells)))
     return markdown_table(header, body)
+
+
+PUBLISHED_LABELS = (
+    "As published: F1 (precision / recall) and support of another encoder, plain and adapted, on other test "
+    "texts; reference/SOURCE.md. Compare within a column, not across."
+)
 
 
 def against_base(row):
@@ -439,17 +449,29 @@ def cost_cells(row, first):
 
 
 def label_table(facts):
-    """Lines: F1 of each run on each label."""
-    names = facts["runs"]
+    """Lines: F1 of each run on each label; then the published cells, where the labels are the same."""
+    names, published = facts["runs"], facts.get("published_labels", {})
+    encoders = list(dict.fromkeys(encoder for rows in published.values() for encoder in rows))
     body = [
         [
             label,
             formatted(row.get("Support"), "{:,}"),
             *(formatted(row["F1"].get(name), "{:.3f}") for name in names),
+            *(published_cell(published.get(label, {}).get(encoder)) for encoder in encoders),
         ]
         for label, row in facts["per_label"].items()
     ]
-    return markdown_table(["label", facts["support"], *names], body)
+    return markdown_table(
+        ["label", facts["support"], *names, *(f"as published, {encoder}" for encoder in encoders)], body
+    )
+
+
+def published_cell(scores):
+    """'0.916 (0.961 / 0.874), 199' of a label's published scores; nothing without any."""
+    if scores is None:
+        return ""
+    f1, precision, recall = (f"{scores[key]:.3f}" for key in ("f1", "precision", "recall"))
+    return f"{f1} ({precision} / {recall}), {scores['support']:,}"
 
 
 def group_table(facts, column):
