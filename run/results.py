@@ -92,12 +92,13 @@ def write_predictions(path, task, examples, predictions):
 
     Rows of one patient, or sentences of one document, have one cluster, a number of this file's own.
     """
-    numbers, columns = {}, ["row_id", "cluster", *task.stored_columns()]
-    rows = (
-        [row_id, numbers.setdefault(subject, len(numbers)), *cells]
-        for row_id, subject, cells in task.stored(examples, predictions)
-    )
-    write_csv(path / "predictions.csv", columns, rows, private=True)
+    if columns := task.stored_columns():
+        numbers = {}
+        rows = (
+            [row_id, numbers.setdefault(subject, len(numbers)), *cells]
+            for row_id, subject, cells in task.stored(examples, predictions)
+        )
+        write_csv(path / "predictions.csv", ["row_id", "cluster", *columns], rows, private=True)
 
 
 # --- tables in files ------------------------------------------------------------------------------

@@ -642,8 +642,9 @@ class Task:
     # --- predictions.csv, and scores from it
 
     def stored_columns(self):
-        """Columns of predictions.csv after row_id and cluster."""
-        return ["label", *self.header()]
+        """Columns of predictions.csv after row_id and cluster; None = no such file."""
+        header = self.header()
+        return header and ["label", *header]
 
     def stored(self, examples, predictions):
         """Yield (row id, subject, cells of stored_columns) of predictions.csv."""

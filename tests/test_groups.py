@@ -65,9 +65,12 @@ def test_a_labelled_file_is_scored_by_group_as_the_test_notes_are(small, grouped
     notes = read_csv(small[0])
     rows = [list(row.values()) for row in notes if row["ROW_ID"] in tested]
     learnt = [list(row.values()) for row in notes if row["ROW_ID"] not in tested][:40]
-    data, more = (
-        write_notes(tmp_path / name, which, list(notes[0]))
-        for name, which in (("test.csv", rows), ("more.csv", rows + learnt))
+    assert list(notes[0])[3] == "CATEGORY"  # which more.csv lacks
+    data = write_notes(tmp_path / "test.csv", rows, list(notes[0]))
+    more = write_notes(
+        tmp_path / "more.csv",
+        [row[:3] + row[4:] for row in rows + learnt],
+        [name for name in notes[0] if name != "CATEGORY"],
     )
     call = [str(grouped / "base"), "--out", str(tmp_path / "out"), "--data"]
     evaluate.main([*call, str(data), "--subgroups", "category"])
