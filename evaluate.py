@@ -2,17 +2,21 @@
 
 python evaluate.py RUN_DIR --data notes.csv
 python evaluate.py RUN_DIR --data test.tsv --out results/external
+python evaluate.py RUN_DIR --data notes.csv --subgroups SEX,WARD
 
 The labels are the run's. Every row of the file that has one is scored: nothing is folded, sampled or
 balanced. Rows with other labels are left out and counted; of label sets and BIO tags the unknown labels are.
 Texts that stand in the file twice, and notes that the run was trained on, are counted and named in
 duplicates.csv; if there are any of the latter, the scores without them stand beside the scores of all.
+Groups of the rows are scored as those of a run's test notes are: by --subgroups, and by what the task tells
+apart itself.
 """
 
 from collections import Counter
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,7 +25,7 @@ from cli import BadInput, Parser, run_script
 from data import text_key
 from fast import cpu
 from files import writable_directory, write_csv, write_json
-from metrics import undefined_note
+from metrics import Scores, undefined_note
 from run import checkpoint, processes
 from run.arguments import add_reading_flags, take_columns
 from run.inference import (
@@ -35,9 +39,9 @@ from run.inference import (
     with_loss,
 )
 from run.machine import same_bits
-from run.results import eval_metrics, print_rows, spelled, write_predictions, write_scores
+from run.results import eval_metrics, group_metrics, print_rows, spelled, write_predictions, write_scores
 from run.seen import KEYS, learnt_from
-from tasks.groups import strange_names
+from tasks.groups import group_scores, refuse_strange_groups, strange_names
 from tasks.task import listed
 
 CHUNK = 2048  # examples whose texts and token ids are in memory at once
@@ -53,6 +57,8 @@ def read_labelled(task, path):
     if not examples:
         raise BadInput(f"{path}: none of its {counts['rows']} rows has a label of the run's, which are "
                        f"{listed(task.labels)}")  # fmt: skip
+    task.mark(examples)
+    refuse_strange_groups(examples)
     print_rows(counts, len(examples), task.unit)
     if unknown:
         print(f"note: {unknown_labels(unknown)}")
@@ -109,14 +115,40 @@ def without(examples, predictions, seen):
     return [examples[i] for i in kept], [predictions[i] for i in kept]
 
 
-def write_all(out, name, task, examples, predictions, scores, new):
-    """The CSVs, predictions.csv, eval_metrics.json. new: (scores without training notes, count), or None."""
-    rows = [{"Epoch": None, **scores.overall, "Split": "all"}]
-    found = eval_metrics(scores, len(examples))
+class Found(NamedTuple):
+    """What was found on some examples."""
+
+    scores: Scores
+    count: int
+    groups: dict  # as tasks.groups.group_scores gives them
+
+    def metrics(self):
+        """As eval_metrics.json has them."""
+        return {**eval_metrics(self.scores, self.count), **group_metrics(self.groups)}
+
+
+def score_all(name, task, examples, predictions, loss=None, what=""):
+    """The Found of predictions; prints them. loss: the mean, if known; what: which examples, in words."""
+    scores = final_scores(task, examples, predictions)
+    if loss is not None:
+        scores = with_loss(scores, loss)
+        if table := task.table(scores):
+            print(table)
+        if note := undefined_note(scores, task.unit):
+            print(note)
+    shown = spelled(scores.overall, task.headline)
+    print(f"{name}: {len(examples):,} {task.unit}{what}, {shown}", flush=True)
+    return Found(scores, len(examples), group_scores(task, examples, predictions, f"{task.unit}{what}"))
+
+
+def write_all(out, name, task, examples, predictions, every, new):
+    """The CSVs, predictions.csv, eval_metrics.json. every, new: Found of all, without training notes."""
+    rows = [{"Epoch": None, **every.scores.overall, "Split": "all"}]
+    found = every.metrics()
     if new:
-        rows = [{"Epoch": None, **new[0].overall, "Split": "without training notes"}, *rows]
-        found["without_training_notes"] = eval_metrics(*new)
-    write_scores(out, task, name, rows, scores.per_label)
+        rows = [{"Epoch": None, **new.scores.overall, "Split": "without training notes"}, *rows]
+        found["without_training_notes"] = new.metrics()
+    write_scores(out, task, name, rows, every.scores.per_label)
     write_predictions(out, task, examples, predictions)
     write_json(out / "eval_metrics.json", found)
 
@@ -144,11 +176,6 @@ def say_duplicates(task, total, earlier, seen):
               "validated on; see duplicates.csv")  # fmt: skip
 
 
-def say_scores(name, task, scores, count, what=""):
-    """The line of scores that a run prints, too."""
-    print(f"{name}: {count:,} {task.unit}{what}, {spelled(scores.overall, task.headline)}", flush=True)
-
-
 # --- the command line -----------------------------------------------------------------------------
 
 
@@ -161,18 +188,19 @@ def evaluation_arguments(argv):
     add("--out", default="evaluation", help="directory to write (evaluation)")
     add("--label-column", "--label-columns", help="column of the label (as the run was trained)")
     add("--admissions", help="of readmission: the file's ADMISSIONS table (the one beside it)")
+    add("--subgroups", help="columns of the file, comma-separated, whose values are scored each (none)")
     add_reading_flags(parser)
     return parser.parse_args(argv)
 
 
 def take_options(task, args):
     """Read the file by the run's options and those given for it. Raises BadInput for another task's flag."""
-    for name in ("label_column", "admissions"):
+    for name in ("label_column", "admissions", "subgroups"):
         if getattr(args, name) and not hasattr(task.options, name):
             raise BadInput(f"--{name.replace('_', '-')}: a run of {task.name} has no such flag")
     take_columns(task.options, args)
-    if hasattr(task.options, "admissions"):
-        task.options.admissions = args.admissions
+    for name in {"admissions", "subgroups"} & vars(task.options).keys():  # another file has its own
+        setattr(task.options, name, getattr(args, name))
     if args.label_column and args.label_column != task.options.label_column:
         if len(getattr(task, "label_columns", "a")) > 1:
             raise BadInput("--label-column: this run's labels are its columns; name them alike in the file")
@@ -195,18 +223,12 @@ def evaluate_file(args):
     with processes.dealt_out(run.model.to(device)), reading(run.model, task, frozen=True, onednn=onednn):
         predictions, loss = answers_to(run, examples, args.batch_tokens)
 
-    scores, new = with_loss(final_scores(task, examples, predictions), loss), None
-    if table := task.table(scores):
-        print(table)
-    if note := undefined_note(scores, task.unit):
-        print(note)
-    say_scores(name, task, scores, len(examples))
+    every, new = score_all(name, task, examples, predictions, loss), None
     if seen is not None and 0 < seen.sum() < len(examples) and task.header():
         others = without(examples, predictions, seen)
-        new = final_scores(task, *others), len(others[0])
-        say_scores(name, task, *new, " without training notes")
+        new = score_all(name, task, *others, what=" without training notes")
     if processes.is_first():
-        write_all(out, name, task, examples, predictions, scores, new)
+        write_all(out, name, task, examples, predictions, every, new)
         write_duplicates(out, examples, earlier, seen)
         print(f"-> {out}")
 

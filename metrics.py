@@ -197,6 +197,12 @@ def fit_temperature(truth, probabilities):
     return round(float(np.exp(minimize_scalar(surprise, bounds=(-3, 3), method="bounded").x)), 4)
 
 
+def answer_calibration(right, said):
+    """{"ECE", "Brier", "bins"} of answers: right (N,) bool, said (N,) the probability of each."""
+    points = calibration(right, said)
+    return {"ECE": gap(points), "Brier": brier(right[:, None], said[:, None]), "bins": points}
+
+
 def calibration_scores(truth, probabilities, temperature=None):
     """{"temperature", "plain": {"ECE", "Brier", "bins"}, "scaled": the same after scaling, or None}.
 
@@ -206,10 +212,9 @@ def calibration_scores(truth, probabilities, temperature=None):
 
     def scores(said):
         if truth.ndim == 2:
-            points = calibration(truth.ravel(), said.ravel())
-        else:
-            points = calibration(said.argmax(1) == truth, said.max(1))
-        return {"ECE": gap(points), "Brier": brier(truth, said), "bins": points}
+            return answer_calibration(truth.ravel(), said.ravel())
+        likeliest = answer_calibration(said.argmax(1) == truth, said.max(1))
+        return {**likeliest, "Brier": brier(truth, said)}
 
     scaled = temperature and scores(tempered(probabilities, temperature, truth.ndim == 2))
     return {"temperature": temperature, "plain": scores(probabilities), "scaled": scaled}
@@ -470,6 +475,16 @@ def weighted_multi_label(truth, called):
         "MicroF1": weighted_sums(counts.sum(1), _f1_of_sums),
         "MacroF1": weighted_sums(counts, _macro_f1_of_sums),
         "Accuracy": weighted_sums(np.stack([right, np.ones_like(right)], 1), _share_of_sums),
+    }
+
+
+def weighted_masked_tokens(counts):
+    """{score: function of weights} for masked_tokens; counts (N, 3) as there."""
+    entropy = weighted_sums(counts[:, [2, 1]], _share_of_sums)
+    return {
+        "Accuracy": weighted_sums(counts[:, [0, 1]], _share_of_sums),
+        "CrossEntropy": entropy,
+        "Perplexity": lambda weights: np.exp(entropy(weights)),
     }
 
 

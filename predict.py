@@ -278,7 +278,7 @@ def predict(args):
     take_columns(run.task.options, args)
     if args.calibrated and not run.task.temperature:
         raise BadInput(
-            f"--calibrated: {args.run} has no temperature; tasks with classes have, if trained anew"
+            f"--calibrated: {args.run} has no temperature, as no run of mlm or with --crf, nor an old one"
         )
     run.task.calibrated = args.calibrated
     onednn = processes.agreed(cpu.onednn_pays())

@@ -1,4 +1,4 @@
-"""Results of many runs -> one table beside the paper's, and plots: python report.py results/symptoms
+"""Results of many runs -> one table, the paper's beside it, and plots: python report.py results/symptoms
 
 Writes results.csv, results.json, results.md, PNGs and report.html, which holds them all, into the results
 directory. Reads run.json and predictions.csv of every finished run there, benchmark.csv if benchmark.py was
@@ -18,10 +18,11 @@ import numpy as np
 import compress
 from cli import BadInput, Parser, run_script
 from files import read_json, write_json, write_whole
-from metrics import OVERALL, mcnemar
+from metrics import mcnemar
 from run import checkpoint, page, plots
 from run.columns import column_lines, gather, recipe_runs
 from run.evidence import compare_runs, evidence_facts
+from run.published import published_facts
 from run.results import (
     calibration_cells,
     find_runs,
@@ -35,7 +36,7 @@ from run.results import (
 from run.tables import report_page
 from run.untrusted import REPORTED, fitting, read_run, read_task
 
-# the paper's tables as data; SOURCE.md there says where they come from
+# published figures as data; SOURCE.md there says where they come from
 REFERENCE = Path(__file__).parent / "reference"
 SETTINGS = ("data", "model", "batch_size", "max_length", "seed", "split_seed")
 TIMED = ("macs", "p50_ms", "p95_ms", "notes_per_s")  # columns of benchmark.csv
@@ -101,13 +102,12 @@ def timings_of(out, runs):
 
 
 def report_rows(homes, task, seeds, timings):
-    """One row per run: scores, intervals, the test against base, sizes, times, the paper's figures.
+    """One row per run: scores, intervals, the test against base, sizes, times.
 
     seeds {name: [run.json of each seed]}.
     """
     out, runs = homes[0], {name: several[0] for name, several in seeds.items()}
     cells = compare_runs(task, {name: [[home / name] for home in homes] for name in runs})
-    paper = {row["technique"]: row for row in read_rows(REFERENCE / "table1.csv") if task.as_published}
     rows = []
     for name, run in runs.items():
         row = {"technique": name, "techniques": techniques_of(out / name)}
@@ -115,7 +115,6 @@ def report_rows(homes, task, seeds, timings):
             row |= score_cells(task, [each["test"] for each in seeds[name]], cells[name])
             row |= against_base_cells(out, name, runs) if len(homes) == 1 else {}
             row |= {"validation": validation_score(task, seeds[name]), **run["sizes"]}
-        row |= {f"paper_{score.lower()}": paper[name][score.lower()] for score in OVERALL if name in paper}
         row |= {"train_seconds": run["train_seconds"], "test_notes": run["data"]["sizes"]["test"]}
         row |= {column: value for column, value in timings.get(name, {}).items() if column in TIMED}
         rows.append(row)
@@ -186,12 +185,10 @@ def against_base_cells(out, name, runs):
     """McNemar's test of a run against base, if both answered the same test notes, one label each."""
     if name == "base" or "base" not in runs or runs[name]["data"]["split"] != runs["base"]["data"]["split"]:
         return {}
-    base, this = (
-        [row["label"] == row["predicted"] for row in read_table(out / run / "predictions.csv")]
-        for run in ("base", name)
-    )
-    if not base:  # a task without one answer per note
+    base, this = (read_table(out / run / "predictions.csv") for run in ("base", name))
+    if not base or "predicted" not in base[0]:  # a task without one answer per note
         return {}
+    base, this = ([row["label"] == row["predicted"] for row in rows] for rows in (base, this))
     return dict(zip(("only_base_right", "only_this_right", "mcnemar_p"), mcnemar(base, this), strict=True))
 
 
@@ -212,7 +209,6 @@ def report_facts(task, homes, seeds, timings):
         "scores": {score: task.headline.get(score, usual.get(score, score)) for score in task.overall},
         "resampled": task.resampled,
         "calibrated": task.sure_of,
-        "published": task.published,
         "runs": list(runs),
         "demonstration": any(run["demonstration"] for run in runs.values()),
         "other_test": len({run["data"]["split"] for run in runs.values()}) > 1,
@@ -222,6 +218,7 @@ def report_facts(task, homes, seeds, timings):
         "settings": {key: shown(str(first["arguments"][key])) for key in SETTINGS},
         "differing": differing_arguments(runs),
         "data": {key: first["data"][key] for key in ("rows", "notes", "subjects", "sizes", "splits")},
+        **published_facts(task, REFERENCE),
         **label_facts(task, seeds),
         **group_facts(task, runs),
         "machine": first["machine"],
@@ -231,7 +228,7 @@ def report_facts(task, homes, seeds, timings):
 
 
 def label_facts(task, runs):
-    """F1 of every label by run, the mean over its seeds, with the paper's; what the labels are counted in.
+    """F1 of every label by run, the mean over its seeds; what the labels are counted in.
 
     runs {name: [run.json of each seed]}.
     """
@@ -247,12 +244,8 @@ def label_facts(task, runs):
         }
         for label, row in first["test"]["per_label"].items()
     }
-    published = {}
-    for row in read_table(REFERENCE / "table2.csv") if task.as_published else []:
-        if row["symptom"] in per_label and row["technique"] in runs:
-            published.setdefault(row["symptom"], {})[row["technique"]] = float(row["f1"])
     support = "support" if "Support" in task.per_label else f"test {task.unit}"
-    return {"per_label": per_label, "published_labels": published, "support": support}
+    return {"per_label": per_label, "support": support}
 
 
 def group_facts(task, runs):

@@ -99,6 +99,15 @@ def interval(mean, variance, notes):
     return float((middle - half) / (1 + t2 / n)), float((middle + half) / (1 + t2 / n))
 
 
+def positive_interval(mean, variance):
+    """A 95% interval (low, high) of a score that is positive and may exceed 1, such as a perplexity.
+
+    On the scale of its logarithm, whose variance is V / mean^2 to first order, so that it stays positive.
+    """
+    factor = float(np.exp(variance.reach * np.sqrt(variance.total) / mean))
+    return mean / factor, mean * factor
+
+
 class Difference(NamedTuple):
     """A run less another: mean, 95% interval, two-sided p."""
 

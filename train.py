@@ -268,7 +268,8 @@ def score_run(model, notes, precision, name):
         f"{name}: test, {len(examples['test'])} {task.unit}, {spelled(test.overall, task.headline)}",
         flush=True,
     )
-    return validation, test, group_scores(task, examples["test"], predictions), predictions
+    groups = group_scores(task, examples["test"], predictions, f"test {task.unit}")
+    return validation, test, groups, predictions
 
 
 def main(argv=None):

@@ -201,7 +201,7 @@ def short_table(rows, facts):
         ["points from base", "told from base"] if any("told" in row for row in rows) else ["points from base"]
     )
     scored = f"{facts['headline'][score]} [95% interval]"
-    header = ["run", scored, *points, "MB", f"{facts['unit']}/s", "p50 ms"]
+    header = ["run", scored, *points, "MB", f"{tables.row_unit(facts)}/s", "p50 ms"]
     body = [
         [row["run"], tables.with_interval(row, score), *tables.sweep_costs(row, base, score)] for row in rows
     ]

@@ -9,7 +9,15 @@ from huggingface_hub import ModelCardData
 
 from files import write_json, write_whole
 from metrics import Scores
-from run.results import calibration_cells, eval_metrics, markdown_table, shown, snake_case, write_predictions
+from run.results import (
+    calibration_cells,
+    eval_metrics,
+    group_metrics,
+    markdown_table,
+    shown,
+    snake_case,
+    write_predictions,
+)
 from run.seen import KEYS
 from run.tables import formatted, split_sizes, with_interval
 from tasks import demo
@@ -25,7 +33,8 @@ def write_run_files(path, task, record, examples, predictions):
     record: what run.json will hold, sizes included.
     """
     write_predictions(path, task, examples, predictions)
-    write_json(path / "eval_metrics.json", eval_metrics(Scores(**record["test"]), len(examples)))
+    scores = eval_metrics(Scores(**record["test"]), len(examples))
+    write_json(path / "eval_metrics.json", {**scores, **group_metrics(record["groups"])})
     plain = (path / "model.safetensors").exists()
     write_whole(path / "README.md", model_card(task, record, plain))
 
@@ -108,9 +117,11 @@ def score_lines(task, record):
     ]
     if cells := calibration_cells(test["calibration"]):
         ece, brier = (formatted(cells[name]) for name in ("ece", "brier"))
-        after = f"{formatted(cells['ece_scaled'])} and {formatted(cells['brier_scaled'])}"
-        told = f"Calibration: ECE {ece}, Brier score {brier}; after temperature scaling "
-        lines += [f"{told}by {cells['temperature']:g}, fitted on validation, {after}.", ""]
+        told = f"Calibration: of {task.sure_of}, ECE {ece}, Brier score {brier}"
+        if "temperature" in cells:
+            after = f"{formatted(cells['ece_scaled'])} and {formatted(cells['brier_scaled'])}"
+            told += f"; after temperature scaling by {cells['temperature']:g}, fitted on validation, {after}"
+        lines += [f"{told}.", ""]
     return lines
 
 

@@ -81,15 +81,21 @@ class Bootstrap:
         return Scored(values, np.stack(columns, 1))
 
 
-def spread_cells(name, scored, answers):
-    """Cells of one score: mean, least, most, standard deviation over the seeds, 95% interval."""
+def spread_cells(name, scored, answers, is_share=True):
+    """Cells of one score: mean, least, most, standard deviation over the seeds, 95% interval.
+
+    is_share: whether it lies between 0 and 1.
+    """
     values, notes, clusters = scored.values, len(answers[0].notes), len(set(answers[0].clusters))
     cells = {name: statistics.mean(values), f"{name}_least": min(values), f"{name}_most": max(values)}
     if len(values) > 1:
         cells[f"{name}_sd"] = statistics.stdev(values)
     if scored.resampled is not None:
         variance = stats.variance_of_mean(values, scored.resampled, clusters)
-        low, high = stats.interval(cells[name], variance, notes)
+        if is_share:
+            low, high = stats.interval(cells[name], variance, notes)
+        else:
+            low, high = stats.positive_interval(cells[name], variance)
         cells |= {f"{name}_low": low, f"{name}_high": high}
     return cells
 
@@ -123,7 +129,7 @@ def compare_runs(task, made):
         for name, found in scored.items():
             if found is None:
                 continue
-            cells[name] |= spread_cells(score, found, answers[name])
+            cells[name] |= spread_cells(score, found, answers[name], score not in task.unbounded)
             if base and same_notes(answers[name], answers["base"]):
                 clusters = len(set(answers[name][0].clusters))
                 cells[name] |= base_cells(score, found, base, clusters)
@@ -154,6 +160,7 @@ def evidence_facts(task, made):
         "folds": len(seeds[0]),
         "notes": len(answers.notes),
         "clusters": len(set(answers.clusters)),
+        "unit": task.row_unit or task.unit,
         "resamples": stats.RESAMPLES,
         "level": LEVEL,
     }

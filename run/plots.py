@@ -11,7 +11,7 @@ import numpy as np
 import compress
 from cli import BadInput
 from files import whole_path
-from run.tables import base_of, mean_of
+from run.tables import base_of, mean_of, row_unit
 
 COLOURS = (
     "#333333",
@@ -194,7 +194,7 @@ def plot_sweep(rows, facts, out):
         figure, axes = pyplot().subplots(figsize=(WIDTH, 5.6))
         axes.set_xscale("log")
         axes.set_xlabel(
-            "MB on disk (log scale)" if cost == "bytes" else f"{facts['unit']} per second (log scale)"
+            "MB on disk (log scale)" if cost == "bytes" else f"{row_unit(facts)} per second (log scale)"
         )
         axes.set_ylabel(f"{facts['headline'][score]} on test, {mean_of(facts)}")
         bars = "least to most of the seeds" if len(facts["seeds"]) > 1 else None

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from cli import BadInput
 from files import write_csv
+from metrics import Scores
 from run import checkpoint
 from run.untrusted import check_file, read_run
 
@@ -91,13 +92,13 @@ def write_predictions(path, task, examples, predictions):
 
     Rows of one patient, or sentences of one document, have one cluster, a number of this file's own.
     """
-    if header := task.header():
+    if columns := task.stored_columns():
         numbers = {}
         rows = (
-            [e.row_id, numbers.setdefault(e.subject, len(numbers)), task.truth(e), *task.record(p)]
-            for e, p in zip(examples, predictions, strict=True)
+            [row_id, numbers.setdefault(subject, len(numbers)), *cells]
+            for row_id, subject, cells in task.stored(examples, predictions)
         )
-        write_csv(path / "predictions.csv", ["row_id", "cluster", "label", *header], rows, private=True)
+        write_csv(path / "predictions.csv", ["row_id", "cluster", *columns], rows, private=True)
 
 
 # --- tables in files ------------------------------------------------------------------------------
@@ -227,6 +228,18 @@ def eval_metrics(scores, rows):
     for name, ends in (scores.intervals or {}).items():
         found |= {f"eval_{snake_case(name)}_{end}": x for end, x in zip(("low", "high"), ends, strict=True)}
     return found | {f"eval_{name}": value for name, value in calibration_cells(scores.calibration).items()}
+
+
+def group_metrics(groups):
+    """{"groups": {column: {value: eval_metrics}}} of what tasks.groups.group_scores found; {} without any."""
+    found = {
+        column: {
+            value: eval_metrics(Scores(group["overall"], {}, intervals=group["intervals"]), group["count"])
+            for value, group in members.items()
+        }
+        for column, members in groups.items()
+    }
+    return {"groups": found} if found else {}
 
 
 def calibration_cells(calibration):

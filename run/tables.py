@@ -67,7 +67,7 @@ def sweep_scores(rows, facts):
 
 def sweep_table(rows, facts):
     """Lines of the table: a row per entry of the grid, base as the measure of all."""
-    scores, unit, base = sweep_scores(rows, facts), facts["unit"], base_of(rows)
+    scores, unit, base = sweep_scores(rows, facts), row_unit(facts), base_of(rows)
     means = [f"{facts['headline'][s]}, {mean_of(facts)}" for s in scores]
     heads = [head + " [95% interval]" * (f"{s}_low" in base) for head, s in zip(means, scores, strict=True)]
     points = f"{facts['headline'][scores[0]]} from base (points)"
@@ -126,6 +126,11 @@ def mean_of(facts):
     return f"mean of {count} seeds" if count > 1 else "one seed"
 
 
+def row_unit(facts):
+    """What was drawn and timed, in the plural: the task's unit, or that of its rows."""
+    return facts.get("evidence", {}).get("unit", facts["unit"])
+
+
 def told_lines(rows, facts):
     """Sentences on which runs can be told from base, and how they stand to a regression on word counts."""
     score = facts["headline"][next(iter(facts["headline"]))]
@@ -156,7 +161,7 @@ def split_sizes(data, unit):
 
 def sweep_conditions(facts):
     """How the figures of a sweep were obtained, in one paragraph."""
-    unit, data, timing, machine = (facts[key] for key in ("unit", "data", "timing", "machine"))
+    data, timing, machine, unit = facts["data"], facts["timing"], facts["machine"], row_unit(facts)
     one, seeds = unit.removesuffix("s"), ", ".join(map(str, facts["seeds"]))
     return (
         f"{test_notes(facts)}; {data['mean_tokens']:.0f} tokens per {one} on average. "
@@ -171,11 +176,12 @@ def sweep_conditions(facts):
 
 def test_notes(facts):
     """How many notes each split has; with folds, that all of them are test notes once."""
-    unit, data, folds = facts["unit"], facts["data"], folds_of(facts)
-    sizes = split_sizes(data, unit).capitalize()
+    data, folds = facts["data"], folds_of(facts)
+    sizes = split_sizes(data, facts["unit"]).capitalize()
     if folds == 1:
         return sizes
-    return f"{facts['evidence']['notes']:,} {unit} in {folds} folds, each tested once (in the first: {sizes})"
+    every = f"{facts['evidence']['notes']:,} {row_unit(facts)}"
+    return f"{every} in {folds} folds, each tested once (in the first: {sizes})"
 
 
 def sweep_brackets(facts):
@@ -187,8 +193,8 @@ def sweep_brackets(facts):
     if "evidence" not in facts:
         average = "averaged over the seeds" if several else "of that seed"
         return f"Brackets after scores: 95% bootstrap interval, {average}; {points}"
-    evidence, unit = facts["evidence"], facts["unit"]
-    drawn = f"{evidence['notes']:,} test {unit}"
+    evidence = facts["evidence"]
+    drawn = f"{evidence['notes']:,} test {row_unit(facts)}"
     if evidence["clusters"] < evidence["notes"]:
         drawn += f" by their {evidence['clusters']:,} patients or documents"
     over = f"over seeds and {drawn} together" if several else f"over {drawn}, of that seed's models"
@@ -245,7 +251,7 @@ def commits_of(facts):
 
 
 def report_page(rows, facts):
-    """results.md: scores beside the paper's, cost beside base's, F1 per label."""
+    """results.md: scores, cost beside base's, F1 per label, the paper's figures beside ours."""
     test = f"{facts['data']['sizes']['test']:,} test {facts['unit']}"
     title = f"# {facts['task']}: {counted(len(rows), 'run')} on {test}"
     return "\n".join([title, "", *report_body(rows, facts, "##"), ""])
@@ -253,23 +259,20 @@ def report_page(rows, facts):
 
 def report_body(rows, facts, level):
     """Lines of a report below its title; level: the marks of its headings, such as '##'."""
-    paper = any("paper_f1" in row for row in rows)
     lines = [*report_warnings(facts), report_settings(facts), ""]
-    lines += [f"{level} Scores on the test split" + ", beside the paper's" * paper, ""]
-    lines += [report_reading(facts, paper), "", *([facts["published"], ""] if facts["published"] else [])]
+    lines += [f"{level} Scores on the test split", "", report_reading(facts), ""]
+    lines += [facts["published"], ""] if facts["published"] else []
     first = next(iter(facts["headline"]))
     named = [{**row, "run": row["technique"], first: row.get(first.lower())} for row in rows]
     told = [line for sentence in told_lines(named, facts) for line in ("", sentence)]
-    lines += [*score_table(rows, facts, paper), *told, *differing_lines(facts), "", f"{level} Cost", ""]
+    lines += [*score_table(rows, facts), *told, *differing_lines(facts), "", f"{level} Cost", ""]
     lines += [*timing_lines(facts), *cost_table(rows), ""]
-    if any("temperature" in row for row in rows):
+    if any("temperature" in row or ("ece" in row and "ECE" not in facts["scores"]) for row in rows):
         lines += [f"{level} Calibration on the test split", "", calibration_reading(facts), ""]
         lines += [*calibration_table(rows), ""]
     if any(facts["per_label"].values()):
         lines += [f"{level} F1 per label on the test split", ""]
-        lines += ["In brackets: the manuscript's Table II, where it has the label.", ""] * bool(
-            facts["published_labels"]
-        )
+        lines += [PUBLISHED_LABELS, ""] * bool(facts.get("published_labels"))
         lines += [*label_table(facts), ""]
     for column in facts.get("groups", {}):
         lines += [f"{level} By {column}: {facts['group_score']} on the test split", ""]
@@ -303,7 +306,7 @@ def report_settings(facts):
     return told + (f" Always answering {always[0]!r} scores {always[1]:.4f}." if always else "")
 
 
-def report_reading(facts, paper):
+def report_reading(facts):
     """How to read the brackets and the comparisons of the score table."""
     unit, test = facts["unit"], facts["data"]["sizes"]["test"]
     seeds = len(facts.get("seeds", [1]))
@@ -326,12 +329,11 @@ def report_reading(facts, paper):
             else f" Scores: {mean_of(facts)}; costs, curves and confusion: the first seed."
         )
         + told
-        + " The paper's figures are of other notes (MIMIC-III, 435 test notes)." * paper
     )
 
 
-def score_table(rows, facts, paper):
-    """Lines: every overall score, the test against base, the paper's figures."""
+def score_table(rows, facts):
+    """Lines: every overall score, the test against base; last what another system published."""
     seeds, tested = len(facts.get("seeds", [1])), any("told" in row for row in rows)
     against = ["differs from base"] * (seeds == 1) + ["points from base", "told from base"] * tested
     header = ["technique", *facts["scores"].values(), *against]
@@ -343,8 +345,17 @@ def score_table(rows, facts, paper):
             *[against_base(row)] * (seeds == 1),
             *told_cells(row) * tested,
         ]
-        body.append(cells + [from_paper(row)] * paper)
-    return markdown_table(header + ["paper: accuracy / F1 / AUROC"] * paper, body)
+        body.append(cells)
+    if known := facts.get("published_scores"):
+        cells = ["as published", *(formatted(known.get(score)) for score in facts["scores"])]
+        body.append(cells + [""] * (len(header) - len(cells)))
+    return markdown_table(header, body)
+
+
+PUBLISHED_LABELS = (
+    "As published: F1 (precision / recall) and support of another encoder, plain and adapted, on other test "
+    "texts; reference/SOURCE.md. Compare within a column, not across."
+)
 
 
 def against_base(row):
@@ -357,13 +368,6 @@ def against_base(row):
 def told_cells(row):
     """distance_cells of a report's row, empty for base and what was not tested."""
     return distance_cells(row, "from_base") if "told" in row else ["", ""]
-
-
-def from_paper(row):
-    """The paper's scores of this technique, or nothing."""
-    if "paper_f1" not in row:
-        return ""
-    return " / ".join(f"{row[f'paper_{score}']:.3f}" for score in ("accuracy", "f1", "auroc"))
 
 
 def differing_lines(facts):
@@ -445,18 +449,29 @@ def cost_cells(row, first):
 
 
 def label_table(facts):
-    """Lines: F1 of each run on each label, the published one in brackets."""
-    names, published = facts["runs"], facts["published_labels"]
-    body = []
-    for label, row in facts["per_label"].items():
-        cells = [label, formatted(row.get("Support"), "{:,}")]
-        for name in names:
-            known = published.get(label, {}).get(name)
-            cells.append(
-                formatted(row["F1"].get(name), "{:.3f}") + (f" ({known:.3f})" if known is not None else "")
-            )
-        body.append(cells)
-    return markdown_table(["label", facts["support"], *names], body)
+    """Lines: F1 of each run on each label; then the published cells, where the labels are the same."""
+    names, published = facts["runs"], facts.get("published_labels", {})
+    encoders = list(dict.fromkeys(encoder for rows in published.values() for encoder in rows))
+    body = [
+        [
+            label,
+            formatted(row.get("Support"), "{:,}"),
+            *(formatted(row["F1"].get(name), "{:.3f}") for name in names),
+            *(published_cell(published.get(label, {}).get(encoder)) for encoder in encoders),
+        ]
+        for label, row in facts["per_label"].items()
+    ]
+    return markdown_table(
+        ["label", facts["support"], *names, *(f"as published, {encoder}" for encoder in encoders)], body
+    )
+
+
+def published_cell(scores):
+    """'0.916 (0.961 / 0.874), 199' of a label's published scores; nothing without any."""
+    if scores is None:
+        return ""
+    f1, precision, recall = (f"{scores[key]:.3f}" for key in ("f1", "precision", "recall"))
+    return f"{f1} ({precision} / {recall}), {scores['support']:,}"
 
 
 def group_table(facts, column):

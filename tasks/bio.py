@@ -135,16 +135,45 @@ def viterbi(emissions, start, transitions):
     return path[::-1]
 
 
-def marginals(emissions, start, transitions):
-    """Probability of each tag of each word over all tag sequences, (T, K), by forward-backward."""
-    forward, backward = ([start + emissions[0]], [np.zeros_like(start)])  # log sums over paths, (K,) each
-    for emission in emissions[1:]:
-        forward.append(np.logaddexp.reduce(forward[-1][:, None] + transitions, axis=0) + emission)
-    for emission in emissions[:0:-1]:
-        backward.append(np.logaddexp.reduce(transitions + emission + backward[-1], axis=1))
+def marginals(sentences, start, transitions, together=64):
+    """Probability of each tag of each word over all tag sequences of its sentence, by forward-backward.
 
-    total = np.array(forward) + np.array(backward[::-1])  # (T, K)
-    return np.exp(total - np.logaddexp.reduce(total, axis=1, keepdims=True))
+    sentences: the emissions of each, [(T, K)], T at least 1; start (K,), transitions (K, K) [before, after].
+    Gives [(T, K)]. So many sentences of similar length are computed together.
+    """
+    order, found = sorted(range(len(sentences)), key=lambda i: len(sentences[i])), {}
+    for at in range(0, len(order), together):
+        numbers = order[at : at + together]
+        lengths = np.array([len(sentences[i]) for i in numbers])
+        emissions = np.zeros((len(numbers), lengths.max(), len(start)))
+        for row, i in zip(emissions, numbers, strict=True):
+            row[: len(sentences[i])] = sentences[i]
+        several = _marginals(emissions, lengths, start, transitions)
+        found.update((i, p[:n]) for i, p, n in zip(numbers, several, lengths, strict=True))
+    return [found[i] for i in range(len(sentences))]
+
+
+def _marginals(emissions, lengths, start, transitions):
+    """marginals of padded sentences: (S, T, K), lengths (S,) -> (S, T, K)."""
+    forward, backward = np.empty((2, *emissions.shape))  # logarithms of sums over paths
+    onward, inside = np.exp(transitions), np.arange(emissions.shape[1])[:, None, None] < lengths[:, None]
+    with np.errstate(divide="ignore"):  # where nothing leads to a tag
+        forward[:, 0] = start + emissions[:, 0]
+        for t in range(1, emissions.shape[1]):
+            forward[:, t] = _log_sum(forward[:, t - 1], onward) + emissions[:, t]
+        backward[:, -1] = 0
+        for t in range(emissions.shape[1] - 1, 0, -1):
+            further = _log_sum(emissions[:, t] + backward[:, t], onward.T)
+            backward[:, t - 1] = np.where(inside[t], further, 0)
+    total = forward + backward
+    shares = np.exp(total - total.max(-1, keepdims=True))
+    return shares / shares.sum(-1, keepdims=True)
+
+
+def _log_sum(logs, weights):
+    """log(exp(logs) @ weights): (S, K), (K, K) -> (S, K)."""
+    most = logs.max(1)[:, None]
+    return np.log(np.exp(logs - most) @ weights) + most
 
 
 # --- the CRF ---------------------------------------------------------------------------------------

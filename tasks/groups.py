@@ -45,8 +45,10 @@ def refuse_strange_groups(examples):
             raise BadInput(f"--subgroups {column}: {what}; name another column")
 
 
-def group_scores(task, examples, predictions):
+def group_scores(task, examples, predictions, what):
     """{column: {value: {"count", "overall", "intervals"}}} of the examples' groups; prints a line for each.
+
+    what: the examples in words, such as "test notes".
 
     Intervals are Wilson's for accuracy, as groups are small, and a bootstrap for the other scores. Shown is
     the score that suits groups: a macro average counts labels that a group lacks as 0.
@@ -54,7 +56,7 @@ def group_scores(task, examples, predictions):
     found = {}
     for column, groups in members_of(examples).items():
         wording, found[column] = task.headline.get(task.group_score, task.group_score), {}
-        print(f"test {task.unit} by {column}, {wording} [95% interval]:")
+        print(f"{what} by {column}, {wording} [95% interval]:")
         for value, numbers in groups.items():
             own = [examples[i] for i in numbers], [predictions[i] for i in numbers]
             scores = task.score(*own, intervals=True)

@@ -93,7 +93,7 @@ class Readmission(Task):
     }
     selection, group_score, folds, separate = "AUROC", "AUROC", False, True
     sure_of = "a readmission"
-    published = "Reference (MIMIC, 3 days): accuracy 0.67, without class balance or AUROC."
+    published = "As published: on MIMIC, 3 days; neither class balance nor AUROC are given."
     OPTIONS = {
         "--admissions": {
             "default": None,

@@ -195,7 +195,7 @@ class Symptoms(LabelSets):
         return notes
 
     def settle_labels(self, examples, counts, path, seed):
-        """Labels: the first symptom, or all; of the most frequent with --top-k; --with-none; --balance."""
+        """Labels: the first symptom, or all; of the most frequent with --top-k; none with --with-none."""
         kept = self._most_frequent(examples) if self.options.top_k else range(len(self.names))
         self.labels = self._labels_of_run([self.names[symptom] for symptom in kept])
         for note in examples:
@@ -203,20 +203,30 @@ class Symptoms(LabelSets):
         labelled = [note for note in examples if note.label is not None]
         if self.options.top_k:
             counts["of a rarer label"] = len(examples) - len(labelled)
-        examples = self._sample_none(labelled, counts, seed) if self.options.with_none else labelled
 
-        present = sorted(name for name, count in self.tally(examples).items() if count)
+        present = sorted(name for name, count in self.tally(labelled).items() if count)
         if len(present) < 2:
             what = f"only one class, {present[0]!r}" if present else "no class at all"
             raise BadInput(
-                f"{path}: {what} among {len(examples)} labelled notes; choose other --symptoms or more rows"
+                f"{path}: {what} among {len(labelled)} labelled notes; choose other --symptoms or more rows"
             )
+        return labelled
 
+    def sample(self, examples, home, counts, seed):
+        """--with-none and --balance: of the notes of --data alone; other files are taken row for row."""
+        kept = [note for note in examples if id(note) not in home]
+        if not kept or not (self.options.with_none or self.options.balance):
+            return examples
+        if self.options.with_none:
+            kept = self._sample_none(kept, counts, seed)
         if self.options.balance:
-            unbalanced = len(examples)
-            examples = balance(examples, seed)
-            counts["removed by --balance"] = unbalanced - len(examples)
-        return examples
+            unbalanced = len(kept)
+            kept = balance(kept, seed)
+            counts["removed by --balance"] = unbalanced - len(kept)
+        if home:
+            counts["of a test or validation file, none removed"] = sum(id(n) in home for n in examples)
+        chosen = set(map(id, kept))
+        return [note for note in examples if id(note) in home or id(note) in chosen]
 
     def _most_frequent(self, notes):
         """The --top-k symptoms that most notes have as their label, or in their set; ties by list order."""

@@ -140,6 +140,8 @@ class Task:
     group_score = "Accuracy"  # the score that is shown for groups of test examples
     selection, lower_is_better = "F1", False  # the validation score that chooses the best epoch
     resampled = None  # what the bootstrap draws, if not examples
+    row_unit = None  # what a row of predictions.csv and of the timing is, if not an example
+    unbounded = ()  # headline scores that are positive, but no shares
     json_lines = False  # whether predict.py writes JSON lines instead of a CSV
     pipeline_tag = "text-classification"  # the hub's name of the task
     published = None  # a line on the reference's figures, for the report
@@ -181,6 +183,7 @@ class Task:
 
         # label by the task, which may leave examples out
         examples = self.settle_labels(examples, counts, path, seed)
+        examples = self.sample(examples, home, counts, seed)
 
         # split by subject what has no file of its own
         shares = {split: given[split] for split in ("validation", "test") if split not in own}
@@ -398,6 +401,13 @@ class Task:
         """Find self.labels among the examples and set each one's label index. Returns those that have one."""
         return examples
 
+    def sample(self, examples, home, counts, seed):
+        """Leave labelled examples out, as a task is asked to; by default none.
+
+        home {id(example): split} has those of a test or validation file of its own, which stay as they are.
+        """
+        return examples
+
     def strata(self, example):
         """The labels that the split keeps in proportion, a tuple."""
         return (example.label,)
@@ -608,7 +618,7 @@ class Task:
         """Scores as a text table to print after the test, or None."""
 
     def header(self):
-        """Columns of a prediction after row_id (and label); None = no predictions.csv."""
+        """Columns of a prediction after row_id (and label); None = examples have no answer of their own."""
         return ["predicted", *(f"p_{label}" for label in self.labels)]
 
     def record(self, prediction):
@@ -629,7 +639,17 @@ class Task:
         """The example's label as predictions.csv shows it."""
         return self.labels[example.label]
 
-    # --- predictions.csv -> scores
+    # --- predictions.csv, and scores from it
+
+    def stored_columns(self):
+        """Columns of predictions.csv after row_id and cluster; None = no such file."""
+        header = self.header()
+        return header and ["label", *header]
+
+    def stored(self, examples, predictions):
+        """Yield (row id, subject, cells of stored_columns) of predictions.csv."""
+        for example, prediction in zip(examples, predictions, strict=True):
+            yield example.row_id, example.subject, [self.truth(example), *self.record(prediction)]
 
     def read_back(self, rows):
         """Rows of predictions.csv -> (truth, called, probabilities), (N, L) each, the first two bool."""

@@ -113,6 +113,10 @@ def test_many_notes_are_read_again_by_the_chunk(runs, symptoms_test, tmp_path, c
     monkeypatch.setattr("tasks.task.MAX_TEXT", 500)
     monkeypatch.setattr(evaluate, "CHUNK", 7)
     again, _ = score(runs / "base", path, tmp_path / "b", capsys)
+    groups = [found.pop("groups")["mention of the label"] for found in (again, whole)]
+    assert groups[0].keys() == groups[1].keys()
+    for value in groups[0]:
+        assert groups[0][value] == pytest.approx(groups[1][value], abs=1e-3)
     assert again == pytest.approx(whole, abs=1e-3) and again["eval_samples"] > 14
     ours, theirs = (read_csv(tmp_path / out / "predictions.csv") for out in "ab")
     assert [row["row_id"] for row in ours] == [row["row_id"] for row in theirs]
@@ -144,9 +148,10 @@ def test_unknown_labels_are_left_out_counted_and_named(trained, tmp_path, capsys
     )
     _, said = score(run, mixed, tmp_path / "out", capsys, "--label-column", "Reason")
     assert "9 that look like text" in said and "Jane" not in said
-    assert "a run of ner has no such flag" in refuses(
-        evaluate.main, [trained["ner"] / "base", "--data", data, "--label-column", "a"]
-    )
+    for flag in ("--label-column", "--subgroups"):
+        assert f"{flag}: a run of ner has no such flag" in refuses(
+            evaluate.main, [trained["ner"] / "base", "--data", data, flag, "a"]
+        )
 
 
 def test_of_sets_and_tags_and_the_lexicon_what_is_known_is_scored(tmp_path):
@@ -245,7 +250,7 @@ def test_every_run_has_a_card_that_is_true(task, trained, runs):
     assert ("names none of these words still gets one" in body) == (task == "symptoms")
     assert facts["finished"] not in card and str(directory.parent) not in card
     metrics = json.loads((directory / "eval_metrics.json").read_text())
-    assert ("eval_ece_scaled" in metrics) == (task not in ("ner", "mlm"))
+    assert ("eval_ece_scaled" in metrics) == (task != "mlm")
 
 
 def test_the_card_of_a_compressed_run_says_that_transformers_cannot_load_it(runs):
@@ -271,7 +276,7 @@ def test_calibrated_probabilities_keep_the_answers(task, trained, runs, small, d
     expected = ours ** (1 / temperature)
     assert np.allclose(theirs, expected / expected.sum(1, keepdims=True), atol=1e-4)
     assert abs(temperature - 1) > 1e-3 and np.abs(theirs - ours).max() > 1e-4
-    line = refuses(predict.main, [trained["ner"] / "base", small[0], "--calibrated"])
+    line = refuses(predict.main, [trained["mlm"] / "base", small[0], "--calibrated"])
     assert "has no temperature" in line
 
 

@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 
+import evaluate
 import report
 import train
 from cli import BadInput
@@ -26,11 +27,18 @@ def test_small_groups_are_pooled_and_empty_cells_are_one_group():
     assert members_of([Note("1", "", "", 0)]) == {}
 
 
-def test_a_run_scores_the_groups_of_its_test_notes(small, arguments, tmp_path, capsys):
+@pytest.fixture(scope="module")
+def grouped(small, arguments, tmp_path_factory):
+    """A results directory of two runs that score their test notes by category."""
+    out = tmp_path_factory.mktemp("grouped")
     for technique in ("base", "pruning"):
-        words = [*arguments, "--technique", technique, "--epochs", "1", "--out", str(tmp_path)]
+        words = [*arguments, "--technique", technique, "--epochs", "1", "--out", str(out)]
         train.main([*words, "--subgroups", "category"])
-    printed = capsys.readouterr().out
+    return out
+
+
+def test_a_run_scores_the_groups_of_its_test_notes(small, grouped):
+    tmp_path = grouped
     run = read_json(tmp_path / "base" / "run.json")
     rows = {row["row_id"]: row for row in read_csv(tmp_path / "base" / "predictions.csv")}
     notes = {row["ROW_ID"]: row for row in read_csv(small[0])}
@@ -43,7 +51,6 @@ def test_a_run_scores_the_groups_of_its_test_notes(small, arguments, tmp_path, c
         right = sum(row["label"] == row["predicted"] for row in own) / len(own)
         assert by_category[value]["count"] == expected[value] == len(own) >= 10
         assert by_category[value]["overall"]["Accuracy"] == pytest.approx(right)
-        assert f"{value}: {len(own)}, {right:.4f} [" in printed
         low, high = by_category[value]["intervals"]["Accuracy"]
         assert 0 <= low <= right <= high <= 1 and high - low > 0.02
     assert set(run["groups"][MENTION]) == {"affirmed", "negated"}
@@ -51,6 +58,49 @@ def test_a_run_scores_the_groups_of_its_test_notes(small, arguments, tmp_path, c
     text = (tmp_path / "results.md").read_text()
     assert "## By category: accuracy on the test split" in text
     assert f"| affirmed | {run['groups'][MENTION]['affirmed']['count']} |" in text
+
+
+def test_a_labelled_file_is_scored_by_group_as_the_test_notes_are(small, grouped, tmp_path, capsys, refuses):
+    tested = {row["row_id"] for row in read_csv(grouped / "base" / "predictions.csv")}
+    notes = read_csv(small[0])
+    rows = [list(row.values()) for row in notes if row["ROW_ID"] in tested]
+    learnt = [list(row.values()) for row in notes if row["ROW_ID"] not in tested][:40]
+    assert list(notes[0])[3] == "CATEGORY"  # which more.csv lacks
+    data = write_notes(tmp_path / "test.csv", rows, list(notes[0]))
+    more = write_notes(
+        tmp_path / "more.csv",
+        [row[:3] + row[4:] for row in rows + learnt],
+        [name for name in notes[0] if name != "CATEGORY"],
+    )
+    call = [str(grouped / "base"), "--out", str(tmp_path / "out"), "--data"]
+    evaluate.main([*call, str(data), "--subgroups", "category"])
+    printed, found = capsys.readouterr().out, read_json(tmp_path / "out" / "eval_metrics.json")["groups"]
+    mine = read_json(grouped / "base" / "eval_metrics.json")["groups"]
+    run = read_json(grouped / "base" / "run.json")["groups"]
+    assert list(found) == list(mine) == list(run) == ["category", MENTION]
+    for column, groups in run.items():
+        assert found[column].keys() == mine[column].keys() == groups.keys()
+        for value, group in groups.items():
+            cells = found[column][value]
+            assert cells["eval_samples"] == mine[column][value]["eval_samples"] == group["count"]
+            assert cells == pytest.approx(mine[column][value], abs=1e-3)
+            assert cells["eval_accuracy"] == pytest.approx(group["overall"]["Accuracy"])
+            low, high = group["intervals"]["Accuracy"]
+            assert cells["eval_accuracy_low"] == pytest.approx(low)
+            assert f"  {value}: {group['count']}, {group['overall']['Accuracy']:.4f} [{low:.3f}" in printed
+    assert "notes by category, accuracy [95% interval]:" in printed
+
+    evaluate.main([*call, str(more)])  # without the flag the groups of the task alone, also of the new notes
+    found = read_json(tmp_path / "out" / "eval_metrics.json")
+    new, printed = found["without_training_notes"], capsys.readouterr().out
+    assert list(found["groups"]) == list(new["groups"]) == [MENTION]
+    for each in (found, new):
+        assert (
+            sum(cells["eval_samples"] for cells in each["groups"][MENTION].values()) == each["eval_samples"]
+        )
+    assert f"notes without training notes by {MENTION}" in printed
+    assert "no column 'NOPE'" in refuses(evaluate.main, [*call, data, "--subgroups", "NOPE"])
+    assert "names a column of the text" in refuses(evaluate.main, [*call, data, "--subgroups", "TEXT"])
 
 
 def test_the_mention_of_a_label_is_affirmed_if_one_is(tmp_path):

@@ -5,7 +5,10 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from data import IGNORE, collate
+from conftest import read_csv
+from data import IGNORE, Note, collate
+from files import read_json
+from run.evidence import read_answers
 from tasks.mlm import Mlm
 
 
@@ -33,6 +36,42 @@ def test_masks_are_15_percent_80_10_10_and_new_each_epoch(demos):
     ).all()  # held-out masks are fixed
     lengths = set(first.lengths[:-1].tolist())
     assert lengths == {32} and tokenizer.convert_ids_to_tokens(original[[0, 31]]) == ["[CLS]", "[SEP]"]
+
+
+def test_blocks_are_stored_by_the_document_in_which_they_begin(demos):
+    task, tokenizer = Mlm(), AutoTokenizer.from_pretrained(demos["mlm"][1])
+    notes = [Note(str(i), "ab"[i > 0], "word " * n, 0) for i, n in enumerate((70, 40, 60))]
+    encoded = task.encode(notes, tokenizer, 32, progress=False)  # 30 tokens of text each
+    pieces = [len(tokenizer(note.text, add_special_tokens=False)["input_ids"]) for note in notes]
+    begins = np.repeat(range(3), pieces)[::30]
+    assert encoded.owner.tolist() == begins.tolist() and set(begins) == {0, 1, 2}
+    counts = [np.array([1.0, 4, 5.5])] * len(begins)
+    found = task.combine(notes, encoded, counts)
+    rows = [
+        dict(zip(("row_id", "subject", *task.stored_columns()), (number, subject, *cells), strict=True))
+        for number, subject, cells in task.stored(notes, found)
+    ]
+    assert [row["subject"] for row in rows] == ["ab"[int(at > 0)] for at in begins]
+    assert rows[0] == {"row_id": 1, "subject": "a", "right": 1, "masked": 4, "surprise": "5.500000"}
+    overall, _ = task.rescored(rows)
+    assert overall == pytest.approx(task.score(notes, found).overall)
+    assert overall["Accuracy"] == 0.25 and overall["Perplexity"] == pytest.approx(np.exp(5.5 / 4))
+
+
+def test_a_runs_blocks_give_its_scores_again(trained):
+    run = read_json(trained["mlm"] / "base" / "run.json")
+    answers = read_csv(trained["mlm"] / "base" / "predictions.csv")
+    overall, weighted = Mlm().rescored(answers)
+    once = np.ones((1, len(answers)), np.float32)
+    for name, value in overall.items():
+        assert value == pytest.approx(run["test"]["overall"][name], rel=1e-5)
+        assert float(weighted[name](once)[0]) == pytest.approx(value, rel=1e-5)
+    low, high = run["test"]["intervals"]["Accuracy"]
+    assert low < overall["Accuracy"] < high
+    assert len({row["cluster"] for row in answers}) < len(answers)
+    joined = read_answers(Mlm(), [trained["mlm"] / "base"] * 2)  # as of two folds
+    assert joined.overall == pytest.approx(overall) and len(joined.notes) == 2 * len(answers)
+    assert len(set(joined.clusters)) == 2 * len({row["cluster"] for row in answers})
 
 
 def test_only_masked_places_go_through_the_head(demos):

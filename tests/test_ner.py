@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import json
+import shutil
 from collections import Counter
 from types import SimpleNamespace
 
@@ -14,12 +15,14 @@ from transformers import AutoTokenizer
 import evaluate
 import metrics
 import predict
+import report
 from cli import BadInput
 from conftest import read_csv
 from data import IGNORE, collate, windows
+from files import read_json, write_json
 from run import inference
-from tasks.bio import CRF, allowed, marginals, read_bio, repair, viterbi
-from tasks.ner import Ner
+from tasks.bio import CRF, FORBIDDEN, allowed, marginals, read_bio, repair, viterbi
+from tasks.ner import Ner, Sentence
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -50,12 +53,100 @@ def test_crf_and_viterbi_and_marginals_equal_enumeration(seed):
         expected = np.zeros((length, 5))
         for path, p in zip(paths, np.exp(likelihood)):
             expected[range(length), path] += p
-        assert np.allclose(marginals(e, start, transitions), expected, atol=1e-6)
+        shorter = [e[:1], e, e[: length - 1 or 1]]  # padded beside others, the same
+        sure = marginals(shorter, start, transitions, together=1 + seed)
+        assert [len(p) for p in sure] == [len(s) for s in shorter]
+        assert np.allclose(sure[1], expected, atol=1e-6)
+        assert np.allclose(sure[2], marginals([shorter[2]], start, transitions)[0], atol=1e-12)
         for path in (paths[i] for i in np.flatnonzero(legal)[::7]):
             tags = torch.zeros(3, 4, dtype=torch.long)
             tags[row, :length] = torch.tensor(path)
             ours = crf.log_likelihood(emissions, tags, mask)[row]
             assert float(ours.detach()) == pytest.approx(likelihood[paths.index(path)], abs=1e-3)
+
+
+def drawn_sentences(count, inside):
+    """(task, sentences of 5 words, logits (count, 5, 3)): true tags drawn by the softmax of their logits.
+
+    inside: the mean logit of I-x; where it is drawn after O, the tag is B-x.
+    """
+    task, generator = Ner(), np.random.default_rng(0)
+    task.labels = ["O", "B-x", "I-x"]
+    logits = generator.normal((0, 0, inside), 2, (count, 5, 3))
+    tags = (logits + generator.gumbel(size=logits.shape)).argmax(-1)
+    fixed = [repair([task.labels[i] for i in row])[0] for row in tags]
+    labels = [[task.labels.index(tag) for tag in row] for row in fixed]
+    return task, [Sentence(str(i), str(i), list("abcde"), row) for i, row in enumerate(labels)], logits
+
+
+def predicted(task, logits):
+    """Predictions as combine() makes them of logits (count, words, K)."""
+    start, transitions = (np.where(ok, 0.0, FORBIDDEN) for ok in allowed(task.labels))
+    rows = torch.from_numpy(logits).log_softmax(-1).numpy()
+    return [
+        ([task.labels[i] for i in viterbi(row, start, transitions)], row, start, transitions) for row in rows
+    ]
+
+
+def test_a_run_that_is_three_times_too_sure_has_temperature_three():
+    task, sentences, logits = drawn_sentences(800, inside=-99)
+    too_sure = predicted(task, 3 * logits)
+    task.calibrate(sentences, too_sure)
+    found = task.calibration(sentences, too_sure)
+    assert found["temperature"] == task.temperature == pytest.approx(3, rel=0.1)
+    assert found["plain"]["ECE"] > 0.08 > 0.03 > found["scaled"]["ECE"]
+    assert found["scaled"]["Brier"] < found["plain"]["Brier"]
+    sure = [[s["confidence"] for s in task.answer(*pair)["spans"]] for pair in zip(sentences, too_sure)]
+    task.calibrated = True  # as predict.py --calibrated: the same spans, less sure
+    less = [[s["confidence"] for s in task.answer(*pair)["spans"]] for pair in zip(sentences, too_sure)]
+    assert list(map(len, sure)) == list(map(len, less)) and np.mean(sum(less, [])) < np.mean(sum(sure, []))
+
+
+@pytest.mark.parametrize("crf", (False, True))
+def test_the_calibration_of_spans_is_that_of_the_confidences_that_predict_states(crf):
+    task, sentences, logits = drawn_sentences(400, inside=1)
+    task.options.crf = crf
+    answers = predicted(task, logits)
+    task.calibrate(sentences, answers)
+    found, right, sure = task.calibration(sentences, answers), [], []
+    assert (task.temperature is None) == (found["scaled"] is None) == crf
+    for sentence, answer in zip(sentences, answers):
+        true = metrics.spans([task.labels[i] for i in sentence.label])
+        for span, stated in zip(metrics.spans(answer[0]), task.answer(sentence, answer)["spans"]):
+            right.append(span in true)
+            sure.append(stated["confidence"])
+    right, sure = np.array(right), np.array(sure)
+    assert sum(count for *_, count in found["plain"]["bins"]) == len(right) > 300
+    assert found["plain"]["Brier"] == pytest.approx(((sure - right) ** 2).mean(), abs=1e-3)
+    gaps = [abs((sure - right)[np.ceil(15 * sure) == bin_].sum()) for bin_ in range(1, 16)]
+    assert found["plain"]["ECE"] == pytest.approx(sum(gaps) / len(right), abs=5e-3)
+
+
+def test_without_spans_or_confidences_there_is_no_calibration():
+    task, sentences, logits = drawn_sentences(20, inside=0)
+    assert task.calibration(sentences, predicted(task, logits - [0, 99, 99])) is None
+    none_true = [Sentence(s.row_id, "", s.words, [0] * 5) for s in sentences]
+    assert task.calibration(none_true, predicted(task, logits))["plain"]["Brier"] > 0
+    baseline = [(["O"] * 5,)] * 20
+    assert task.calibration(sentences, baseline) is None and task.certainty(sentences, baseline) is None
+
+
+def test_runs_report_the_calibration_of_their_spans(trained, tmp_path):
+    out = shutil.copytree(trained["ner"] / "base", tmp_path / "ner" / "base").parent
+    run = read_json(out / "base" / "run.json")
+    found = run["test"]["calibration"]
+    predicted_spans = sum(len(row["predicted"].split()) for row in read_csv(out / "base" / "predictions.csv"))
+    assert sum(count for *_, count in found["plain"]["bins"]) == predicted_spans > 0
+    assert found["temperature"] == run["task"]["temperature"] and found["scaled"]
+    report.main([str(out)])
+    text = (out / "results.md").read_text()
+    assert f"Of the probability of {Ner.sure_of}. ECE" in text and (out / "calibration.png").exists()
+    assert f"| base | {found['plain']['ECE']:.4f} | {found['scaled']['ECE']:.4f} |" in text
+    found |= {"temperature": None, "scaled": None}  # as with a CRF
+    run["task"]["temperature"] = None
+    write_json(out / "base" / "run.json", run)
+    report.main([str(out)])
+    assert f"| base | {found['plain']['ECE']:.4f} |  |" in (out / "results.md").read_text()
 
 
 def test_crf_windows_that_begin_inside_an_entity_cost_no_fortune(demos):

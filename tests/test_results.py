@@ -70,7 +70,7 @@ def made_up_report(folder):
         "task": "ner", "unit": "sentences", "scores": {"Accuracy": "accuracy"}, "resampled": None,
         "headline": {"Accuracy": "accuracy"}, "published": "Reference: 0.7.", "runs": ["base"],
         "demonstration": False, "other_test": False, "always": None, "differing": {}, "data": DATA,
-        "per_label": {}, "published_labels": {}, "support": "support",
+        "per_label": {}, "support": "support",
         "settings": dict.fromkeys(settings, "x"),
         "machine": MACHINE, "trained_at": {"base": "ccc"}, "timing": None,
     }  # fmt: skip

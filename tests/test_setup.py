@@ -286,6 +286,18 @@ def test_run_all_trains_reports_and_keeps_what_is_finished(arguments, small, tmp
     assert {path.name for path in tmp_path.iterdir()} == {"notes.csv", "model", "results"}
 
 
+def test_run_all_makes_the_papers_recipe_and_its_three_columns(small, tmp_path):
+    call = f"--recipe paper --data {small[0]} --model {small[1]} --max-length 16 --epochs 1 --seed 1".split()
+    done = bash(ROOT / "run_all.sh", *call, cwd=tmp_path, TECHNIQUES="base")
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "results/symptoms"
+    text = (out / "results.md").read_text()
+    assert "| technique | score | as published | the recipe re-run | done properly |" in text
+    again = files.read_json(out / "recipe/seed-1/base/run.json")["test"]["overall"]["Accuracy"]
+    assert f"| base | accuracy | 0.9356 | {again:.4f} |  |" in text
+    assert text in done.stdout and not (out / "benchmark.csv").exists()
+
+
 def test_run_trials_stands_plain_and_adapted_side_by_side(tmp_path):
     data, model = demo.make(tmp_path / "demo", "trials", notes=300, hidden=32, layers=2)
     call = ["--data", data, f"--model={model}", "--epochs", "1", "--max-length", "32", "--out", "out"]

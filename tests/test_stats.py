@@ -62,6 +62,18 @@ def test_a_difference_of_seeds_alone_is_a_paired_t_test():
     assert found.p == pytest.approx(2 * t.sf(0.02 / (notes.std() * np.sqrt(50 / 49)), 49), rel=0.01)
 
 
+def test_a_positive_score_has_an_interval_on_its_logarithms_scale():
+    generator = np.random.default_rng(0)
+    surprise = generator.exponential(2.0, (400, 300))  # 400 studies of 300 tokens
+    held = []
+    for row in surprise:
+        variance = stats.Variance(0.0, np.exp(row.mean()) ** 2 * row.var(ddof=1) / 300, 0, 299)
+        low, high = stats.positive_interval(np.exp(row.mean()), variance)
+        assert low * high == pytest.approx(np.exp(2 * row.mean()))
+        held.append(low < np.exp(2.0) < high)
+    assert 0.92 < np.mean(held) < 0.98
+
+
 def test_holm():
     assert stats.holm([0.01, 0.04, 0.03, 0.5]) == pytest.approx([0.04, 0.09, 0.09, 0.5])
     assert stats.holm([0.6, 0.9]) == [1.0, 1.0] and stats.holm([]) == []

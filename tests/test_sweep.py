@@ -8,11 +8,13 @@ import time
 import numpy as np
 import pytest
 
+import report
 import sweep
 from cli import BadInput
 from conftest import ROOT, read_csv
 from files import locked, read_json, write_json
 from run import results, tables
+from tasks import demo
 from tasks.ner import Ner
 
 GRID = {
@@ -122,24 +124,26 @@ def test_grids_that_make_no_sweep_are_refused(text, message, swept, refuses, tmp
 
 def test_masked_language_models_are_swept_too(tmp_path):
     grid = tmp_path / "grid.json"
-    grid.write_text(json.dumps({"base": "--technique base", "int8": "--technique quantization"}))
-    call = [
-        "--task",
-        "mlm",
-        "--fraction",
-        "0.2",
-        "--epochs",
-        "1",
-        "--block-size",
-        "32",
-        "--seeds",
-        "1",
-        "--rounds",
-        "1",
-    ]
+    grid.write_text(json.dumps({"base": "--technique base", "thin": "--technique lowrank --rank 4"}))
+    data, model = demo.make(tmp_path / "demo", "mlm", notes=200, hidden=32, layers=2)
+    flags = f"--task mlm --data {data} --model {model} --lr 2e-3 --epochs 2 --block-size 32 --seeds 1,2"
+    call = [*flags.split(), "--rounds", "1"]
     sweep.main([*call, "--grid", str(grid), "--out", str(tmp_path / "out")])
-    rows = read_csv(tmp_path / "out" / "sweep.csv")
-    assert all(float(row["validation"]) >= 0 and float(row["p50_ms"]) > 0 for row in rows)
+    base, thin = results.read_rows(tmp_path / "out" / "sweep.csv")
+    assert all(row["validation"] >= 0 and row["p50_ms"] > 0 and row["seeds"] == 2 for row in (base, thin))
+    assert 0 < base["Accuracy_low"] < base["Accuracy"] < base["Accuracy_high"] < 1
+    assert 1 < base["Perplexity_low"] < base["Perplexity"] < base["Perplexity_high"]
+    low, apart, high = (thin[f"Perplexity_from_base{end}"] for end in ("_low", "", "_high"))
+    assert low < apart < high
+    assert thin["told"] in ("better", "worse", "no") and 0 < thin["p_holm"] <= 1
+    facts, page = read_json(tmp_path / "out" / "sweep.json"), (tmp_path / "out" / "sweep.md").read_text()
+    answers = read_csv(tmp_path / "out" / "seed1" / "base" / "predictions.csv")
+    assert list(answers[0]) == ["row_id", "cluster", "right", "masked", "surprise"]
+    assert facts["evidence"]["notes"] == len(answers) and facts["evidence"]["unit"] == "blocks"
+    assert f"over seeds and {len(answers):,} test blocks" in page and "| blocks/s |" in page
+    report.main([str(tmp_path / "out")])  # of seed1 and seed2
+    text = (tmp_path / "out" / "results.md").read_text()
+    assert f"| {base['Perplexity']:.4f} [{base['Perplexity_low']:.3f}, {base['Perplexity_high']:.3f}]" in text
 
 
 def test_the_demonstrations_sweep_has_a_student_that_fits(refuses):

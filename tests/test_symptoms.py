@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import train
 from cli import BadInput
 from conftest import read_csv, write_notes
 from data import SPLITS, Note, balance, fingerprint
+from run.results import print_data
 from tasks.symptoms import LEXICON, SYMPTOMS, Symptoms, first_match, hide
 
 WORDS = [
@@ -165,6 +167,29 @@ def test_hidden_symptoms_do_not_reach_the_model_and_change_no_split(small, monke
     tokenizer.mask_token = None
     ids = again.encode([example], tokenizer, 32, progress=False).ids
     assert ids.tolist() == tokenizer("symptom with symptom and symptom.")["input_ids"]
+
+
+def test_a_file_of_its_own_is_neither_balanced_nor_sampled(tmp_path, capsys):
+    named = [(i, i, f"{'pain' if i % 3 else 'cough'} number {i}") for i in range(90)]
+    data = write_notes(tmp_path / "notes.csv", [*named, *((i, i, f"visit {i}") for i in range(90, 160))])
+    official = [(i, i, f"{'pain' if i % 10 else 'cough'} case {i}") for i in range(40)]
+    official += [(i, i, f"call {i}") for i in range(40, 55)]
+    test = str(write_notes(tmp_path / "test.csv", official))
+    ward = [(i, i, f"{'cough' if i % 5 else 'pain'} ward {i}") for i in range(25)]
+    for none in (False, True):
+        for validation in (0.2, str(write_notes(tmp_path / "v.csv", ward))):
+            task = Symptoms(symptoms="cough,pain", balance=True, with_none=none)
+            splits, facts = task.load(str(data), 1.0, validation, test, 42)
+            scored = official if none else official[:40]
+            assert [note.row_id for note in splits["test"]] == [str(row[0]) for row in scored]
+            dealt = splits["train"] + ([] if validation != 0.2 else splits["validation"])
+            assert Counter(note.label for note in dealt) == dict.fromkeys(range(3 if none else 2), 30)
+            assert facts["rows"]["removed by --balance"] == (45 - 30 + 30 if none else 30)
+            assert facts["notes"] == sum(map(len, splits.values()))
+            own = len(scored) + (0 if validation == 0.2 else len(splits["validation"]))
+            assert facts["rows"]["of a test or validation file, none removed"] == own
+    print_data(task, facts)
+    assert f"{own} of a test or validation file, none removed" in capsys.readouterr().out
 
 
 # --- a class for notes that name none
