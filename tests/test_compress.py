@@ -377,10 +377,7 @@ def test_other_encoders_go_through_the_whole_chain(kind, batch):
 @pytest.mark.parametrize(
     "names, message",
     [
-        (
-            "shrink",
-            "no technique 'shrink'; there are base, distillation, lora, lowrank, pruning, quantization",
-        ),
+        ("shrink", f"no technique 'shrink'; there are {', '.join(compress.TECHNIQUES)}"),
         ("base+pruning", "base is no technique"),
         ("quantization+pruning", f"in this order: {' < '.join(list(compress.TECHNIQUES)[1:])}"),
         ("pruning+pruning", "each technique once"),
@@ -487,10 +484,11 @@ def test_only_distillation_starts_from_another_checkpoint():
     assert compress.starts_from(["distillation", "quantization"], options) == "small"
 
 
-def test_int8_is_for_the_cpu_and_the_end():
+def test_int8_is_for_the_cpu_and_int8_and_bf16_are_for_the_end():
     for name in compress.TECHNIQUES:
         facts = [{"technique": "pruning"}, {"technique": name}]
-        assert compress.cpu_only(facts) == compress.final(facts) == (name == "quantization")
+        assert compress.cpu_only(facts) == (name == "quantization")
+        assert compress.final(facts) == (name in ("bf16", "quantization"))
     assert not compress.cpu_only([]) and not compress.final([])
 
 
@@ -542,6 +540,7 @@ def test_every_flag_says_its_default(name):
 
 WAYS = (  # each technique and its different ways, as on the command line
     "base",
+    "bf16",
     "distillation",
     "distillation --layer-choice best",
     "distillation --student-width 24",
@@ -583,7 +582,11 @@ REFUSED = (  # (families, ways, why)
     ),
     (
         ("gpt2",),
-        [way for way in WAYS if way.startswith(("lora", "lowrank", "pruning")) and "structured" not in way],
+        [
+            way
+            for way in WAYS
+            if way.startswith(("bf16", "lora", "lowrank", "pruning")) and "structured" not in way
+        ],
         "GPT2.* has no nn.Linear in its encoder, so there is nothing to compress; choose a BERT-like model",
     ),
 )
