@@ -7,6 +7,7 @@ import http.client
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -356,6 +357,7 @@ def test_what_cannot_be_served_is_refused_in_one_line(served, demos, tmp_path, r
     with serve.listen("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
         assert "cannot listen there" in refuses(serve.main, [served["symptoms"], "--port", port])
+        assert taken.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
     (tmp_path / "token").write_text("short")
     call = [served["symptoms"], "--token-file", tmp_path / "token"]
     assert "holds no token" in refuses(serve.main, call)
