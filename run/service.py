@@ -126,10 +126,16 @@ class Service:
         while open_ or rows:
             arrived = self._arrived(wait=open_ and not rows)
             open_ = open_ and None not in arrived
-            rows += self._encoded([request for request in arrived if request is not None])
-            if rows:
-                batch, rows = next_batch(rows, self.tokens)
-                self._read(batch)
+            requests = [request for request in arrived if request is not None]
+            try:
+                rows += self._encoded(requests)
+                if rows:
+                    batch, others = next_batch(rows, self.tokens)
+                    self._read(batch)
+                    rows = others
+            except Exception as error:  # such as no memory for a list: the thread must live on
+                self._fail(list({*requests, *(row.note.request for row in rows)}), error)
+                rows = []
 
     def _arrived(self, wait):
         """The requests that have come since the last call; wait: at least one."""

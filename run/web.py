@@ -26,6 +26,7 @@ from run.service import Closed, Failed, Full, place_of
 
 FRAME = Path(__file__).with_name("web.html")
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)  # bounds of the histogram of times
+MOST = 2**63 - 1  # of a row id that is a number
 DISCARDED = 8  # times the longest body: so much of a longer one is read and dropped before it is refused
 NO_TELEMETRY = dict.fromkeys(("tracing", "metrics", "logs", "operation_spans", "auto_configure"), False)
 HEADERS = {
@@ -49,7 +50,7 @@ class SentNote(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True, title="Note")
     text: str
-    row_id: Annotated[str, Field(max_length=200)] | int | None = None
+    row_id: Annotated[str, Field(max_length=200)] | Annotated[int, Field(ge=-MOST, le=MOST)] | None = None
 
 
 ONE, MANY = TypeAdapter(SentNote), TypeAdapter(list[SentNote])
@@ -206,7 +207,7 @@ class Watched:
             print(f"error: {place_of(error)}; a request is answered with 500", file=sys.stderr, flush=True)
         finally:
             seconds = time.perf_counter() - began
-            self.figures.add(path, status or 499, seconds)
+            self.figures.add(path, status := status or 499, seconds)
             if self.log:
                 now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
                 print(f"{now} {scope['method'][:7]} {path} {status} {1e3 * seconds:.1f} ms", flush=True)
@@ -226,7 +227,7 @@ SAID = {
     422: "the body is not a note or a list of notes",
     429: "too many notes wait; try again after the seconds in Retry-After",
     500: "the model could not read a note",
-    503: "the server is about to end",
+    503: "the server takes no more requests",
 }
 
 

@@ -173,6 +173,7 @@ REFUSED = {
     "null": ({"text": None}, 422, "the note, text is no text"),
     "another field": ({**NOTE, MARKER: MARKER}, 422, "the note has a field that is neither text nor row_id"),
     "a row id": ({**NOTE, "row_id": {MARKER: 1}}, 422, "the note, row_id is no text or number"),
+    "a row id of many digits": ({**NOTE, "row_id": 10**30}, 422, "the note, row_id is no text or number"),
     "a long row id": ({**NOTE, "row_id": MARKER * 30}, 422, "the note, row_id is longer than 200"),
     "a word": (MARKER, 422, "the note is no JSON object"),
     "a word in a list": ([MARKER], 422, "note 0 is no JSON object"),
@@ -242,6 +243,15 @@ def test_a_note_that_breaks_the_model_or_the_tokenizer_fails_alone(served, monke
         assert ask(port, body=[{"text": f"{MARKER} x"}, {"text": "fever"}])[0] == 500
     told = "".join(capfd.readouterr()) + "".join(text for _, text, _ in found)
     assert MARKER not in told and "RuntimeError in fails, line" in told and "ValueError in refuses" in told
+
+
+def test_the_thread_outlives_a_fault(served, monkeypatch, capfd):
+    with up(checkpoint.load(served["symptoms"])) as (port, _):
+        monkeypatch.setattr(service, "next_batch", lambda *_: [][1])
+        assert ask(port, body=[NOTE] * 3)[0] == 500
+        monkeypatch.undo()
+        assert ask(port, body=NOTE)[0] == ask(port, "/health")[0] == 200
+    assert "IndexError in <lambda>" in capfd.readouterr().err
 
 
 def test_a_fault_of_the_server_is_a_500_without_words(served, monkeypatch, capfd):
@@ -388,7 +398,16 @@ def test_a_short_soak_loses_nothing(served):
     assert all(size > 10**7 for _, size in memory) and soak.growth(memory, 3) < 0.2
 
 
-def test_the_plain_server_and_ours_are_measured_by_turns(served):
+def test_the_plain_server_and_ours_are_measured_by_turns(served, monkeypatch):
+    really = load_test.server
+
+    @contextlib.contextmanager
+    def either(*words):  # ours in this process, which is quicker to start
+        ours = words[0] == "serve.py"
+        with up(checkpoint.load(words[1])) if ours else really(*words) as found:
+            yield found
+
+    monkeypatch.setattr(load_test, "server", either)
     table = load_test.serving_rows(served["symptoms"], None, 0.4, 1, (1, 3), 0.2)
     assert [(row["row"], row["clients"]) for row in table] == [
         (name, clients) for clients in (1, 3) for name in (load_test.PLAIN, "serve.py, base")
