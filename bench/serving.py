@@ -10,6 +10,8 @@ import asyncio
 import contextlib
 import itertools
 import json
+import math
+import os
 import re
 import socket
 import statistics
@@ -68,7 +70,7 @@ def free_port():
 
 @contextlib.contextmanager
 def server(*words):
-    """(port, process) of a server once it answers; `words`: the command after Python, without the port.
+    """(port, process number) of a server once it answers; `words`: its command after Python but the port.
 
     Raises BadInput if it ends or does not answer within two minutes. At the end it gets SIGTERM.
     """
@@ -79,7 +81,7 @@ def server(*words):
         )
         try:
             wait_for_port(port, process, told)
-            yield port, process
+            yield port, process.pid
         finally:
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -159,25 +161,38 @@ async def one_client(port, requests, until, times):
     writer.close()
 
 
-async def load(port, requests, clients, seconds, warm_up):
-    """{notes_per_s, p50_ms, p99_ms, notes} of so many clients over `seconds`; the warm-up is not counted."""
-    times, begins = [], time.perf_counter() + warm_up
+def cpu_seconds(process):
+    """CPU seconds of a process so far, all its threads; NaN where the system does not tell (not Linux)."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return math.nan
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def load(port, process, requests, clients, seconds, warm_up):
+    """{notes_per_s, p50_ms, p99_ms, cpu_ms, notes} of so many clients over `seconds`, after a warm-up.
+
+    cpu_ms: of the server, per note, with the warm-up. Other work on the machine moves it least.
+    """
+    times, used, begins = [], cpu_seconds(process), time.perf_counter() + warm_up
     places = [len(requests) * i // clients for i in range(clients)]  # each begins elsewhere
     orders = [itertools.cycle(requests[place:] + requests[:place]) for place in places]
     await asyncio.gather(*(one_client(port, order, begins + seconds, times) for order in orders))
+    used = cpu_seconds(process) - used
     counted = [took for ended, took in times if begins <= ended <= begins + seconds]
     if len(counted) < 2:
         raise BadInput("the part serving: fewer than two answers in the time; give it more with --seconds")
     cuts = statistics.quantiles(counted, n=100, method="inclusive")
-    found = {"p50_ms": 1e3 * cuts[49], "p99_ms": 1e3 * cuts[98], "notes": len(counted)}
-    return {"notes_per_s": len(counted) / seconds, **found}
+    found = {"p50_ms": 1e3 * cuts[49], "p99_ms": 1e3 * cuts[98], "cpu_ms": 1e3 * used / len(times)}
+    return {"notes_per_s": len(counted) / seconds, **found, "notes": len(counted)}
 
 
 # --- the part -------------------------------------------------------------------------------------
 
 
 def serving_rows(directory, chain=None, seconds=10, rounds=3, clients=CLIENTS, warm_up=3):
-    """Rows, a dict each: server, clients, notes/s, p50 and p99 ms, medians over the rounds.
+    """Rows, a dict each: server, clients, notes/s, p50, p99 and CPU ms, medians over the rounds.
 
     directory: a base run, served by both; chain: another run, served by serve.py alone.
     """
@@ -189,12 +204,14 @@ def serving_rows(directory, chain=None, seconds=10, rounds=3, clients=CLIENTS, w
     words |= {f"serve.py, {Path(chain).name}": our_server(chain)} if chain else {}
     table = []
     with contextlib.ExitStack() as opened:
-        ports = {name: opened.enter_context(server(*each))[0] for name, each in words.items()}
+        servers = {name: opened.enter_context(server(*each)) for name, each in words.items()}
         for count in clients:
-            found = {name: [] for name in ports}
+            found = {name: [] for name in servers}
             for turn in range(rounds):
-                for name in list(ports) if turn % 2 == 0 else reversed(ports):
-                    found[name].append(asyncio.run(load(ports[name], requests, count, seconds, warm_up)))
+                for name in list(servers) if turn % 2 == 0 else reversed(servers):
+                    port, process = servers[name]
+                    measured = load(port, process, requests, count, seconds, warm_up)
+                    found[name].append(asyncio.run(measured))
             for name, measured in found.items():
                 medians = {key: statistics.median(each[key] for each in measured) for key in measured[0]}
                 table.append({"row": name, "clients": count, **medians, "seconds": seconds, "rounds": rounds})
@@ -203,16 +220,18 @@ def serving_rows(directory, chain=None, seconds=10, rounds=3, clients=CLIENTS, w
 
 def serving_table(rows):
     """(header, cells) of serving_rows."""
-    plain = {row["clients"]: row["notes_per_s"] for row in rows if row["row"] == PLAIN}
-    header = ["server", "clients", "notes/s", "x plain", "p50 ms", "p99 ms"]
+    plain = {row["clients"]: row for row in rows if row["row"] == PLAIN}
+    header = ["server", "clients", "notes/s", "x plain", "p50 ms", "p99 ms", "CPU ms per note", "x plain"]
     cells = [
         [
             row["row"],
             str(row["clients"]),
             f"{row['notes_per_s']:,.1f}",
-            f"{row['notes_per_s'] / plain[row['clients']]:.2f}",
+            f"{row['notes_per_s'] / plain[row['clients']]['notes_per_s']:.2f}",
             f"{row['p50_ms']:.1f}",
             f"{row['p99_ms']:.1f}",
+            f"{row['cpu_ms']:.1f}",
+            f"{plain[row['clients']]['cpu_ms'] / row['cpu_ms']:.2f}",
         ]
         for row in rows
     ]

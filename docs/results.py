@@ -123,7 +123,8 @@ PARTS = {
     ),
     "serving": (
         {"row": ("server", "{}"), "clients": ("clients", "{}"), "notes_per_s": ("notes/s", "{:,.1f}"),
-         "p50_ms": ("p50 ms", "{:,.1f}"), "p99_ms": ("p99 ms", "{:,.1f}")},
+         "p50_ms": ("p50 ms", "{:,.1f}"), "p99_ms": ("p99 ms", "{:,.1f}"),
+         "cpu_ms": ("CPU ms per note", "{:,.1f}")},
         None, (),
     ),
     "gpu": (

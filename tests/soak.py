@@ -197,7 +197,7 @@ def main(argv=None):
 
     wanted, seconds = right_answers(checkpoint.load(args.run), args.notes), 60 * args.minutes
     with server(*our_server(args.run, *FLAGS)) as (port, process):
-        found, memory = asyncio.run(soak(port, process.pid, wanted, seconds, args.clients, args.tolerance))
+        found, memory = asyncio.run(soak(port, process, wanted, seconds, args.clients, args.tolerance))
     sizes, grown = [size for _, size in memory], growth(memory, seconds)
     rows = [*found.counts.items(), ("wrong or lost", len(found.wrong))]
     rows += [("MB early", round(sizes[len(sizes) // 10] / 1e6)), ("MB at most", round(max(sizes) / 1e6))]

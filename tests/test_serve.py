@@ -5,6 +5,7 @@ import concurrent.futures
 import contextlib
 import http.client
 import json
+import os
 import re
 import signal
 import socket
@@ -404,8 +405,8 @@ def test_the_plain_server_and_ours_are_measured_by_turns(served, monkeypatch):
     @contextlib.contextmanager
     def either(*words):  # ours in this process, which is quicker to start
         ours = words[0] == "serve.py"
-        with up(checkpoint.load(words[1])) if ours else really(*words) as found:
-            yield found
+        with up(checkpoint.load(words[1])) if ours else really(*words) as (port, process):
+            yield port, os.getpid() if ours else process
 
     monkeypatch.setattr(load_test, "server", either)
     table = load_test.serving_rows(served["symptoms"], None, 0.4, 1, (1, 3), 0.2)
