@@ -5,6 +5,7 @@ Without a directory it measures these parts (bench/ has a file for each):
     training  notes/s beside the Hugging Face Trainer, on the notes of --training
     volume    predict.py over 20,000 and 200,000 notes: notes/s end to end, peak memory
     reading   notes as in MIMIC, from CSV to labels (beside pandas) and to the first batch: notes/s, memory
+    serving   serve.py at 1, 8 and 64 clients beside FastAPI around the transformers pipeline
     gpu       BERT-base in bf16, where there is a GPU
 Each part writes a CSV into --out. benchmark.md has all tables, benchmark.json the machine, the conditions
 and the arguments. What techniques cost in accuracy: see sweep.py.
@@ -25,7 +26,7 @@ import torch
 
 import compress
 import train
-from bench import gpu, shape, training, volume
+from bench import gpu, serving, shape, training, volume
 from cli import BadInput, Parser, number, run_script
 from fast import cpu
 from files import writable_directory, write_csv, write_json, write_whole
@@ -81,6 +82,14 @@ def reading_part(args, words, out):
     return Measured(rows, volume.reading_table(rows), conditions)
 
 
+def serving_part(args, words, out):
+    """serve.py under load: the run of --run, that of --chain, and a plain server of the first."""
+    rounds = max(3, args.rounds // 2)
+    rows = serving.serving_rows(run_to_use(args, out), args.chain, args.seconds, rounds)
+    told = f"Medians of {rounds} alternating rounds of {args.seconds} s, on the loopback; {shown_run(args)}."
+    return Measured(rows, serving.serving_table(rows), told)
+
+
 def run_to_use(args, out):
     """The run of --run, or one of the demonstration, made for it."""
     flags = ["--out", str(out / "demo-run"), "--epochs", "1", "--max-length", "64"]
@@ -104,7 +113,7 @@ def gpu_part(args, words, out):
 
 PARTS = {
     "shape": shape_part, "training": training_part, "volume": volume_part, "reading": reading_part,
-    "gpu": gpu_part,
+    "serving": serving_part, "gpu": gpu_part,
 }  # fmt: skip
 
 
@@ -114,6 +123,9 @@ def possible_parts():
     if not find_spec("accelerate"):
         parts.remove("training")
         print("training is left out: the Hugging Face Trainer needs pip install -r requirements-peers.lock")
+    if not find_spec("fastapi"):
+        parts.remove("serving")
+        print("serving is left out: it needs pip install -r requirements-serve.lock")
     return parts
 
 
@@ -135,8 +147,9 @@ def check_parts(args):
         raise BadInput(f"--length {args.length}: BERT-base reads at most 512 tokens")
     for words in args.training or []:
         arguments.parse_arguments(words)
-    if args.run and not checkpoint.is_finished(args.run):
-        raise BadInput(f"--run {args.run}: no finished run; train one, e.g. python train.py")
+    for flag, run in (("--run", args.run), ("--chain", args.chain)):
+        if run and not checkpoint.is_finished(run):
+            raise BadInput(f"{flag} {run}: no finished run; train one, e.g. python train.py")
 
 
 def planned_calls(parts, trainings):
@@ -155,6 +168,8 @@ def shown_arguments(args, parts):
     flags |= {"--run": shown(args.run)} if args.run else {}
     flags |= {"--notes": ",".join(map(str, args.notes))} if {"reading", "volume"} & set(parts) else {}
     told = [f"{flag}={value}" for flag, value in flags.items()]
+    if "serving" in parts:
+        told += [f"--chain={shown(args.chain)}"] * bool(args.chain) + [f"--seconds={args.seconds}"]
     return told + [f"--training={' '.join(map(shown, words))}" for words in args.training or []]
 
 
@@ -297,7 +312,9 @@ def benchmark_arguments(argv):
         default=40_000,
         help="tokens per epoch in the part training (40000)",
     )
-    add("--run", help="run directory for the parts volume and reading (a run of the demonstration)")
+    add("--run", help="run directory for volume, reading and serving (a run of the demonstration)")
+    add("--chain", help="further run directory for the part serving (none)")
+    add("--seconds", type=number(int, 1, 3600), default=10, help="of a round of the part serving (10)")
     add(
         "--notes",
         type=lambda text: [number(int, 1, 10**8)(each) for each in text.split(",")],

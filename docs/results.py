@@ -121,6 +121,12 @@ PARTS = {
          "notes_per_s": ("notes/s", "{:,.0f}"), "peak_bytes": ("peak memory, MB", "{:,.0f}")},
         None, (),
     ),
+    "serving": (
+        {"row": ("server", "{}"), "clients": ("clients", "{}"), "notes_per_s": ("notes/s", "{:,.1f}"),
+         "p50_ms": ("p50 ms", "{:,.1f}"), "p99_ms": ("p99 ms", "{:,.1f}"),
+         "cpu_ms": ("CPU ms per note", "{:,.1f}")},
+        None, (),
+    ),
     "gpu": (
         {"row": ("BERT-base shape, bf16", "{}"), "compiled": ("torch.compile", "{}"),
          "batch": ("batch", "{}"), "ms": ("ms", "{:,.2f}"), "tokens_per_s": ("tokens/s", "{:,.0f}"),

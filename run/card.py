@@ -55,6 +55,35 @@ def model_card(task, record, plain):
     return "\n".join(line for part in parts for line in part)
 
 
+def card_facts(task, record):
+    """The card's facts as JSON, for programs (serve.py): what a run is, its data, scores, sizes, limits."""
+    told, origin = record["arguments"], record.get("start") or record.get("teacher")
+    test, data = record.get("test") or {}, record.get("data") or {}
+    intervals = test.get("intervals") or {}
+    kept = ("rows", "unit", "notes", "subjects", "splits")
+    return {
+        "name": record.get("name"),
+        "task": task.name,
+        "what": type(task).__doc__.splitlines()[0],
+        "technique": record["technique"],
+        "from_run": Path(origin).name if origin else None,
+        "model": shown(str(told.get("model"))),
+        "max_length": told["max_length"],
+        "labels": task.labels,
+        "demonstration": record.get("demonstration"),
+        "data": {"source": shown(str(told.get("data"))), **{name: data.get(name) for name in kept}},
+        "scores": {
+            score: {"value": value, "interval_95": intervals.get(score)}
+            for score, value in (test.get("overall") or {}).items()
+        },
+        "calibration": calibration_cells(test.get("calibration")),
+        "sizes": record.get("sizes"),
+        "checksum": record.get("checksum"),
+        "limits": [*task.limits(), *LIMITS],
+        "privacy": PRIVACY,
+    }
+
+
 def front_matter(task, record, plain):
     """The YAML of the Hugging Face hub. Licence and language are no facts of a run: correct them."""
     model = record["arguments"]["model"]

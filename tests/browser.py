@@ -29,13 +29,13 @@ class Browser:
         """What a script, the body of a function, returns in the page."""
         return self.post("execute/sync", script=script, args=words)
 
-    def open(self, path, width=1280, dark=False):
-        """Show a file in a window so wide, in the light or the dark scheme."""
+    def open(self, place, width=1280, dark=False):
+        """Show a file, or an address, in a window so wide, in the light or the dark scheme."""
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
         self.tool("Emulation.setDeviceMetricsOverride", **size)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.tool("Emulation.setEmulatedMedia", features=[scheme])
-        self.post("url", url=path.resolve().as_uri())
+        self.post("url", url=place if isinstance(place, str) else place.resolve().as_uri())
 
     def press(self, key):
         """Press and release a key, such as Tab or Enter."""
