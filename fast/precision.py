@@ -6,6 +6,7 @@ layer norms   Under autocast PyTorch gives a layer norm's output in fp32. Every 
 """
 
 import contextlib
+import copy
 
 import torch
 import torch.nn.functional as F
@@ -61,3 +62,8 @@ def half_norms(model, kinds=("cuda",)):
     norms = {name: module for name, module in model.named_modules() if there and type(module) is nn.LayerNorm}
     with exchanged(model, {name: HalfNorm(norm) for name, norm in norms.items()}):
         yield model
+
+
+def bf16_copy(model):
+    """A copy of a model whose weights and products are bf16, to read with; the model stays as it is."""
+    return copy.deepcopy(model).to(torch.bfloat16).eval()

@@ -51,18 +51,21 @@ def test_every_requirement_is_pinned_and_the_pins_lie_in_the_ranges():
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     assert all("==" in line for line in lines if line and not line.startswith("#"))
     extras = project()["optional-dependencies"]
-    peers = pins("requirements-peers.txt")
+    apart = ("peers", "engines")
     ours = [
         *project()["dependencies"],
-        *(line for name in extras if name != "peers" for line in extras[name]),
+        *(line for name in extras if name not in apart for line in extras[name]),
     ]
-    for pinned, ranges in ((pins(), ours), (peers, extras["peers"])):
+    others = [(pins(f"requirements-{name}.txt"), extras[name]) for name in apart]
+    for pinned, ranges in ((pins(), ours), *others):
         ranges = [Requirement(line) for line in ranges]
         assert {package.name for package in ranges} == pinned.keys()
         assert all(package.specifier.contains(pinned[package.name]) for package in ranges)
 
 
 # --- the locks
+
+TELEMETRY = "openvino-telemetry"  # is not installed: it reports to Google Analytics
 
 
 def locked_packages(name):
@@ -77,11 +80,11 @@ def locked_packages(name):
 
 
 def needed(names):
-    """These packages and all that they need here; not the nvidia packages of a CUDA build of torch."""
+    """These packages and all that they need here; not a CUDA build's packages, nor telemetry."""
     found, waiting = set(), [(name, "") for name in names]
     while waiting:
         name, extra = waiting.pop()
-        if (name, extra) in found or name.startswith(("nvidia-", "cuda-", "triton")):
+        if (name, extra) in found or name.startswith(("nvidia-", "cuda-", "triton", TELEMETRY)):
             continue
         found.add((name, extra))
         for requirement in map(Requirement, metadata.requires(name) or []):
@@ -90,23 +93,27 @@ def needed(names):
     return {name for name, _ in found}
 
 
-@pytest.mark.parametrize("name", ("requirements", "requirements-peers"))
+@pytest.mark.parametrize("name", ("requirements", "requirements-peers", "requirements-engines"))
 def test_the_lock_has_every_package_with_hashes_and_no_other(name):
     ours, locked = pins(f"{name}.txt"), locked_packages(f"{name}.lock")
     assert all(hashes for _, hashes in locked.values())
     ours.pop("torch", None)  # its hashes depend on the machine's build
     assert ours == {package: locked[package][0] for package in ours}
     try:
-        there = needed([*ours, "torch"])
+        there = needed([*ours, *["torch"] * (name != "requirements-engines")])
     except metadata.PackageNotFoundError as error:
         pytest.skip(f"{error} is not installed")
-    assert there - {"torch"} | {"colorama"} == locked.keys()  # on Windows tqdm needs colorama
+    windows = {"colorama"} & locked.keys()  # tqdm needs it there
+    assert there - {"torch"} | windows == locked.keys()
 
 
-def test_the_two_locks_agree():
-    ours, peers = locked_packages("requirements.lock"), locked_packages("requirements-peers.lock")
-    shared = ours.keys() & peers.keys()
-    assert "numpy" in shared and {n: ours[n] for n in shared} == {n: peers[n] for n in shared}
+def test_the_locks_agree():
+    ours = locked_packages("requirements.lock")
+    for name in ("peers", "engines"):
+        others = locked_packages(f"requirements-{name}.lock")
+        shared = ours.keys() & others.keys()
+        assert "numpy" in shared and {n: ours[n] for n in shared} == {n: others[n] for n in shared}
+        assert TELEMETRY not in others
 
 
 # --- which Python
