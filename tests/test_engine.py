@@ -12,7 +12,8 @@ import torch
 
 import export
 import predict
-from conftest import ROOT, read_csv
+import train
+from conftest import ROOT, read_csv, run_words
 from run import checkpoint, engine, forms
 
 TIMES = {"torch": 9.0, "torch bf16": 8.0, "onnxruntime": 3.0, "openvino": 2.0, "openvino bf16": 1.0}
@@ -22,6 +23,15 @@ TIMES = {"torch": 9.0, "torch bf16": 8.0, "onnxruntime": 3.0, "openvino": 2.0, "
 def base(runs, tmp_path):
     """A copy of the base run, in which files may be left."""
     return shutil.copytree(runs / "base", tmp_path / "base")
+
+
+@pytest.fixture(scope="module")
+def others(demos, tmp_path_factory):
+    """{task: a base run}: of spans, of notes read in several windows, and of masked words."""
+    out = tmp_path_factory.mktemp("others")
+    for task, epochs in (("ner", 8), ("readmission", 1), ("mlm", 1)):
+        train.main(run_words(demos, task, out / task, "--epochs", epochs))
+    return {task: out / task / "base" for task in ("ner", "readmission", "mlm")}
 
 
 @pytest.fixture
@@ -63,7 +73,7 @@ def test_every_engine_answers_as_torch_does(
     openvino, made_once, base, small, tmp_path, capsys, clock, no_bf16
 ):
     ours = predicted(base, small[0], tmp_path / "torch.csv")
-    assert not (base / "engines").exists() and "engine" not in capsys.readouterr().out
+    assert not (base / "engines").exists() and "engine: " not in capsys.readouterr().out
     for name, file in (("onnxruntime", "fp32.onnx"), ("openvino", "fp32.xml")):
         theirs = predicted(base, small[0], tmp_path / f"{name}.csv", "--engine", name)
         said = capsys.readouterr().out
@@ -228,10 +238,10 @@ def test_an_exported_int8_form_takes_part(
     assert "engine: onnxruntime int8; " in capsys.readouterr().out
 
 
-def test_spans_and_windows_are_those_of_torch(onnx, trained, demos, tmp_path, clock, no_bf16, monkeypatch):
+def test_spans_and_windows_are_those_of_torch(onnx, others, tmp_path, clock, no_bf16, monkeypatch):
     monkeypatch.setattr(engine, "installed", lambda name: None if name == "openvino" else "1")
     for task, ending in (("ner", "jsonl"), ("readmission", "csv")):
-        run = shutil.copytree(trained[task] / "base", tmp_path / task)
+        run = shutil.copytree(others[task], tmp_path / task)
         notes, found = tmp_path / "notes.csv", {}
         texts = ["fever and cough, took aspirin 5 mg daily. " * times for times in (1, 2, 9)]
         notes.write_text("ROW_ID,TEXT\n" + "".join(f'{i},"{text}"\n' for i, text in enumerate(texts)))
@@ -257,7 +267,7 @@ def test_one_note_is_answered_on_standard_output_alone(made_once, base, capsys, 
     assert kind.endswith("one by one")
 
 
-def test_where_only_torch_will_do(onnx, runs, trained, small, tmp_path, capsys, refuses):
+def test_where_only_torch_will_do(onnx, runs, others, small, tmp_path, capsys, refuses):
     notes, out = str(small[0]), str(tmp_path / "out.csv")
     for words in (["--embeddings", str(tmp_path / "v.npy")], ["--deterministic", "--out", out]):
         line = refuses(predict.main, [runs / "base", notes, *words, "--engine", "onnxruntime"])
@@ -270,7 +280,7 @@ def test_where_only_torch_will_do(onnx, runs, trained, small, tmp_path, capsys, 
     assert f"holds torch's int8 layers, which have no other form; export {runs / 'base'}, with --int8" in line
     predict.main([*call, "auto"])
     assert "engine: torch; " in capsys.readouterr().out
-    words = [trained["mlm"] / "base", "-", "--engine", "onnxruntime"]
+    words = [others["mlm"], "-", "--engine", "onnxruntime"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(predict, "read_note", lambda: "fever [MASK]")
         assert "--task mlm needs the logits of some tokens alone" in refuses(predict.main, words)
