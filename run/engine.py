@@ -209,7 +209,8 @@ def measure(names, run, files, examples, tokens, opened):
             found[name] = compare(ours, said_by(run, examples, encoded, calls[name], tokens))
             if not (found[name].same >= LEAST[FORMS[name].precision] and np.isfinite(found[name].largest)):
                 del calls[name]
-                reasons[name] = f"only {found[name].same:.1%} of the answers are torch's"
+                few = f"only {found[name].same:.1%} of the answers are torch's"
+                reasons[name] = few if np.isfinite(found[name].largest) else "it answers NaN"
         batches = budget_batches(encoded.lengths, tokens or 2048)
         batches = [collate(encoded, rows, run.tokenizer.pad_token_id) for rows in (batches[0], batches[-1])]
         return time_forms(calls, batches), found, reasons
@@ -224,13 +225,15 @@ def pick(asked, milliseconds):
     return best
 
 
-def why(name, count, milliseconds, reasons):
+def why(name, count, milliseconds, found, reasons):
     """The choice and its reason, in a line."""
     times = ", ".join(
         f"{form} {ms:.1f}" for form, ms in sorted(milliseconds.items(), key=lambda pair: pair[1])
     )
     left = "".join(f"; {form} left out: {reason}" for form, reason in reasons.items())
-    return f"engine: {name}; on the first {count} notes ms per batch: {times}; same answers as torch{left}"
+    same = found[name].same if name in found else 1.0
+    alike = "the same answers as torch" if same == 1.0 else f"{same:.1%} of torch's answers"
+    return f"engine: {name}, with {alike} to the first {count} notes; ms per batch: {times}{left}"
 
 
 def choose_form(asked, run, directory, files, examples, tokens=None):
@@ -255,7 +258,7 @@ def choose_form(asked, run, directory, files, examples, tokens=None):
     name = pick(asked, milliseconds)
     if name is None:
         raise BadInput(f"--engine {asked}: {'; '.join(f'{n}: {reason}' for n, reason in reasons.items())}")
-    files.say(why(name, len(examples), milliseconds, reasons))
+    files.say(why(name, len(examples), milliseconds, found, reasons))
     choice = {
         "engine": name,
         "notes": len(examples),

@@ -171,7 +171,7 @@ class Files:
         if self.has(form):
             return self.home / form.file
         if not (self.workshop / form.file).exists():
-            self.say(f"engine: converting the model for {form.engine} {form.precision}, once")
+            self.say(f"engine: converting the model for {form.engine} {form.precision}")
             self.make(form)
         return self.workshop / form.file
 

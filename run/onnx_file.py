@@ -46,6 +46,7 @@ def onnx_runtime():
     except ImportError:
         raise BadInput(f"onnxruntime is not installed; {INSTALL}") from None
     onnxruntime.set_default_logger_severity(3)
+    onnxruntime.disable_telemetry_events()  # which its builds for Windows have
     return onnxruntime
 
 
@@ -123,7 +124,8 @@ def open_onnx(path, threads=None):
     onnxruntime = onnx_runtime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or torch.get_num_threads()
-    inner = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    with converting("ONNX Runtime"):
+        inner = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def call(input_ids, attention_mask):
         return inner.run(

@@ -84,14 +84,13 @@ def open_openvino(path, threads=None):
     openvino = openvino_library()
     core = openvino.Core()
     core.set_property({"ENABLE_MMAP": False})  # the file may be replaced while it is in use
-    model = core.read_model(str(path))
-    named = model.get_rt_info(PRECISION).astype(str) if model.has_rt_info(PRECISION) else "fp32"
-    settings = {
-        **({"INFERENCE_PRECISION_HINT": HINTS[named]} if named in HINTS else {}),
-        "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(),
-        "PERFORMANCE_HINT": "LATENCY",
-    }
-    request = core.compile_model(model, "CPU", settings).create_infer_request()
+    settings = {"INFERENCE_NUM_THREADS": threads or torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
+    with converting("OpenVINO"):
+        model = core.read_model(str(path))
+        named = model.get_rt_info(PRECISION).astype(str) if model.has_rt_info(PRECISION) else "fp32"
+        if named in HINTS:
+            settings["INFERENCE_PRECISION_HINT"] = HINTS[named]
+        request = core.compile_model(model, "CPU", settings).create_infer_request()
 
     def call(input_ids, attention_mask):
         inputs = {"input_ids": input_ids.cpu().numpy(), "attention_mask": attention_mask.cpu().numpy()}

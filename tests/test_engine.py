@@ -79,7 +79,7 @@ def test_every_engine_answers_as_torch_does(
         said = capsys.readouterr().out
         assert (
             f"engine: converting the model for {name} fp32" in said
-            and f"engine: {name}; on the first" in said
+            and f"engine: {name}, with the same answers as torch" in said
         )
         assert alike(ours, theirs)
         assert (base / "engines" / file).stat().st_mode & 0o077 == 0
@@ -96,7 +96,7 @@ def test_auto_takes_the_fastest_and_remembers_it(
     call = (base, small[0], tmp_path / "out.csv", "--engine", "auto")
     predicted(*call)
     said = capsys.readouterr().out
-    assert "engine: openvino bf16; on the first " in said
+    assert "engine: openvino bf16, with " in said
     assert "openvino bf16 1.0, openvino 2.0, onnxruntime 3.0, torch bf16 8.0, torch 9.0" in said
     assert {path.name for path in (base / "engines").iterdir()} == {"bf16.xml", "bf16.bin"}  # not the others
     facts = json.loads((base / "engine.json").read_text())
@@ -159,11 +159,11 @@ def test_a_form_that_answers_otherwise_is_not_taken(
     for wrong in ("negated", "NaN"):  # noqa: B007
         predict.main([*map(str, call), "auto"])
         said = capsys.readouterr().out
-        assert "engine: torch; " in said and "onnxruntime left out: " in said
+        assert "engine: torch, with " in said and "onnxruntime left out: " in said
         (base / "engine.json").unlink()
         assert not (base / "engines").exists()
         line = refuses(predict.main, [*call, "onnxruntime"])
-        assert "--engine onnxruntime: onnxruntime: only " in line
+        assert f"onnxruntime: {'it answers NaN' if wrong == 'NaN' else 'only '}" in line
 
 
 def test_auto_stays_with_torch_unless_another_gains():
@@ -221,7 +221,7 @@ def test_a_run_that_cannot_be_written_is_read(
     theirs = predicted(base, small[0], tmp_path / "out.csv", "--engine", "auto")
     said = capsys.readouterr().out
     assert "the converted model is not kept: " in said and "the choice is not kept: " in said
-    assert "engine: onnxruntime; " in said and alike(ours, theirs)
+    assert "engine: onnxruntime, with " in said and alike(ours, theirs)
 
 
 def test_an_exported_int8_form_takes_part(
@@ -235,7 +235,7 @@ def test_an_exported_int8_form_takes_part(
     export.main([str(base), "--to", "onnx", "--int8", "--count", "8", "--notes", str(small[0])])
     predicted(*call)
     assert clock[1] == ["torch", "onnxruntime", "onnxruntime int8"]
-    assert "engine: onnxruntime int8; " in capsys.readouterr().out
+    assert "engine: onnxruntime int8, with " in capsys.readouterr().out
 
 
 def test_spans_and_windows_are_those_of_torch(onnx, others, tmp_path, clock, no_bf16, monkeypatch):
@@ -262,7 +262,7 @@ def test_one_note_is_answered_on_standard_output_alone(made_once, base, capsys, 
     monkeypatch.setattr(predict, "read_note", lambda: "fever and cough")
     predict.main([str(base), "-", "--engine", "onnxruntime"])
     said = capsys.readouterr()
-    assert json.loads(said.out)["predicted"] and "engine: onnxruntime; " in said.err
+    assert json.loads(said.out)["predicted"] and "engine: onnxruntime, with " in said.err
     kind = next(iter(json.loads((base / "engine.json").read_text())["choices"]))
     assert kind.endswith("one by one")
 
@@ -302,7 +302,7 @@ def test_torch_in_bf16_is_a_form(base, small, tmp_path, capsys, clock, monkeypat
     monkeypatch.setitem(engine.LEAST, "bf16", 0.9)
     ours = predicted(base, small[0], tmp_path / "torch.csv")
     theirs = predicted(base, small[0], tmp_path / "out.csv", "--engine", "auto")
-    assert "engine: torch bf16; " in capsys.readouterr().out
+    assert "engine: torch bf16, with " in capsys.readouterr().out
     same = [a["predicted"] == b["predicted"] for a, b in zip(ours, theirs, strict=True)]
     assert sum(same) > 0.97 * len(same) and ours != theirs
 
