@@ -1,7 +1,7 @@
 """What everything costs: python benchmark.py; what finished runs cost: python benchmark.py results/symptoms
 
 Without a directory it measures these parts (bench/ has a file for each):
-    shape     BERT-base, random weights: every technique, chains, ONNX Runtime; bytes, milliseconds, notes/s
+    shape     BERT-base, random weights: every technique, chains, other engines; bytes, milliseconds, notes/s
     training  notes/s beside the Hugging Face Trainer, on the notes of --training
     volume    predict.py over 20,000 and 200,000 notes: notes/s end to end, peak memory
     reading   notes as in MIMIC, from CSV to labels (beside pandas) and to the first batch: notes/s, memory

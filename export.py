@@ -1,34 +1,37 @@
-"""A run directory -> an ONNX file, checked against PyTorch: python export.py RUN_DIR --onnx model.onnx
+"""A run directory -> a file for another engine, checked: python export.py RUN_DIR --to openvino
 
-The file's inputs are input_ids and attention_mask, int64 (batch, length), of any batch and length; its output
-is the logits of the run's head (with --head logistic, those of the first token). Where the head reads the
-first token alone, the last layer answers for no other. The tokenizer stays in the run directory.
+--to onnx       for ONNX Runtime; --int8 is its own dynamic int8
+--to openvino   NAME.xml, and NAME.bin beside it; --bf16, or --int8 by NNCF with scales from training notes
 
---int8 quantizes with ONNX Runtime's own dynamic int8. A run of torch's int8 layers has no ONNX form: export
-the run that it came from. Needs pip install -r requirements-peers.lock.
+Inputs are input_ids and attention_mask, int64 (batch, length), of any batch and length; the output is the
+logits of the run's head (with --head logistic, those of the first token). Where the head reads the first
+token alone, the last layer answers for no other. The tokenizer stays in the run directory. Without --out the
+file goes to RUN_DIR/engines, where predict.py --engine finds it.
+
+A run of torch's int8 layers has no such form: the error names the run to export. See docs/engines.md.
 """
 
 import itertools
-import os
-import tempfile
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import torch
 
-import compress
 from cli import BadInput, Parser, number, run_script
-from data import budget_batches, collate
-from files import writable_directory, writing
+from files import writable_directory
 from run import checkpoint, untrusted
-from run.onnx_file import Logits, libraries, session, to_int8, to_onnx
+from run.engine import compare, said_by
+from run.forms import FORMS, SMALLER, Files, open_file, parts_of_file, torch_call, why_torch_alone
+from run.inference import Notes, encode_examples
+from run.onnx_file import onnx_library, onnx_runtime
+from run.openvino_file import nncf_library, openvino_library
 from tasks import demo
 
 TOLERANCE = 1e-3  # largest difference of a logit, in fp32, that is rounding
+ENGINE_OF = {"onnx": "onnxruntime", "openvino": "openvino"}
 
 
-# --- notes to check with --------------------------------------------------------------------------
+# --- notes to check and to calibrate with ---------------------------------------------------------
 
 
 def first_notes(task, path, count):
@@ -41,8 +44,8 @@ def first_notes(task, path, count):
     return examples
 
 
-def validation_notes(run, directory, count):
-    """(the first `count` notes of a run's validation split, the file that they are from)."""
+def own_notes(run, directory):
+    """({split: the notes of a run}, the file that the validation notes are from)."""
     untrusted.check_types(f"{directory}/run.json", run.facts, {}, untrusted.SPLIT)
     arguments = run.facts["arguments"]
     data, validation, test = (arguments[name] for name in ("data", "validation", "test"))
@@ -54,109 +57,128 @@ def validation_notes(run, directory, count):
     task = type(run.task).from_facts(run.facts["task"])
     task.options.max_row_mb = run.task.options.max_row_mb
     splits, _ = task.load(data, arguments["fraction"], validation, test, arguments["split_seed"])
-    return splits["validation"][:count], validation if isinstance(validation, str) else data
+    return splits, validation if isinstance(validation, str) else data
 
 
-def rows_to_check(run, args):
-    """(encoded rows of the notes to check with, the file that they are from)."""
-    if args.notes:
-        examples, file = first_notes(run.task, args.notes, args.count), args.notes
-    else:
-        examples, file = validation_notes(run, args.run, args.count)
-    return run.task.encode(
-        examples, run.tokenizer, run.facts["arguments"]["max_length"], progress=False
-    ), file
+def notes_to_use(run, args):
+    """(notes to check with, notes to calibrate with, the file that the former are from).
 
-
-# --- the check ------------------------------------------------------------------------------------
-
-
-@torch.inference_mode()
-def compare(model, call, encoded, pad_id):
-    """(largest difference of a logit, share of the same answers) of a Logits and a session on encoded rows.
-
-    The first four rows are also read one by one.
+    Those of --notes are parted: the first ones check, the ones after them calibrate.
     """
-    largest, agree, total = 0.0, 0, 0
-    alone = [np.array([row]) for row in range(min(4, len(encoded.lengths)))]
-    for rows in [*alone, *budget_batches(encoded.lengths, 2048)]:
-        batch = collate(encoded, rows, pad_id)
-        ours = model(batch["input_ids"], batch["attention_mask"]).numpy()
-        theirs = call(batch["input_ids"], batch["attention_mask"])
-        if ours.ndim == 3:  # logits of every token (B, T, C) -> those of real tokens (N, C)
-            real = batch["attention_mask"].numpy().astype(bool)
-            ours, theirs = ours[real], theirs[real]
-        largest = float(
-            np.maximum(largest, np.abs(ours - theirs).max())
-        )  # NaN stays NaN; max() would drop it
-        agree += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
-        total += len(ours)
-    return largest, agree / total
-
-
-def write_checked(run, args, encoded, file):
-    """Write the ONNX file. Raises BadInput, and writes nothing, if its answers are not those of PyTorch."""
-    out, pad_id = Path(args.onnx), run.tokenizer.pad_token_id
-    ours = Logits(run.model, run.task.reads_first)
-    with writing(out), tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as directory:
-        dense, small = Path(directory) / "fp32.onnx", Path(directory) / "int8.onnx"
-        to_onnx(run.model, dense, run.task.reads_first)
-        largest, agree = compare(ours, session(dense), encoded, pad_id)
-        print(
-            f"onnx: {len(encoded.lengths)} rows of {file}, "
-            f"largest logit difference from PyTorch {largest:.2g}, same answer {agree:.2%}"
-        )
-        if not largest <= TOLERANCE:  # NaN too
+    calibrating = args.calibration_notes if args.precision == "int8" and args.to == "openvino" else 0
+    if args.notes:
+        examples = first_notes(run.task, args.notes, args.count + calibrating)
+        checking, rest = examples[: args.count], examples[args.count :]
+        if calibrating and not rest:
             raise BadInput(
-                f"{args.run}: ONNX Runtime and PyTorch differ by {largest:.2g}; nothing was written"
+                f"{args.notes}: has {len(examples)} notes, none left to calibrate with; give a lower --count"
             )
-        if args.int8:
-            to_int8(dense, small)
-            largest, agree = compare(ours, session(small), encoded, pad_id)
-            before, after = (path.stat().st_size / 1e6 for path in (dense, small))
-            print(
-                f"int8: largest logit difference {largest:.2g}, same answer {agree:.2%}; "
-                f"{before:.1f} -> {after:.1f} MB"
-            )
-        os.replace(small if args.int8 else dense, out)
+        return checking, rest, args.notes
+    splits, file = own_notes(run, args.run)
+    drawn = np.random.default_rng(0).permutation(len(splits["train"]))[:calibrating]
+    return splits["validation"][: args.count], [splits["train"][i] for i in drawn], file
 
 
-def main(argv=None):
-    """Export, check, put in place."""
+def calibration_batches(run, examples):
+    """Batches of the notes to calibrate with, of similar length; [] for none."""
+    if not examples:
+        return []
+    notes = Notes(run.task, {}, {"train": encode_examples(run, examples)}, run.tokenizer.pad_token_id)
+    return notes.calibration("cpu", 8, 0)(len(examples))
+
+
+# --- the file -------------------------------------------------------------------------------------
+
+
+def chosen_form(args):
+    """The name of the form to make. Raises BadInput for one that there is not, or without its packages."""
+    precision = args.precision
+    names = {(form.engine, form.precision): name for name, form in FORMS.items()}
+    if (ENGINE_OF[args.to], precision) not in names:
+        raise BadInput("--to onnx --bf16: ONNX Runtime multiplies no bf16 on a CPU; use --int8, or openvino")
+    onnx_library()
+    (onnx_runtime if args.to == "onnx" else openvino_library)()
+    if args.to == "openvino" and precision == "int8":
+        nncf_library()
+    return names[ENGINE_OF[args.to], precision]
+
+
+def output_file(args):
+    """Where the file goes, None for RUN_DIR/engines. Raises BadInput for a directory or a wrong name."""
+    if args.out is None:
+        return None
+    out, ending = Path(args.out), ".xml" if args.to == "openvino" else ".onnx"
+    if out.is_dir():
+        raise BadInput(f"--out {out}: is a directory; name a file")
+    if out.suffix != ending:
+        raise BadInput(f"--out {out}: name a file that ends in {ending}")
+    writable_directory(out.parent)
+    return out
+
+
+def write_checked(run, args, name, out):
+    """Make a form's file, compare its answers with PyTorch's, put it in place. Returns its path.
+
+    Raises BadInput, and writes nothing, if it answers NaN, or in fp32 not as PyTorch does.
+    """
+    form = FORMS[name]
+    checking, calibrating, source = notes_to_use(run, args)
+    encoded = encode_examples(run, checking)
+    files = Files(run, args.run)
+    with files.open(out and out.parent):
+        made = files.make(form, calibration_batches(run, calibrating))
+        ours = said_by(run, checking, encoded, torch_call(run.model, run.task.reads_first))
+        found = compare(ours, said_by(run, checking, encoded, open_file(form, made)))
+        print(
+            f"{name}: {len(checking)} notes of {source}, largest logit difference from PyTorch "
+            f"{found.largest:.2g}, same answer {found.same:.2%}"
+        )
+        if not found.largest <= (TOLERANCE if form.precision == "fp32" else np.inf):  # NaN too
+            raise BadInput(
+                f"{args.run}: {name} and PyTorch differ by {found.largest:.2g}; nothing was written"
+            )
+        return files.place(form, out)
+
+
+def build_export_parser():
+    """The parser of export.py."""
     parser = Parser(prog="export.py", description=__doc__.splitlines()[0])
     parser.add_argument("run", help="run directory, such as results/symptoms/lowrank")
-    parser.add_argument("--onnx", required=True, help="file to write")
-    parser.add_argument(
-        "--int8", action="store_true", help="quantize with ONNX Runtime, to a quarter of the bytes (no)"
-    )
-    parser.add_argument("--notes", help="CSV of notes to check with (the run's own validation notes)")
+    parser.add_argument("--to", required=True, choices=ENGINE_OF, help="kind of file")
+    precision = parser.add_mutually_exclusive_group()
+    for name, what in SMALLER.items():
+        precision.add_argument(f"--{name}", action="store_const", dest="precision", const=name, help=what)
+    parser.set_defaults(precision="fp32")
+    parser.add_argument("--out", help="file to write (in RUN_DIR/engines, for predict.py)")
+    parser.add_argument("--notes", help="CSV of notes to check and calibrate with (the run's own)")
     parser.add_argument(
         "--count", type=number(int, 1, 10**6), default=64, help="number of notes to check with (64)"
     )
+    parser.add_argument(
+        "--calibration-notes", type=number(int, 1, 10**6), default=64,
+        help="number of training notes that set the scales of OpenVINO's int8 (64)",
+    )  # fmt: skip
     parser.add_argument(
         "--max-row-mb",
         type=number(int, 1, 2000),
         help="millions of characters that a row of the notes may have (as the run was trained)",
     )
-    args = parser.parse_args(argv)
+    return parser
 
-    libraries()
+
+def main(argv=None):
+    """Export, check, put in place."""
+    args = build_export_parser().parse_args(argv)
+    name, out = chosen_form(args), output_file(args)
     run = checkpoint.load(args.run)
     run.task.options.max_row_mb = args.max_row_mb or run.task.options.max_row_mb
-    if compress.cpu_only(run.compression):
-        raise BadInput(
-            f"{args.run}: holds torch's int8 layers, which have no ONNX form; "
-            "export the run it came from, with --int8"
-        )
-    out = Path(args.onnx)
-    if out.is_dir():
-        raise BadInput(f"--onnx {out}: is a directory; name a file")
-    writable_directory(out.parent)
-
-    write_checked(run, args, *rows_to_check(run, args))
+    if reason := why_torch_alone(run, args.run):
+        raise BadInput(reason)
+    run.model.float()  # a bf16 run's weights, as exactly in fp32
+    path = write_checked(run, args, name, out)
+    size = sum(part.stat().st_size for part in parts_of_file(path)) / 1e6
     print(
-        f"{out}: {out.stat().st_size / 1e6:.1f} MB, inputs input_ids and attention_mask (batch, length); "
-        f"tokenizer in {args.run}"
+        f"{path}: {size:.1f} MB, inputs input_ids and attention_mask (batch, length); tokenizer in {args.run}"
     )
     if hasattr(run.model, "crf"):
         print("note: the logits are those before the CRF; its transitions are not in the file")

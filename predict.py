@@ -2,6 +2,7 @@
 
 python predict.py RUN_DIR notes.csv --out predictions.csv
 python predict.py RUN_DIR notes.csv --embeddings vectors.npy
+python predict.py RUN_DIR notes.csv --engine auto
 python predict.py RUN_DIR - < note.txt
 torchrun --nproc_per_node=2 predict.py RUN_DIR notes.csv
 
@@ -11,6 +12,7 @@ answers are no row of numbers, such as spans, write JSON lines.
 """
 
 import contextlib
+import functools
 import glob
 import hashlib
 import io
@@ -29,8 +31,9 @@ from cli import BadInput, Parser, run_script
 from data import digest
 from fast import cpu
 from files import csv_bytes, locked, whole_file, writable_directory, write_csv, writing
-from run import checkpoint, processes
+from run import checkpoint, engine, processes
 from run.arguments import add_reading_flags, take_columns
+from run.forms import version_of
 from run.inference import ahead, encode_examples, pick_device, predict_examples, reading
 from run.machine import same_bits
 
@@ -249,6 +252,12 @@ def build_prediction_parser():
         help="probabilities after temperature scaling; the answers stay the same (off)",
     )
     add(
+        "--engine",
+        choices=engine.ENGINES,
+        default="torch",
+        help="what computes; auto times what is installed and takes the fastest that answers alike (torch)",
+    )
+    add(
         "--show-text",
         action="store_true",
         help="with -, print the words of each span beside its offsets (off)",
@@ -281,18 +290,49 @@ def predict(args):
             f"--calibrated: {args.run} has no temperature, as no run of mlm or with --crf, nor an old one"
         )
     run.task.calibrated = args.calibrated
-    onednn = processes.agreed(cpu.onednn_pays())
-    with reading(run.model.to(device), run.task, frozen=True, onednn=onednn):
-        if args.compile:
-            run = run._replace(model=torch.compile(run.model, dynamic=True))  # one graph for all lengths
-        if args.notes == "-" and not args.embeddings:
-            print(json.dumps(predict_note(run, read_note(), args.show_text)))
-            return
-        out = output_path(args, run.task)
-        products = f"oneDNN {onednn}" + ", calibrated" * args.calibrated
-        answer = embed_file if args.embeddings else predict_file
-        counts = answer(run, args.notes, out, args.batch_tokens, products=products)
-        print(", ".join(f"{count} {what}" for what, count in counts.items()), f"-> {out}")
+    text = read_note() if args.notes == "-" and not args.embeddings else None
+    out = None if text else output_path(args, run.task)
+    say = functools.partial(print, file=sys.stderr if text else sys.stdout)  # standard output has the answer
+    asked = allowed_engine(args, device, say)
+    notes = first_examples(run.task, args.notes, text) if asked != "torch" else []
+    with engine.chosen(asked, run, args.run, notes, args.batch_tokens, say) as form:
+        torch_itself = form == "torch"
+        onednn = processes.agreed(torch_itself and cpu.onednn_pays())
+        with reading(run.model.to(device), run.task, frozen=torch_itself, onednn=onednn):
+            if args.compile:
+                run = run._replace(model=torch.compile(run.model, dynamic=True))  # one graph for all lengths
+            if text:
+                print(json.dumps(predict_note(run, text, args.show_text)))
+                return
+            products = f"{form} {version_of(form)}, oneDNN {onednn}" + ", calibrated" * args.calibrated
+            answer = embed_file if args.embeddings else predict_file
+            counts = answer(run, args.notes, out, args.batch_tokens, products=products)
+            print(", ".join(f"{count} {what}" for what, count in counts.items()), f"-> {out}")
+
+
+def allowed_engine(args, device, say):
+    """--engine, or torch where only torch will do; raises BadInput if another was named there."""
+    piped = args.notes != "-" and Path(args.notes).exists() and not Path(args.notes).is_file()
+    torch_alone = {
+        "--embeddings are torch's alone": args.embeddings,
+        "--deterministic chooses nothing by timing": args.deterministic,
+        f"other engines are for the CPU, not {device.type}": device.type != "cpu",
+        "the first notes are read twice, so they must be a file": piped,
+    }
+    reason = next((reason for reason, so in torch_alone.items() if so), None)
+    if args.engine == "torch" or reason is None:
+        return args.engine
+    if args.engine != "auto":
+        raise BadInput(f"--engine {args.engine}: {reason}; leave it out")
+    say(f"engine: torch; {reason}")
+    return "torch"
+
+
+def first_examples(task, path, text):
+    """The first notes of a file, or the one note, on which an engine is chosen."""
+    if text:
+        return [task.example("-", text)]
+    return list(itertools.islice(task.unlabelled(path, Counter()), 512))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Every technique and some chains on BERT-base's shape, beside ONNX Runtime: bytes and time, no accuracy.
+"""Every technique and some chains on BERT-base's shape, beside other engines: bytes and time, no accuracy.
 
 Weights are random and nothing is trained: time depends on the shape of a matrix, not on its values. So the
 heads, neurons and factors to keep are chosen from noise, as many of them as in a trained model.
@@ -22,10 +22,12 @@ import compress
 from cli import BadInput
 from compress.quantization import plain_state
 from fast import cpu, speedups
+from fast.attention import multiplies_bf16
 from files import write_tensors
 from layers import device_of, is_int8, trainable_copy
 from run.inference import reading
-from run.onnx_file import session, to_int8, to_onnx
+from run.onnx_file import open_onnx, to_onnx, to_onnx_int8
+from run.openvino_file import open_openvino, to_openvino
 from tasks.task import Task
 
 STUDENT = {"student_layers": 4, "student_width": 312}
@@ -55,6 +57,7 @@ REFERENCES = (  # heading of a column of ratios: the row that it divides by
     ("plain", "base, plain torch"),
     ("base", "base"),
     ("ORT int8", "ONNX Runtime, dynamic int8"),
+    ("OpenVINO int8", "OpenVINO, int8"),
 )
 
 
@@ -220,33 +223,55 @@ def contenders(rows, length, config, opened):
     return found
 
 
-def onnx_peers(config, directory, length):
+def onnx_peers(config, folder, length):
     """{name: (call, bytes, multiply-adds)} of the base model in ONNX Runtime, fp32 and dynamic int8.
 
     Each as the model is, and as export.py writes it: the last layer answers for the first token alone.
-    Empty, with a line that says so, if ONNX Runtime is not installed.
     """
-    found, folder = {}, Path(directory)
-    try:
-        for how, first in (("", False), (", export.py", True)):
-            model = bert_base(config)
-            dense, small = folder / f"fp32-{first}.onnx", folder / f"int8-{first}.onnx"
-            to_onnx(model, dense, first)
-            to_int8(dense, small)
-            with answering_first(model) if first else contextlib.nullcontext():
-                macs = multiply_adds(model, length)
-            found[f"ONNX Runtime, fp32{how}"] = (session(dense), dense.stat().st_size, macs)
-            found[f"ONNX Runtime, dynamic int8{how}"] = (session(small), small.stat().st_size, macs)
-    except BadInput as error:
-        print(f"ONNX Runtime's rows are left out: {error}")
-        return {}
+    found = {}
+    for how, first in (("", False), (", export.py", True)):
+        model = bert_base(config)
+        dense, small = folder / f"fp32-{first}.onnx", folder / f"int8-{first}.onnx"
+        to_onnx(model, dense, first)
+        to_onnx_int8(dense, small)
+        with answering_first(model) if first else contextlib.nullcontext():
+            macs = multiply_adds(model, length)
+        found[f"ONNX Runtime, fp32{how}"] = (open_onnx(dense), dense.stat().st_size, macs)
+        found[f"ONNX Runtime, dynamic int8{how}"] = (open_onnx(small), small.stat().st_size, macs)
+    return found
+
+
+def openvino_peers(config, folder, length):
+    """{name: (call, bytes, multiply-adds)} of the base model in OpenVINO, as export.py writes it."""
+    found, model = {}, bert_base(config)
+    dense = folder / "openvino.onnx"
+    to_onnx(model, dense, first=True)
+    with answering_first(model):
+        macs = multiply_adds(model, length)
+    batches = [random_notes(model.config.vocab_size, 8, length) for _ in range(2)]
+    for precision in ("fp32", *["bf16"] * multiplies_bf16(), "int8"):
+        path = folder / f"{precision}.xml"
+        to_openvino(dense, path, precision, batches)
+        size = path.stat().st_size + path.with_suffix(".bin").stat().st_size
+        found[f"OpenVINO, {precision}"] = (open_openvino(path), size, macs)
+    return found
+
+
+def peers_of(config, directory, length):
+    """The rows of other engines; without those that are not installed, which a line names."""
+    found = {}
+    for rows in (onnx_peers, openvino_peers):
+        try:
+            found |= rows(config, Path(directory), length)
+        except BadInput as error:
+            print(f"rows of another engine are left out: {error}")
     return found
 
 
 def shape_rows(length=256, batch=16, rounds=5, rows=ROWS, config=None):
-    """Rows of the comparison, a dict each, ONNX Runtime's last."""
+    """Rows of the comparison, a dict each, other engines' last."""
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as opened:
-        peers = onnx_peers(config, directory, length)
+        peers = peers_of(config, directory, length)
         peak = matrix_rate()
         entries = {**contenders(rows, length, config, opened), **peers}
         vocabulary = bert_base(config).config.vocab_size

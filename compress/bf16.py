@@ -11,6 +11,8 @@ What it does not save: multiply-adds. A CPU without bf16 products loads the weig
 and time as fp32. The layer that gives the logits stays fp32, and what heads add, such as a CRF's transitions.
 """
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -55,6 +57,13 @@ def round_to_bf16(model):
             for parameter in module.to(torch.bfloat16).parameters(recurse=False):
                 seen[id(parameter)] = parameter.numel()
     return sum(seen.values())
+
+
+def bf16_copy(model):
+    """A copy of a model, rounded, to read with; the model stays as it is."""
+    copied = copy.deepcopy(model).eval()
+    round_to_bf16(copied)
+    return copied
 
 
 def computes_bf16():

@@ -51,11 +51,17 @@ def _opened(place, names):
     return Encoded(**{name.removesuffix(".npy"): array for name, array in arrays.items()})
 
 
+def is_private(directory):
+    """Whether a directory is this user's, and nobody else may enter it."""
+    found = os.stat(directory)
+    return not hasattr(os, "getuid") or (found.st_uid == os.getuid() and not found.st_mode & 0o077)
+
+
 def _kept(place):
     """The Encoded in a directory, read as it is used; None if there is none, or it may not be trusted."""
     if not place.is_dir():
         return None
-    if hasattr(os, "getuid") and (place.stat().st_uid != os.getuid() or place.stat().st_mode & 0o077):
+    if not is_private(place):
         print(f"note: {place} can be read by others, so it is not used; delete it")
         return None
     try:

@@ -1,4 +1,4 @@
-"""A model as an ONNX file, and ONNX Runtime to read it. Needs pip install -r requirements-peers.lock."""
+"""A model as an ONNX file, and ONNX Runtime to read it. Needs requirements-engines.lock (docs/engines.md)."""
 
 import contextlib
 import logging
@@ -9,6 +9,8 @@ import torch
 
 from cli import BadInput
 from fast import speedups
+
+INSTALL = "pip install --no-deps -r requirements-engines.lock"
 
 
 class Logits(torch.nn.Module):
@@ -27,16 +29,25 @@ class Logits(torch.nn.Module):
         return logits[:, 0] if self.first and logits.dim() == 3 else logits
 
 
-def libraries():
-    """(onnx, onnxruntime). Raises BadInput if they are not installed."""
+def onnx_library():
+    """The module onnx. Raises BadInput if it, or onnxscript for torch's exporter, is not installed."""
     try:
         import onnx
-        import onnxruntime
-        import onnxscript  # noqa: F401  torch's exporter needs it
+        import onnxscript  # noqa: F401
     except ImportError as error:
-        raise BadInput(f"{error.name} is not installed; pip install -r requirements-peers.lock") from None
+        raise BadInput(f"{error.name} is not installed; {INSTALL}") from None
+    return onnx
+
+
+def onnx_runtime():
+    """The module onnxruntime. Raises BadInput if it is not installed."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise BadInput(f"onnxruntime is not installed; {INSTALL}") from None
     onnxruntime.set_default_logger_severity(3)
-    return onnx, onnxruntime
+    onnxruntime.disable_telemetry_events()  # which its builds for Windows have
+    return onnxruntime
 
 
 @contextlib.contextmanager
@@ -63,43 +74,58 @@ def silence():
         yield
 
 
+@contextlib.contextmanager
+def converting(what):
+    """Within, a failed conversion is BadInput: exporters raise whatever comes."""
+    try:
+        yield
+    except (BadInput, OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise BadInput(
+            f"{what} cannot take this model ({type(error).__name__}); leave it with torch"
+        ) from None
+
+
 def to_onnx(model, path, first=False):
     """Write a model of fp32 layers as one ONNX file for any batch and length.
 
     first: the last layer answers for the first token alone. The model itself stays as it is.
     """
-    onnx, _ = libraries()
-    ids = torch.randint(0, model.config.vocab_size, (2, 16))
+    onnx = onnx_library()
+    ids = torch.randint(0, model.config.vocab_size, (2, 16), generator=torch.Generator().manual_seed(0))
     free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
-    with errors_only("torch.onnx"), silence(), torch.no_grad(), speedups(model, reads_first=first):
-        torch.onnx.export(
-            Logits(model, first).eval(), (ids, torch.ones_like(ids)), path, dynamo=True,
-            dynamic_shapes=(free, free), external_data=False,
-            input_names=["input_ids", "attention_mask"], output_names=["logits"],
-        )  # fmt: skip
-    graph = onnx.load(path)
-    del graph.graph.value_info[:]  # from before weights were transposed; the quantizer stumbles over them
-    onnx.save(graph, path)
+    with converting("ONNX"), errors_only("torch.onnx"), silence(), torch.no_grad():
+        with speedups(model, reads_first=first):
+            torch.onnx.export(
+                Logits(model, first).eval(), (ids, torch.ones_like(ids)), path, dynamo=True,
+                dynamic_shapes=(free, free), external_data=False,
+                input_names=["input_ids", "attention_mask"], output_names=["logits"],
+            )  # fmt: skip
+        graph = onnx.load(path)
+        del graph.graph.value_info[:]  # from before weights were transposed; the quantizer stumbles over them
+        onnx.save(graph, path)
 
 
-def to_int8(source, path):
+def to_onnx_int8(source, path):
     """ONNX Runtime's dynamic int8 of an ONNX file: matrix products and embeddings, one scale per channel."""
-    libraries()
+    onnx_runtime()
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with errors_only():
+    with converting("ONNX Runtime's int8"), errors_only():
         quantize_dynamic(source, path, weight_type=QuantType.QInt8, per_channel=True)
 
 
-def session(path, threads=None):
+def open_onnx(path, threads=None):
     """An ONNX file as a function (input_ids, attention_mask) of tensors -> logits, on the CPU.
 
     threads: None = as many as torch takes.
     """
-    _, onnxruntime = libraries()
+    onnxruntime = onnx_runtime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or torch.get_num_threads()
-    inner = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    with converting("ONNX Runtime"):
+        inner = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def call(input_ids, attention_mask):
         return inner.run(

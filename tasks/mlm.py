@@ -46,7 +46,7 @@ class Mlm(Task):
     name, unit = "mlm", "documents"
     demo_files = ("trials.csv", "stop_reasons.csv")
     auto_class = AutoModelForMaskedLM
-    reads_first, redraws, fewest_labels = False, True, 0
+    reads_first, redraws, plain_logits, fewest_labels = False, True, False, 0
     techniques, baselines = ("base", "lora"), ()
     length_flag = "block_size"
     overall, per_label = metrics.MASKED, ()

@@ -128,6 +128,7 @@ class Task:
     fewest_labels = 2  # how many labels must occur in train
     length_flag = "max_length"  # the argument that says how many tokens a row has
     reads_first = True  # whether the head reads the first token alone: the last layer may skip the others
+    plain_logits = True  # whether forward() gives the logits of whole notes or of all their tokens
     redraws = False  # whether fresh() changes the rows from epoch to epoch
 
     overall, per_label = metrics.OVERALL, metrics.PER_LABEL  # columns of the score files

@@ -1,5 +1,6 @@
 import csv
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -19,6 +20,7 @@ import benchmark  # noqa: E402
 import report  # noqa: E402
 import train  # noqa: E402
 from cli import run_script
+from run import checkpoint, forms
 from tasks import TASKS, demo
 
 
@@ -100,6 +102,35 @@ def refuses(capsys):
         return lines[0]
 
     return call
+
+
+# --- other engines
+
+
+@pytest.fixture(scope="session")
+def onnx():
+    if not forms.installed("onnxruntime"):
+        pytest.skip("ONNX Runtime is not installed (requirements-engines.lock)")
+
+
+@pytest.fixture(scope="session")
+def openvino():
+    if not forms.installed("openvino"):
+        pytest.skip("OpenVINO is not installed (requirements-engines.lock)")
+
+
+@pytest.fixture(scope="session")
+def dense(onnx, runs, tmp_path_factory):
+    """The ONNX file of the base run; making one takes seconds."""
+    run, path = checkpoint.load(runs / "base"), tmp_path_factory.mktemp("dense") / "fp32.onnx"
+    forms.to_onnx(run.model, path, True)
+    return path
+
+
+@pytest.fixture
+def made_once(dense, monkeypatch):
+    """Every conversion to ONNX gives the base run's file."""
+    monkeypatch.setattr(forms, "to_onnx", lambda model, path, first: shutil.copy(dense, path))
 
 
 def read_csv(path):

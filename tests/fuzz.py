@@ -336,7 +336,7 @@ SCRIPTS = {  # what reads the command line, and one that is accepted
     "report.py": (report.main, "results"),
     "sweep.py": (sweep.plan_sweep, "--data notes.csv --out out --seeds 1,2"),
     "benchmark.py": (benchmark.main, "run --out out"),
-    "export.py": (export.main, "run --onnx out.onnx"),
+    "export.py": (export.main, "run --to onnx --out out.onnx"),
 }
 WORDS = (
     "", " ", "-", "--", "-1", "0", "1", "2", "1e309", "nan", "-inf", "9" * 5000, "\uff11", "1_0", "a,b",
@@ -434,15 +434,26 @@ def cheap(run):
     stands_in = {
         (checkpoint, "load"): load_known, (train, "run"): train_until_notes,
         (report, "draw_all"): lambda *_: [],
-        (benchmark, "PARTS"): dict.fromkeys(benchmark.PARTS, part), (export, "libraries"): lambda: None,
+        (benchmark, "PARTS"): dict.fromkeys(benchmark.PARTS, part),
+        **{(export, name): lambda: None for name in LIBRARIES},
         (benchmark, "measure_runs"): lambda runs, *_: dict.fromkeys(runs, dict.fromkeys(measured, 1.0)),
-        (export, "write_checked"): lambda run, args, *_: Path(args.onnx).write_bytes(b""),
+        (export, "write_checked"): lambda run, args, name, out: nothing_written(out or Path("run/a.onnx")),
         (sys, "stdin"): io.TextIOWrapper(io.BytesIO(NOTE.encode())),
     }  # fmt: skip
     with contextlib.ExitStack() as stack:
         for (where, name), new in stands_in.items():
             stack.enter_context(mock.patch.object(where, name, new))
         yield
+
+
+LIBRARIES = ("onnx_library", "onnx_runtime", "openvino_library", "nncf_library")  # whether they are installed
+
+
+def nothing_written(path):
+    """What export.write_checked gives, without a model: the path of an empty file."""
+    for part in {path, path.with_suffix(".bin")}:
+        part.write_bytes(b"")
+    return path
 
 
 def train_until_notes(planned):

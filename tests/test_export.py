@@ -1,6 +1,7 @@
-"""export.py: the ONNX file answers as PyTorch does, or is not written."""
+"""export.py: the file answers as PyTorch does, or is not written."""
 
 import csv
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -10,57 +11,132 @@ import torch
 import export
 import train
 from conftest import write_notes
-from run import checkpoint, onnx_file
+from fast.attention import multiplies_bf16
+from run import checkpoint, engine, forms
+from run.onnx_file import open_onnx
+from run.openvino_file import open_openvino, to_openvino
 
 
-@pytest.mark.parametrize("technique", ["base", "lowrank", "distillation"])
-def test_onnx_answers_as_pytorch_does(technique, runs, tmp_path, capsys):
-    pytest.importorskip("onnxscript")
-    pytest.importorskip("onnxruntime")
-    out = tmp_path / "model.onnx"
-    export.main([str(runs / technique), "--onnx", str(out)])
-    assert "same answer 100.00%" in capsys.readouterr().out
-    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
-    run, call = checkpoint.load(runs / technique), onnx_file.session(out)
+def answers_alike(run, *calls):
+    """Raises AssertionError unless calls answer as a run's model does, for any batch, length and mask."""
     for batch, length in ((1, 5), (7, 40)):
         ids = torch.randint(5, 100, (batch, length))
         mask = torch.ones_like(ids)
         mask[0, 3:] = 0
         with torch.no_grad():
-            ours = run.model(input_ids=ids, attention_mask=mask).logits.numpy()
-        assert np.allclose(call(ids, mask), ours, atol=1e-4)
+            ours = forms.in_fp32(run.model)(input_ids=ids, attention_mask=mask).logits.numpy()
+        assert all(np.allclose(call(ids, mask), ours, atol=1e-4) for call in calls)
 
 
-def test_onnx_of_a_logistic_head_answers_for_the_note(tmp_path, capsys):
-    pytest.importorskip("onnxscript")
-    pytest.importorskip("onnxruntime")
+@pytest.mark.parametrize("technique", ["base", "lowrank", "distillation"])
+def test_onnx_answers_as_pytorch_does(technique, onnx, runs, tmp_path, capsys):
+    out = tmp_path / "model.onnx"
+    export.main([str(runs / technique), "--to", "onnx", "--out", str(out)])
+    assert "same answer 100.00%" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    assert out.stat().st_mode & 0o077 == 0
+    run = checkpoint.load(runs / technique)
+    answers_alike(run, open_onnx(out))
+    if not forms.installed("openvino"):
+        pytest.skip("OpenVINO is not installed (requirements-engines.lock)")
+    to_openvino(out, tmp_path / "model.xml")
+    answers_alike(run, open_openvino(tmp_path / "model.xml"))
+
+
+def test_a_bf16_run_is_exported_in_fp32(onnx, runs, tmp_path, arguments, capsys):
+    train.main([*arguments, "--technique", "bf16", "--start", str(runs / "base"), "--out", str(tmp_path)])
+    out = tmp_path / "model.onnx"
+    export.main([str(tmp_path / "bf16"), "--to", "onnx", "--out", str(out)])
+    assert "same answer 100.00%" in capsys.readouterr().out
+    run = checkpoint.load(tmp_path / "bf16")
+    answers_alike(run, open_onnx(out))
+    names = engine.possible("auto", forms.Files(run, tmp_path / "bf16"))
+    assert "onnxruntime" in names and "torch bf16" not in names
+
+
+def test_openvino_in_every_precision(openvino, made_once, runs, tmp_path, capsys):
+    if not find_spec("nncf"):
+        pytest.skip("NNCF is not installed (requirements-engines.lock)")
+    sizes = {}
+    for flag in ("", "--bf16", "--int8"):
+        out = tmp_path / f"a{flag}.xml"
+        export.main(
+            [str(runs / "base"), "--to", "openvino", "--out", str(out), "--count", "8", *flag.split()]
+        )
+        said = capsys.readouterr().out
+        assert f"openvino{flag.replace('--', ' ')}: 8 notes of " in said and "Statistics" not in said
+        sizes[flag] = out.with_suffix(".bin").stat().st_size
+        assert all(part.stat().st_mode & 0o077 == 0 for part in forms.parts_of_file(out))
+    assert len(list(tmp_path.iterdir())) == 6
+    assert sizes["--int8"] < sizes["--bf16"] < sizes[""]
+    ids = torch.randint(5, 100, (3, 12))
+    exact, half = (
+        open_openvino(tmp_path / f"a{flag}.xml")(ids, torch.ones_like(ids)) for flag in ("", "--bf16")
+    )
+    assert np.allclose(exact, half, atol=0.1) and not (
+        multiplies_bf16() and np.allclose(exact, half, atol=1e-6)
+    )
+
+
+def test_a_logistic_head_answers_for_the_note(onnx, tmp_path, capsys):
     call = ["--task", "readmission", "--head", "logistic", "--epochs", "0", "--fraction", "0.3"]
     call += ["--max-length", "48", "--out", str(tmp_path)]
     train.main(call)
-    export.main([str(tmp_path / "base"), "--onnx", str(tmp_path / "a.onnx"), "--count", "8"])
+    export.main([str(tmp_path / "base"), "--to", "onnx", "--out", str(tmp_path / "a.onnx"), "--count", "8"])
     assert "same answer 100.00%" in capsys.readouterr().out
     ids = torch.randint(5, 100, (3, 12))
-    assert onnx_file.session(tmp_path / "a.onnx")(ids, torch.ones_like(ids)).shape == (3, 2)
+    assert open_onnx(tmp_path / "a.onnx")(ids, torch.ones_like(ids)).shape == (3, 2)
 
 
-def test_onnx_int8_and_what_has_no_onnx_form(runs, tmp_path, refuses, capsys, monkeypatch):
-    pytest.importorskip("onnxscript")
-    pytest.importorskip("onnxruntime")
-    dense, small = tmp_path / "a.onnx", tmp_path / "b.onnx"
-    export.main([str(runs / "base"), "--onnx", str(dense), "--count", "8"])
-    export.main([str(runs / "base"), "--onnx", str(small), "--int8", "--count", "8"])
+def test_int8_and_what_has_no_other_form(onnx, made_once, runs, tmp_path, refuses, capsys, monkeypatch):
+    base, dense, small = str(runs / "base"), tmp_path / "a.onnx", tmp_path / "b.onnx"
+    export.main([base, "--to", "onnx", "--out", str(dense), "--count", "8"])
+    export.main([base, "--to", "onnx", "--out", str(small), "--int8", "--count", "8"])
     assert small.stat().st_size < 0.8 * dense.stat().st_size
-    assert "int8: largest logit difference" in capsys.readouterr().out
-    line = refuses(export.main, [runs / "quantization", "--onnx", tmp_path / "c.onnx"])
-    assert "holds torch's int8 layers" in line
-    run = checkpoint.load(runs / "base")
-    encoded = run.task.encode([run.task.example("1", "fever")], run.tokenizer, 16, progress=False)
-    ours = onnx_file.Logits(run.model, True)
-    largest, _ = export.compare(ours, lambda ids, mask: np.full((len(ids), 5), np.nan), encoded, 0)
-    assert np.isnan(largest)
+    assert "onnxruntime int8: 8 notes of " in capsys.readouterr().out
+
+    to = ["--to", "onnx", "--out", tmp_path / "c.onnx"]
+    line = refuses(export.main, [runs / "quantization", *to])
+    assert f"torch's int8 layers, which have no other form; export {runs / 'base'}, with --int8" in line
+    line = refuses(export.main, [runs / "distillation+lowrank+pruning+quantization", *to])
+    assert "train --technique distillation+lowrank+pruning with the same flags and export that run" in line
+    assert "multiplies no bf16" in refuses(export.main, [base, *to, "--bf16"])
+    assert "ends in .onnx" in refuses(export.main, [base, "--to", "onnx", "--out", tmp_path / "c.xml"])
     monkeypatch.setattr(export, "TOLERANCE", -1.0)
-    assert "nothing was written" in refuses(export.main, [runs / "base", "--onnx", tmp_path / "c.onnx"])
+    assert "nothing was written" in refuses(export.main, [base, *to])
+    nan = np.full((99, 5), np.nan)
+    monkeypatch.setattr(export, "open_file", lambda form, path: lambda ids, mask: nan[: len(ids)])
+    assert "differ by nan; nothing was written" in refuses(export.main, [base, *to, "--int8"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.onnx", "b.onnx"]
+
+
+def test_answers_are_compared_by_logit_and_by_label():
+    ours = engine.Said([np.zeros(2), np.ones(2)], ["a", "b"])
+    theirs = engine.Said([np.full(2, 0.25), np.ones(2)], ["a", "c"])
+    assert engine.compare(ours, theirs) == (0.25, 0.5)
+    assert np.isnan(engine.compare(ours, engine.Said([np.full(2, np.nan), np.ones(2)], ["a", "b"])).largest)
+
+
+def test_notes_to_calibrate_with_are_training_notes(runs, small, tmp_path, refuses):
+    run, args = checkpoint.load(runs / "base"), export.build_export_parser().parse_args
+    given = args(
+        [str(runs / "base"), "--to", "openvino", "--int8", "--calibration-notes", "5", "--count", "7"]
+    )
+    checking, calibrating, _ = export.notes_to_use(run, given)
+    splits = export.own_notes(run, runs / "base")[0]
+    assert {note.row_id for note in calibrating} <= {note.row_id for note in splits["train"]}
+    assert [note.row_id for note in checking] == [note.row_id for note in splits["validation"][:7]]
+    batches = export.calibration_batches(run, calibrating)
+    assert sum(len(batch["input_ids"]) for batch in batches) == len(calibrating) == 5
+
+    given.notes = str(small[0])
+    checking, calibrating, _ = export.notes_to_use(checkpoint.load(runs / "base"), given)
+    assert (len(checking), len(calibrating)) == (7, 5) and not set(map(id, checking)) & set(
+        map(id, calibrating)
+    )
+    given.count = 10**6
+    with pytest.raises(export.BadInput, match="none left to calibrate with"):
+        export.notes_to_use(checkpoint.load(runs / "base"), given)
 
 
 def test_a_validation_file_of_the_runs_own_is_named(small, arguments, tmp_path, capsys, refuses):
@@ -71,22 +147,28 @@ def test_a_validation_file_of_the_runs_own_is_named(small, arguments, tmp_path, 
     call = ["--data", str(notes), "--validation", str(own), "--epochs", "1", "--out", str(tmp_path / "out")]
     train.main([*arguments, *call])
     run = checkpoint.load(tmp_path / "out" / "base")
-    examples, file = export.validation_notes(run, tmp_path / "out" / "base", 8)
-    assert file == str(own) and {example.row_id for example in examples} <= {row[0] for row in rows[300:]}
+    splits, file = export.own_notes(run, tmp_path / "out" / "base")
+    assert file == str(own)
+    assert {example.row_id for example in splits["validation"]} <= {row[0] for row in rows[300:]}
 
-    pytest.importorskip("onnxscript")
-    pytest.importorskip("onnxruntime")
-    export.main([str(tmp_path / "out" / "base"), "--onnx", str(tmp_path / "a.onnx"), "--count", "8"])
-    assert f"8 rows of {own}," in capsys.readouterr().out
+    if not forms.installed("onnxruntime"):
+        pytest.skip("ONNX Runtime is not installed (requirements-engines.lock)")
+    export.main([str(tmp_path / "out" / "base"), "--to", "onnx", "--count", "8"])
+    assert f"8 notes of {own}," in capsys.readouterr().out
+    assert (tmp_path / "out" / "base" / "engines" / "fp32.onnx").exists()
     own.unlink()
-    line = refuses(export.main, [tmp_path / "out" / "base", "--onnx", tmp_path / "b.onnx"])
+    line = refuses(export.main, [tmp_path / "out" / "base", "--to", "onnx"])
     assert f"{own}: the run's own notes are not there" in line
 
 
 def test_notes_to_check_with_may_have_long_rows(runs, tmp_path, refuses, monkeypatch):
     notes = write_notes(tmp_path / "notes.csv", [("1", "1", "fever " * 250_000)])
-    monkeypatch.setattr(export, "libraries", lambda: None)
-    monkeypatch.setattr(export, "write_checked", lambda run, args, *_: Path(args.onnx).touch())
-    call = [str(runs / "base"), "--onnx", str(tmp_path / "a.onnx"), "--notes", str(notes), "--max-row-mb"]
-    assert "more than 1 MB in one row" in refuses(export.main, [*call, "1"])
-    export.main([*call, "2"])
+    for name in ("onnx_library", "onnx_runtime"):
+        monkeypatch.setattr(export, name, lambda: None)
+    monkeypatch.setattr(forms, "to_onnx", lambda model, path, first: Path(path).touch())
+    monkeypatch.setattr(
+        export, "open_file", lambda form, path: forms.torch_call(checkpoint.load(runs / "base").model, True)
+    )
+    call = [str(runs / "base"), "--to", "onnx", "--out", str(tmp_path / "a.onnx"), "--notes", str(notes)]
+    assert "more than 1 MB in one row" in refuses(export.main, [*call, "--max-row-mb", "1"])
+    export.main([*call, "--max-row-mb", "2"])

@@ -155,7 +155,7 @@ def good_calls(notes, out):
     grid = f"--grid {out.parent}/grid.json --seeds 1 --rounds 1 --epochs 1"
     yield "sweep", run_words(notes, "symptoms", out / "sweep", grid), None
     if importlib.util.find_spec("onnxscript") and importlib.util.find_spec("onnxruntime"):
-        words = ["--onnx", out / "a.onnx", "--count", 8, "--notes", notes["symptoms"][0]]
+        words = ["--to", "onnx", "--out", out / "a.onnx", "--count", 8, "--notes", notes["symptoms"][0]]
         yield "export", [out / "symptoms/base", *words], None
 
 

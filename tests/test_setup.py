@@ -51,7 +51,9 @@ def test_every_requirement_is_pinned_and_the_pins_lie_in_the_ranges():
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     assert all("==" in line for line in lines if line and not line.startswith("#"))
     extras = project()["optional-dependencies"]
-    others = {name: (pins(f"requirements-{name}.txt"), extras.pop(name)) for name in ("peers", "serve")}
+    others = {
+        name: (pins(f"requirements-{name}.txt"), extras.pop(name)) for name in ("peers", "engines", "serve")
+    }
     ours = [*project()["dependencies"], *(line for name in extras for line in extras[name])]
     for pinned, ranges in ((pins(), ours), *others.values()):
         ranges = [Requirement(line) for line in ranges]
@@ -60,6 +62,8 @@ def test_every_requirement_is_pinned_and_the_pins_lie_in_the_ranges():
 
 
 # --- the locks
+
+TELEMETRY = "openvino-telemetry"  # is not installed: it reports to Google Analytics
 
 
 def locked_packages(name):
@@ -74,11 +78,11 @@ def locked_packages(name):
 
 
 def needed(names):
-    """These packages and all that they need here; not the nvidia packages of a CUDA build of torch."""
+    """These packages and all that they need here; not a CUDA build's packages, nor telemetry."""
     found, waiting = set(), [(name, "") for name in names]
     while waiting:
         name, extra = waiting.pop()
-        if (name, extra) in found or name.startswith(("nvidia-", "cuda-", "triton")):
+        if (name, extra) in found or name.startswith(("nvidia-", "cuda-", "triton", TELEMETRY)):
             continue
         found.add((name, extra))
         for requirement in map(Requirement, metadata.requires(name) or []):
@@ -87,7 +91,10 @@ def needed(names):
     return {name for name, _ in found}
 
 
-@pytest.mark.parametrize("name", ("requirements", "requirements-peers", "requirements-serve"))
+LOCKS = ("requirements", "requirements-peers", "requirements-engines", "requirements-serve")
+
+
+@pytest.mark.parametrize("name", LOCKS)
 def test_the_lock_has_every_package_with_hashes_and_no_other(name):
     ours, locked = pins(f"{name}.txt"), locked_packages(f"{name}.lock")
     assert all(hashes for _, hashes in locked.values())
@@ -101,11 +108,12 @@ def test_the_lock_has_every_package_with_hashes_and_no_other(name):
     assert there - {"torch", "colorama"} == locked.keys() - {"colorama"}
 
 
-@pytest.mark.parametrize("name, known", (("peers", "numpy"), ("serve", "pydantic")))
+@pytest.mark.parametrize("name, known", (("peers", "numpy"), ("engines", "numpy"), ("serve", "pydantic")))
 def test_the_locks_agree(name, known):
     ours, others = locked_packages("requirements.lock"), locked_packages(f"requirements-{name}.lock")
     shared = ours.keys() & others.keys()
     assert known in shared and {n: ours[n] for n in shared} == {n: others[n] for n in shared}
+    assert TELEMETRY not in others
 
 
 # --- which Python
