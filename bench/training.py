@@ -83,10 +83,11 @@ def fresh_model(task, config, state, attention_dropout):
     return model
 
 
-def train_py_seconds(work, attention_dropout, precision_flag):
+def train_py_seconds(work, attention_dropout, precision_flag, technique=None):
     """Seconds of one epoch of train.train, including its validation of one note and its save."""
-    technique, model = Technique(), work.fresh(attention_dropout)
+    technique = technique or Technique()
     technique.task = work.notes.task
+    model = technique.prepare(work.fresh(attention_dropout))
     changes = {"precision": precision_flag, "epochs": 1, "eval_steps": 0, "accumulate": 1, "patience": 0}
     args = SimpleNamespace(**{**vars(work.args), **changes})
     schedule = Schedule.of(args, len(work.notes.rows["train"].lengths), 1e-5)

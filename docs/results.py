@@ -35,7 +35,13 @@ def found(folder, data):
 
 def heading(name):
     """'stop_reasons' -> 'Stop reasons'."""
-    names = {"mtsamples": "MTSamples", "maccrobat": "MACCROBAT", "ncbi": "NCBI disease", "gpu": "GPU"}
+    names = {
+        "mtsamples": "MTSamples",
+        "maccrobat": "MACCROBAT",
+        "ncbi": "NCBI disease",
+        "gpu": "GPU",
+        "lora": "LoRA",
+    }
     return names.get(name, name.replace("_", " ").capitalize())
 
 
@@ -110,6 +116,11 @@ PARTS = {
          "peak_share": ("of fp32 peak", "{:.2f}")},
         "Trainer, its default padding", ("notes_per_s",),
     ),
+    "lora": (
+        {"row": ("training BERT-base", "{}"), "trained": ("trained parameters", "{:,}"),
+         "tokens_per_s": ("tokens/s", "{:,.0f}"), "peak_bytes": ("peak memory, MB", "{:,.0f}")},
+        "all weights", ("tokens_per_s", "peak_bytes"),
+    ),
     "volume": (
         {"notes": ("predict.py, notes", "{:,}"), "seconds": ("seconds", "{:.1f}"),
          "notes_per_s": ("notes/s", "{:,.0f}"), "peak_bytes": ("peak memory, MB", "{:.0f}")},
@@ -137,7 +148,7 @@ PARTS = {
 }  # fmt: skip
 # what a column is shown in, if not in ones
 UNITS = {"bytes": 1e6, "macs": 1e6, "peak_bytes": 1e6, "flops_per_s": 1e12}
-LESS_IS_BETTER = ("bytes", "p50_ms")
+LESS_IS_BETTER = ("bytes", "p50_ms", "peak_bytes")
 
 
 def speed_section(root, folder):
