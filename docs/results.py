@@ -41,6 +41,8 @@ def heading(name):
         "ncbi": "NCBI disease",
         "gpu": "GPU",
         "lora": "LoRA",
+        "shape": "BERT-base beside other engines",
+        "shape_short": "BERT-base beside other engines, 16 tokens",
     }
     return names.get(name, name.replace("_", " ").capitalize())
 

@@ -91,14 +91,19 @@ def test_the_parts_write_their_tables(tmp_path, refuses, runs, monkeypatch):
         assert "no GPU" in refuses(benchmark.main, ["--parts", "gpu"])
 
 
-def test_lora_is_measured_beside_training_all_weights():
-    table = lora.lora_rows(["--max-length", "16", "--fraction", "0.1"], tokens=64, rounds=1, depth=1)
+def test_lora_is_measured_beside_training_all_weights(monkeypatch):
+    words = ["--max-length", "16", "--fraction", "0.1"]
+
+    def in_this_process(code, name, tokens, depth, *words):
+        return [*lora.train_epoch(name, tokens, depth, words)], 10**9
+
+    monkeypatch.setattr(lora, "run_child", in_this_process)
+    table = lora.lora_rows(words, tokens=64, rounds=1, depth=1)
     everything, eight, one = table
     assert everything["trained"] == everything["parameters"]
     per_rank = 2 * (768 + 768)  # queries and values of one layer
     assert eight["parameters"] - everything["parameters"] == 8 * per_rank
     assert eight["trained"] - one["trained"] == 7 * per_rank
-    assert all(row["peak_bytes"] > 10**8 and row["tokens_per_s"] > 0 for row in table)
     header, cells = lora.lora_table(table)
     assert all(len(row) == len(header) for row in cells) and cells[0][3] == "1.00"
 
