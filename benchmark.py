@@ -3,7 +3,7 @@
 Without a directory it measures these parts (bench/ has a file for each):
     shape     BERT-base, random weights: every technique, chains, other engines; bytes, milliseconds, notes/s
     training  notes/s beside the Hugging Face Trainer, on the notes of --training
-    lora      BERT-base on those notes: time and memory of LoRA beside training all weights
+    memory    BERT-base on those notes: time and memory of LoRA beside training all weights
     volume    predict.py over 20,000 and 200,000 notes: notes/s end to end, peak memory
     reading   notes as in MIMIC, from CSV to labels (beside pandas) and to the first batch: notes/s, memory
     serving   serve.py at 1, 8 and 64 clients beside FastAPI around the transformers pipeline
@@ -27,7 +27,7 @@ import torch
 
 import compress
 import train
-from bench import gpu, lora, serving, shape, training, volume
+from bench import gpu, memory, serving, shape, training, volume
 from cli import BadInput, Parser, number, run_script
 from fast import cpu
 from files import writable_directory, write_csv, write_json, write_whole
@@ -70,12 +70,12 @@ def training_part(args, words, out):
     return Measured(rows, training.training_table(rows), f"Medians of {rounds} alternating rounds; {notes}.")
 
 
-def lora_part(args, words, out):
+def memory_part(args, words, out):
     """LoRA beside training all weights. words: train.py's arguments."""
     rounds = max(3, args.rounds // 2)
-    rows = lora.lora_rows(words, args.train_tokens, rounds)
+    rows = memory.memory_rows(words, args.train_tokens, rounds)
     notes = " ".join(map(shown, words)) or "the demonstration's synthetic notes"
-    return Measured(rows, lora.lora_table(rows), f"Medians of {rounds} alternating rounds; {notes}.")
+    return Measured(rows, memory.memory_table(rows), f"Medians of {rounds} alternating rounds; {notes}.")
 
 
 def volume_part(args, words, out):
@@ -121,7 +121,7 @@ def gpu_part(args, words, out):
 
 
 PARTS = {
-    "shape": shape_part, "training": training_part, "lora": lora_part, "volume": volume_part,
+    "shape": shape_part, "training": training_part, "memory": memory_part, "volume": volume_part,
     "reading": reading_part, "serving": serving_part, "gpu": gpu_part,
 }  # fmt: skip
 
@@ -162,10 +162,10 @@ def check_parts(args):
 
 
 def planned_calls(parts, trainings):
-    """[(name of the CSV, part, train.py's arguments)]; training and lora come once for each --training."""
+    """[(name of the CSV, part, train.py's arguments)]; training and memory come once for each --training."""
     calls = []
     for part in parts:
-        for count, words in enumerate(trainings if part in ("training", "lora") else [[]], 1):
+        for count, words in enumerate(trainings if part in ("training", "memory") else [[]], 1):
             calls.append((part if count == 1 else f"{part}-{count}", part, words))
     return calls
 

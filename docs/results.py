@@ -40,7 +40,7 @@ def heading(name):
         "maccrobat": "MACCROBAT",
         "ncbi": "NCBI disease",
         "gpu": "GPU",
-        "lora": "LoRA",
+        "memory": "Training memory",
         "shape": "BERT-base beside other engines",
         "shape_short": "BERT-base beside other engines, 16 tokens",
     }
@@ -118,7 +118,7 @@ PARTS = {
          "peak_share": ("of fp32 peak", "{:.2f}")},
         "Trainer, its default padding", ("notes_per_s",),
     ),
-    "lora": (
+    "memory": (
         {"row": ("training BERT-base", "{}"), "trained": ("trained parameters", "{:,}"),
          "tokens_per_s": ("tokens/s", "{:,.0f}"), "peak_bytes": ("peak memory, MB", "{:,.0f}")},
         "all weights", ("tokens_per_s", "peak_bytes"),

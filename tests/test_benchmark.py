@@ -10,7 +10,7 @@ from transformers import BertConfig
 
 import benchmark
 import files
-from bench import gpu, lora, shape, training, volume
+from bench import gpu, memory, shape, training, volume
 from conftest import ROOT, read_csv
 from fast import cpu, speedups
 from layers import parameter_count
@@ -95,16 +95,16 @@ def test_lora_is_measured_beside_training_all_weights(monkeypatch):
     words = ["--max-length", "16", "--fraction", "0.1"]
 
     def in_this_process(code, name, tokens, depth, *words):
-        return [*lora.train_epoch(name, tokens, depth, words)], 10**9
+        return [*memory.train_epoch(name, tokens, depth, words)], 10**9
 
-    monkeypatch.setattr(lora, "run_child", in_this_process)
-    table = lora.lora_rows(words, tokens=64, rounds=1, depth=1)
+    monkeypatch.setattr(memory, "run_child", in_this_process)
+    table = memory.memory_rows(words, tokens=64, rounds=1, depth=1)
     everything, eight, one = table
     assert everything["trained"] == everything["parameters"]
     per_rank = 2 * (768 + 768)  # queries and values of one layer
     assert eight["parameters"] - everything["parameters"] == 8 * per_rank
     assert eight["trained"] - one["trained"] == 7 * per_rank
-    header, cells = lora.lora_table(table)
+    header, cells = memory.memory_table(table)
     assert all(len(row) == len(header) for row in cells) and cells[0][3] == "1.00"
 
 

@@ -23,10 +23,10 @@ ROWS = {  # heading: technique and its options
     "LoRA, rank 1": ("lora", {"lora_rank": 1}),
 }
 CHILD = """
-from bench import lora
+from bench import memory
 from fast import cpu
 cpu.keep_memory()
-print(*lora.train_epoch(sys.argv[1], *map(int, sys.argv[2:4]), sys.argv[4:]), peak())
+print(*memory.train_epoch(sys.argv[1], *map(int, sys.argv[2:4]), sys.argv[4:]), peak())
 """
 
 
@@ -52,10 +52,10 @@ def train_epoch(name, tokens, depth, words):
     return seconds, int(work.notes.rows["train"].lengths.sum()), trained, parameter_count(made[0])
 
 
-def lora_rows(words, tokens=15_000, rounds=3, depth=12):
+def memory_rows(words, tokens=15_000, rounds=3, depth=12):
     """Rows of the comparison, a dict each. depth: layers of the encoder."""
     found = {name: [] for name in ROWS}
-    for name in alternating(ROWS, rounds, "LoRA"):
+    for name in alternating(ROWS, rounds, "memory"):
         found[name].append(run_child(CHILD, name, tokens, depth, *words))
     table = []
     for name, runs in found.items():
@@ -67,7 +67,7 @@ def lora_rows(words, tokens=15_000, rounds=3, depth=12):
     return table
 
 
-def lora_table(rows):
+def memory_table(rows):
     """(header, cells): the rows, and how much each needs of what training all weights needs."""
     header = ["training BERT-base", "trained parameters", "tokens/s", "x all", "peak memory, MB", "of all's"]
     first = rows[0]
