@@ -29,7 +29,7 @@ PROJECTIONS = (
 
 def layer_count(model):
     """Number of layers that a note passes; ALBERT passes one layer that often. Raises BadInput if unknown."""
-    if count := getattr(model.config, "num_hidden_layers", None):
+    if (count := getattr(model.config, "num_hidden_layers", None)) is not None:
         return count
     raise BadInput(f"{type(model).__name__}: its config gives no num_hidden_layers; choose a BERT-like model")
 

@@ -4,6 +4,7 @@ import random
 import time
 from collections import Counter
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ from sklearn.linear_model import LogisticRegression
 from transformers import AutoModelForSequenceClassification
 
 import train
-from conftest import run_words, splits_of, write_notes
+from conftest import read_csv, run_words, splits_of, write_notes
 from data import SPLITS, Table, collate
+from files import read_json, write_json
 from run import checkpoint, inference
+from tasks import demo
 from tasks.admissions import read_admissions, readmitted
 from tasks.readmission import Readmission, combine_chunks
 
@@ -173,3 +176,13 @@ def test_ready_files_without_patients_split_by_text(tmp_path, capsys):
     texts = [{note.text for note in splits[split]} for split in SPLITS]
     assert not (texts[0] & texts[1] or texts[0] & texts[2] or texts[1] & texts[2])
     assert "the split is by text, not by patient" in capsys.readouterr().out
+
+
+def test_layer_0_says_the_same_of_every_note(tmp_path):
+    _, model = demo.make(tmp_path / "demo", "readmission", notes=400, hidden=32, layers=2)
+    path = Path(model) / "config.json"
+    write_json(path, {**read_json(path), "num_hidden_layers": 0})
+    call = ["--task", "readmission", "--head", "logistic", "--epochs", "0", "--fraction", "0.3"]
+    train.main([*call, "--max-length", "48", "--model", str(model), "--out", str(tmp_path / "out")])
+    rows = read_csv(tmp_path / "out/base/predictions.csv")
+    assert len({row["p_readmitted"] for row in rows}) == 1 < len(rows)
