@@ -21,7 +21,7 @@ from cli import BadInput, Parser, number, run_script
 from files import writable_directory
 from run import checkpoint, untrusted
 from run.engine import compare, said_by
-from run.forms import FORMS, SMALLER, Files, open_file, parts_of_file, torch_call, why_torch_alone
+from run.forms import FORMS, SMALLER, Files, in_fp32, open_file, parts_of_file, torch_call, why_torch_alone
 from run.inference import Notes, encode_examples
 from run.onnx_file import onnx_library, onnx_runtime
 from run.openvino_file import nncf_library, openvino_library
@@ -127,7 +127,7 @@ def write_checked(run, args, name, out):
     files = Files(run, args.run)
     with files.open(out and out.parent):
         made = files.make(form, calibration_batches(run, calibrating))
-        ours = said_by(run, checking, encoded, torch_call(run.model, run.task.reads_first))
+        ours = said_by(run, checking, encoded, torch_call(in_fp32(run.model), run.task.reads_first))
         found = compare(ours, said_by(run, checking, encoded, open_file(form, made)))
         print(
             f"{name}: {len(checking)} notes of {source}, largest logit difference from PyTorch "
@@ -174,7 +174,6 @@ def main(argv=None):
     run.task.options.max_row_mb = args.max_row_mb or run.task.options.max_row_mb
     if reason := why_torch_alone(run, args.run):
         raise BadInput(reason)
-    run.model.float()  # a bf16 run's weights, as exactly in fp32
     path = write_checked(run, args, name, out)
     size = sum(part.stat().st_size for part in parts_of_file(path)) / 1e6
     print(

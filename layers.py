@@ -93,6 +93,11 @@ def is_bf16(module):
     return type(module) is nn.Linear and module.weight.dtype == torch.bfloat16
 
 
+def has_bf16(model):
+    """Whether a model has such layers."""
+    return any(map(is_bf16, model.modules()))
+
+
 def millions(count):
     """1234567 -> '1.2M'."""
     return f"{count / 1e6:.1f}M" if count >= 1e5 else f"{count / 1e3:.1f}k"

@@ -23,6 +23,7 @@ from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 
+from bench.shape import alternating
 from cli import BadInput
 from run import checkpoint
 from tasks import demo
@@ -207,11 +208,10 @@ def serving_rows(directory, chain=None, seconds=10, rounds=3, clients=CLIENTS, w
         servers = {name: opened.enter_context(server(*each)) for name, each in words.items()}
         for count in clients:
             found = {name: [] for name in servers}
-            for turn in range(rounds):
-                for name in list(servers) if turn % 2 == 0 else reversed(servers):
-                    port, process = servers[name]
-                    measured = load(port, process, requests, count, seconds, warm_up)
-                    found[name].append(asyncio.run(measured))
+            for name in alternating(servers, rounds, f"{count} clients"):
+                port, process = servers[name]
+                measured = load(port, process, requests, count, seconds, warm_up)
+                found[name].append(asyncio.run(measured))
             for name, measured in found.items():
                 medians = {key: statistics.median(each[key] for each in measured) for key in measured[0]}
                 table.append({"row": name, "clients": count, **medians, "seconds": seconds, "rounds": rounds})

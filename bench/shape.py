@@ -20,6 +20,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 import compress
 from cli import BadInput
+from compress.bf16 import computes_bf16
 from compress.quantization import plain_state
 from fast import cpu, speedups
 from fast.attention import multiplies_bf16
@@ -218,6 +219,8 @@ def contenders(rows, length, config, opened):
     for name, (technique, options, plain) in tqdm(rows.items(), desc="building", leave=False, disable=None):
         model = compressed(technique, options, config)
         size = stored_bytes(model)
+        if not computes_bf16():
+            model.float()  # as a bf16 run is loaded there
         model = model if plain else opened.enter_context(ready(model, Task()))
         found[name] = (model, size, multiply_adds(model, length))
     return found

@@ -2,7 +2,7 @@
 
 bfloat16 keeps fp32's 8 bits of exponent and 7 of its 23 bits of mantissa, so a weight w becomes w (1 + e)
 with |e| <= 2^-8. Half the bytes on any machine. Where the machine multiplies bf16 (AVX-512 BF16 or AMX, a
-GPU), products take bf16 and add up in fp32, at up to twice the speed of fp32, far more with AMX.
+GPU), products take bf16 and add up in fp32; on an EPYC, at twice the speed of fp32.
 
 No training and no calibration: the weights are rounded once, after training. What is scored and saved is the
 rounded model. A chain may end in it, as in distillation+bf16.

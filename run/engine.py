@@ -20,7 +20,7 @@ from cli import BadInput
 from data import budget_batches, collate
 from fast.attention import multiplies_bf16
 from files import Unwritable, read_json, write_json
-from layers import is_bf16
+from layers import has_bf16
 from run import processes
 from run.forms import FORMS, Files, call_of, installed, why_torch_alone
 from run.inference import encode_examples, reading
@@ -119,8 +119,8 @@ def possible(asked, files):
     for name, form in list(FORMS.items())[1:]:
         there = asked in ("auto", form.engine) and installed(form.engine)
         if form.precision == "bf16":
-            there = there and multiplies_bf16()
-            there = there and (form.file or not any(map(is_bf16, files.run.model.modules())))
+            again = not form.file and has_bf16(files.run.model)  # the run itself is this form
+            there = there and multiplies_bf16() and not again
         if form.precision == "int8":
             there = there and files.has(form)
         if there:

@@ -24,7 +24,7 @@ import compress
 from cli import BadInput
 from compress.bf16 import bf16_copy
 from files import Unwritable, checksum_of, remove_remains, writing
-from layers import is_bf16
+from layers import has_bf16
 from run import cache
 from run.checkpoint import weights_path
 from run.inference import reading
@@ -97,7 +97,7 @@ def version_of(name):
 
 def in_fp32(model):
     """A model as one of fp32 weights: itself, or for one of bf16 weights a copy of the same values."""
-    return copy.deepcopy(model).float() if any(map(is_bf16, model.modules())) else model
+    return copy.deepcopy(model).float() if has_bf16(model) else model
 
 
 # --- files that this user made --------------------------------------------------------------------

@@ -19,6 +19,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported, which 
 import benchmark  # noqa: E402
 import report  # noqa: E402
 import train  # noqa: E402
+from browser import MISSING, browser
 from cli import run_script
 from run import checkpoint, forms
 from tasks import TASKS, demo
@@ -47,6 +48,15 @@ def arguments(small):
         "--rank",
         "4",
     ]
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """A window of headless Chromium."""
+    if MISSING:
+        pytest.skip(f"{' and '.join(MISSING)}: not installed; Debian has chromium and chromium-driver")
+    with browser() as window:
+        yield window
 
 
 @pytest.fixture(scope="session")

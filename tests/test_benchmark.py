@@ -1,5 +1,6 @@
 """The benchmark and the sweep, on small shapes: that they count and say what they should."""
 
+import contextlib
 import functools
 import subprocess
 import sys
@@ -67,6 +68,15 @@ def test_rows_of_the_shape_part_are_what_their_names_say():
     assert all(len(row) == len(header) for row in cells) and float(cells[2][4]) == pytest.approx(
         table[2]["notes_per_s"] / table[0]["notes_per_s"], abs=0.01
     )
+
+
+def test_without_bf16_products_a_bf16_model_is_timed_in_fp32(monkeypatch):
+    monkeypatch.setattr(shape, "computes_bf16", lambda: False)
+    rows = {name: shape.ROWS[name] for name in ("base", "bf16")}
+    with contextlib.ExitStack() as opened:
+        found = shape.contenders(rows, 16, CONFIG, opened)
+    model, size, _ = found["bf16"]
+    assert {p.dtype for p in model.parameters()} == {torch.float32} and size < 0.51 * found["base"][1]
 
 
 def test_the_parts_write_their_tables(tmp_path, refuses, runs, monkeypatch):

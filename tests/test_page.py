@@ -6,22 +6,12 @@ from html.parser import HTMLParser
 
 import pytest
 
-from browser import MISSING, browser
 from conftest import read_csv
 from files import read_json
 from run import page
 from run.results import as_cell, markdown_table, read_rows
 
 HOSTILE = '"><script>document.title="ran"</script><img src=x onerror="document.title=1">|&**`'
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    """A window of headless Chromium."""
-    if MISSING:
-        pytest.skip(f"{' and '.join(MISSING)}: not installed; Debian has chromium and chromium-driver")
-    with browser() as window:
-        yield window
 
 
 @pytest.fixture(scope="module")

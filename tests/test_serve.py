@@ -18,7 +18,6 @@ import pytest
 
 import serve
 import train
-from browser import MISSING, browser
 from conftest import ROOT, run_words
 from predict import predict_note
 from run import checkpoint, service
@@ -420,15 +419,6 @@ def test_the_plain_server_and_ours_are_measured_by_turns(served, monkeypatch):
 
 
 # --- the page, in a browser
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    """A window of headless Chromium."""
-    if MISSING:
-        pytest.skip(f"{' and '.join(MISSING)}: not installed; Debian has chromium and chromium-driver")
-    with browser() as window:
-        yield window
 
 
 SEND = 'document.getElementById("note").value = arguments[0]; document.getElementById("read").click()'
