@@ -137,7 +137,8 @@ class Answers:
 
     def open(self):
         """Make the directory, or see what an interrupted call left in it; remove those of other calls."""
-        for other in self.out.parent.glob(f".{glob.escape(self.out.name)}.*.parts"):
+        digits = "[0-9a-f]" * 16  # no dot: those of p.csv are not p's
+        for other in self.out.parent.glob(f".{glob.escape(self.out.name)}.{digits}.parts"):
             if other != self.directory:
                 shutil.rmtree(other, ignore_errors=True)
         with writing(self.directory):
@@ -162,9 +163,10 @@ class Answers:
     def write(self, name, content):
         """Keep a chunk's answers."""
         self.directory.mkdir(mode=0o700, exist_ok=True)  # a process that met a bad row may have removed it
-        self.found[name] = self.directory / f"{name}-{bytes_digest(content)}.part"
-        with whole_file(self.found[name], private=True) as file:
+        path = self.directory / f"{name}-{bytes_digest(content)}.part"
+        with whole_file(path, private=True) as file:
             file.write(content)
+        self.found[name] = path
 
     def join(self, header):
         """Write all answers in order into the file of predictions, whole; remove the directory."""

@@ -17,7 +17,7 @@ import safetensors
 import torch
 
 from cli import BadInput
-from files import Unwritable, remove_remains, write_tensors
+from files import Unwritable, remove_remains, write_tensors, writing
 from run.processes import agreed, is_first
 from run.untrusted import check_file
 
@@ -68,9 +68,10 @@ class ProgressFile:
     def settle(self, arguments):
         """Find what an unfinished run with these arguments left; remove what one with others left."""
         self.arguments = json.dumps(arguments, sort_keys=True)
-        for path in (self.path, self.earlier):
-            if self.found is None and path.exists():
-                self.found = self._read(path)
+        for place in (self.path, self.earlier):
+            self.found = self._read(place) if place.exists() else None
+            if self.found:
+                break
         words = self.found and self.found[0].words()
         if agreed(words) != words:
             raise BadInput(
@@ -79,6 +80,8 @@ class ProgressFile:
         if self.found:
             position = self.found[0]
             print(f"resuming at epoch {position.epoch + 1}, step {position.step + 1}")
+            if place != self.path and is_first():
+                self.path.unlink(missing_ok=True)  # or the next save puts it in the place of the good one
         elif is_first():
             self.remove()
 
@@ -111,7 +114,8 @@ class ProgressFile:
         words = {"position": position.words(), "arguments": self.arguments}
         try:
             if self.path.exists():
-                os.replace(self.path, self.earlier)
+                with writing(self.earlier):
+                    os.replace(self.path, self.earlier)
             write_tensors(self.path, tensors, {**words, "checksum": checksum(tensors, words)})
         except Unwritable as error:
             print(f"warning: progress was not saved, {error}; the training goes on", flush=True)

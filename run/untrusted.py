@@ -72,6 +72,7 @@ REFUSED = {
     "auto_map": "names code of its own, which is never run; give a model that transformers knows",
     "quantization_config": "has quantized weights; give the unquantized model",
     "compression_config": "has quantized weights; give the unquantized model",
+    "configuration_files": "names another file that transformers would read in its place; give that one",
 }
 KERNELS = ("attn_implementation", "experts_implementation")  # keys end in these, or in these + _internal
 OWN_KERNELS = (None, "eager", "sdpa")  # transformers' own; the others may come from a hub

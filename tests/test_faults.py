@@ -147,7 +147,7 @@ def test_a_prediction_on_a_full_disk_ends_in_one_line_and_goes_on_later(runs, sm
     run = script(*call, preexec_fn=small_files(0.001))
     _, err = run.communicate()
     assert run.returncode == 2 and err.count("\n") == 1 and "p.csv" in err and "File too large" in err
-    assert not out.exists() and not any(name.endswith(".tmp") for name in tree(tmp_path))
+    assert "are kept" not in err and not list(tmp_path.iterdir())
     run = script(*call)
     run.communicate()
     assert run.returncode == 0 and list(tree(tmp_path)) == ["p.csv"]
@@ -207,6 +207,19 @@ def test_a_damaged_progress_file_costs_one_save(interrupted, runs, capsys, how):
     whole, ours = (path / "base" / "model.safetensors" for path in (runs, out))
     assert whole.read_bytes() == ours.read_bytes()
     assert not [name for name in tree(out) if name.startswith(".")]
+
+
+def test_a_damaged_progress_file_does_not_replace_the_earlier_one(interrupted, monkeypatch, capsys):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    call, out = interrupted
+    damage(out / ".base.progress.safetensors", "one bit")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(progress, "write_tensors", killed)
+        train.main(call)
+    train.main(call)
+    assert capsys.readouterr().out.count("resuming at epoch") == 2
 
 
 def test_a_pipe_in_the_place_of_progress_is_not_waited_for(tmp_path, capsys):
@@ -341,6 +354,16 @@ def test_a_resumed_prediction_has_every_row_once_whatever_the_ids(runs, trained,
         assert [row["row_id"] for row in read_csv(out)] == ids
     else:
         assert [json.loads(line)["row_id"] for line in out.read_text().splitlines()] == ids
+
+
+def test_a_prediction_leaves_the_answers_of_another_alone(tmp_path):
+    names = ("p", "p.csv", "p.csv.gz")
+    for name in names:
+        predict.Answers(tmp_path / name, "a call").open()
+    predict.Answers(tmp_path / "p.csv", "another call").open()
+    left = sorted(path.name for path in tmp_path.iterdir())
+    own = {name: predict.Answers(tmp_path / name, "a call").directory.name for name in names}
+    assert own["p"] in left and own["p.csv.gz"] in left and own["p.csv"] not in left and len(left) == 3
 
 
 def test_a_bad_last_row_keeps_the_answers_before_it(runs, tmp_path, monkeypatch):

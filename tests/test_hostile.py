@@ -108,6 +108,17 @@ def test_code_and_kernels_are_refused(which, what, run, model, call, refuses, tm
     assert name in line and not marker.exists() and sys.stdin.tell() == 0
 
 
+@pytest.mark.parametrize("what", ("a kernel", "quantized weights"))
+@pytest.mark.parametrize("which", ("a run", "a model"))
+def test_a_config_that_stands_in_for_another_is_checked_too(which, what, run, model, call, refuses):
+    directory = run if which == "a run" else model
+    shutil.copy(directory / "config.json", directory / "config.4.0.0.json")
+    edit(directory / "config.4.0.0.json", FETCHED[what][1])
+    edit(directory / "config.json", {"configuration_files": ["config.4.0.0.json"]})  # transformers takes that
+    line = refuses(predict.main, [run, "-"]) if which == "a run" else refuses(train.main, call)
+    assert f"{directory}/config.json: names" in line or "has quantized weights" in line
+
+
 def test_an_adapter_does_not_lead_to_another_model(model, call, refuses):
     write_json(model / "adapter_config.json", {"peft_type": "LORA", "base_model_name_or_path": "/no/where"})
     assert "is an adapter to another model" in refuses(train.main, call)
