@@ -276,10 +276,8 @@ def main(argv=None):
     """Parse and run."""
     cpu.keep_memory()
     args = parse_arguments(argv)
-    if args.recipe:
-        return recipe.follow_recipe(args)
     with processes.joined(args.device):
-        return run_all(args)
+        return recipe.follow_recipe(args) if args.recipe else run_all(args)
 
 
 if __name__ == "__main__":

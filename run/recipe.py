@@ -42,7 +42,7 @@ from compress.quantization import without_deprecations
 from data import text_key
 from files import locked, whole_directory, write_csv, write_json
 from metrics import single_label
-from run import checkpoint
+from run import checkpoint, processes
 from run.arguments import RECIPE_FLAGS, options_of
 from run.inference import pick_device
 from run.machine import this_machine
@@ -223,6 +223,8 @@ def directory_of(args):
 
 def follow_recipe(args):
     """Make one run of the recipe, unless it is finished. Returns its directory."""
+    if processes.world()[1] > 1:
+        raise BadInput(f"--recipe {args.recipe}: runs in one process; start it without torchrun")
     directory = directory_of(args) / args.technique
     settings = {name: getattr(args, name) for name in RECIPE_FLAGS}
     if checkpoint.is_finished(directory) and not args.overwrite:

@@ -1,7 +1,8 @@
 """No note leaks: marked notes go through every task, technique and fault, then every file is searched.
 
-Searched for: the marker words, and their token ids as numbers and as text. Only the cache may hold token ids;
-what holds rows or token ids is its owner's alone. Compressed files, such as PNGs, are searched as they are.
+Searched for: the marker words, and their token ids as numbers and as text. Only the cache may hold token ids,
+and only the TF-IDF baseline words; what holds rows, token ids or words is its owner's alone. Compressed
+files, such as PNGs, are searched as they are.
 """
 
 import csv
@@ -147,6 +148,8 @@ def good_calls(notes, out):
             yield "predict", [out / task / "base", "-"], " ".join(MARKERS) + " and fever"
         words = [out / task / "base", "--data", notes[task][0], "--out", out / f"{task}-external"]
         yield "evaluate", words, None
+        if TASKS[task].baselines:
+            yield "baselines", run_words(notes, task, out / task), None
         yield "report", [out / task], None
     vectors = ["--embeddings", out / "vectors.npy"]
     yield "predict", [out / "symptoms/base", notes["symptoms"][0], *vectors], None
@@ -157,6 +160,8 @@ def good_calls(notes, out):
     if importlib.util.find_spec("onnxscript") and importlib.util.find_spec("onnxruntime"):
         words = ["--to", "onnx", "--out", out / "a.onnx", "--count", 8, "--notes", notes["symptoms"][0]]
         yield "export", [out / "symptoms/base", *words], None
+        words = [notes["symptoms"][0], "--engine", "auto", "--out", out / "engine.answers"]
+        yield "predict", [out / "symptoms/base", *words], None
 
 
 def bad_calls(notes, out, faults):
@@ -232,11 +237,10 @@ def test_the_calls_did_what_they_should(written):
 def test_no_file_but_the_cache_and_no_output_holds_a_marker(written, patterns):
     home, printed = written
     found = found_below(home, patterns)
-    cached = {
-        name: what for name, what in found.items() if name.startswith("cache/compressed-clinical-bert/")
-    }
+    cached = {name for name in found if name.startswith("cache/compressed-clinical-bert/")}
     assert cached and all("/ids.npy" in name for name in cached)  # the search finds what is there
-    assert found == cached
+    fitted = {f"out/{task}/tfidf/baseline.json" for task in TASKS if "tfidf" in TASKS[task].baselines}
+    assert found.keys() == cached | fitted
     assert leaks(printed, patterns) == []
 
 
@@ -252,7 +256,7 @@ def test_what_holds_rows_or_token_ids_is_its_owners_alone(written):
         "*.npy",
         "*.ids.csv",
     ]
-    rows += ["train_keys.safetensors"]
+    rows += ["train_keys.safetensors", "baseline.json"]
     private = [path for pattern in rows for path in (home / "out").rglob(pattern)]
     assert {path.suffix for path in private} >= {
         ".csv",
@@ -261,6 +265,7 @@ def test_what_holds_rows_or_token_ids_is_its_owners_alone(written):
         ".part",
         ".npy",
         ".safetensors",
+        ".json",
     }
     private += (home / "cache/compressed-clinical-bert").rglob("*")
     assert [str(path) for path in private if path.stat().st_mode & 0o077] == []

@@ -174,3 +174,11 @@ def test_a_fault_of_all_processes_is_said_once(arguments, tmp_path):
     code, _, errors = finished(torchrun(*words))
     lines = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert code != 0 and lines == [f"error: {tmp_path}/none.csv: no such file"]
+
+
+def test_the_recipe_is_refused_in_several_processes(arguments, tmp_path):
+    words = [*arguments[:4], "--recipe", "paper", "--epochs", "1", "--out", tmp_path / "out"]
+    code, _, errors = finished(torchrun(ROOT / "train.py", *words))
+    lines = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert code != 0 and lines == ["error: --recipe paper: runs in one process; start it without torchrun"]
+    assert not (tmp_path / "out").exists()
