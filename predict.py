@@ -106,6 +106,8 @@ def answer_file(run, path, out, chunk, call, answer, finish, each=lambda example
         try:
             for name, examples, encoded in ahead(chunks()):
                 kept.write(name, answer(examples, encoded))
+        except processes.Ended:
+            raise  # what it says is true of the answers too
         except BadInput as error:
             kept.look()
             if done := chunk * kept.finished:

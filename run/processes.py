@@ -19,6 +19,7 @@ teacher's remembered answers, which every process computes and keeps for itself.
 import contextlib
 import datetime
 import os
+import signal
 import sys
 
 import torch
@@ -27,6 +28,15 @@ from torch import nn
 
 from cli import BadInput
 from layers import exchanged
+
+
+class Ended(BadInput):
+    """This process cannot go on alone."""
+
+    def __init__(self):
+        super().__init__(
+            "another process of this run has ended, or torchrun was stopped; the same command goes on"
+        )
 
 
 def world():
@@ -58,6 +68,7 @@ def joined(device="auto"):
     backend = "nccl" if cuda else "gloo"
     dist.init_process_group(backend, timeout=wait, store=store, rank=rank, world_size=count)
     shown = sys.stdout, sys.stderr
+    before = signal.signal(signal.SIGTERM, stopped)
     try:
         with open(os.devnull, "w") as nowhere:
             if not is_first():
@@ -69,7 +80,15 @@ def joined(device="auto"):
     except (BadInput, RuntimeError) as error:
         raise said_once(error) from None
     finally:
+        # torchrun stops all once one has failed; this one shall still say why
+        signal.signal(signal.SIGTERM, signal.SIG_IGN if sys.exc_info()[0] else before)
         dist.destroy_process_group()
+
+
+def stopped(*_):
+    """torchrun stops this process, because another one of the run is gone or because it is stopped itself."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise Ended
 
 
 def said_once(error):
@@ -83,11 +102,7 @@ def said_once(error):
         first = False
     if not first:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - for the rest of this process
-    return (
-        BadInput("another process of this run has ended; the same command goes on from the last save")
-        if lost
-        else error
-    )
+    return Ended() if lost else error
 
 
 def wait_for_all():

@@ -15,7 +15,7 @@ import train
 from compress import TECHNIQUES
 from conftest import OTHER_TASKS, ROOT, read_csv, run_words, write_notes
 from files import read_json, write_json
-from run import checkpoint
+from run import checkpoint, processes
 
 CHAIN = "distillation+lowrank+pruning+quantization"
 EXACT = ["--precision", "fp32", "--cache", "none", "--device", "cpu"]
@@ -119,9 +119,15 @@ def test_a_prediction_whose_worker_was_killed_goes_on(runs, many, alone, tmp_pat
     words = [ROOT / "predict.py", runs / "base", many, "--deterministic", "--out", tmp_path / "p.csv"]
     both = torchrun(*words)
     kill_one(both, lambda: list(tmp_path.glob(".p.csv.*.parts/*.part")))
-    assert finished(both)[0] != 0 and not (tmp_path / "p.csv").exists()
+    code, _, errors = finished(both)
+    assert code != 0 and said(errors) == [f"error: {processes.Ended()}"] and not (tmp_path / "p.csv").exists()
     assert finished(torchrun(*words))[0] == 0
     assert (tmp_path / "p.csv").read_bytes() == alone and len(list(tmp_path.iterdir())) == 1
+
+
+def said(errors):
+    """Our own lines among what torchrun printed."""
+    return [line for line in errors.splitlines() if line.startswith("error: ")]
 
 
 def worker_of(launcher):
@@ -145,11 +151,7 @@ def test_a_killed_worker_ends_the_run_and_the_next_one_goes_on(arguments, twice,
     kill_one(both, (tmp_path / ".base.progress.safetensors").exists)
     code, _, errors = finished(both)
     assert code != 0 and not (tmp_path / "base").exists()
-    lines = [line for line in errors.splitlines() if line.startswith("error: ")]
-    assert lines in (
-        [],
-        ["error: another process of this run has ended; the same command goes on from the last save"],
-    )
+    assert said(errors) == [f"error: {processes.Ended()}"]
 
     code, printed, errors = finished(torchrun(ROOT / "train.py", *words))
     assert code == 0 and "resuming at epoch" in printed, errors
@@ -172,13 +174,13 @@ def test_torchrun_starts_a_killed_worker_again_and_the_run_goes_on(arguments, tw
 def test_a_fault_of_all_processes_is_said_once(arguments, tmp_path):
     words = [ROOT / "train.py", *arguments, "--data", tmp_path / "none.csv", "--out", tmp_path]
     code, _, errors = finished(torchrun(*words))
-    lines = [line for line in errors.splitlines() if line.startswith("error: ")]
-    assert code != 0 and lines == [f"error: {tmp_path}/none.csv: no such file"]
+    assert code != 0 and said(errors) == [f"error: {tmp_path}/none.csv: no such file"]
 
 
 def test_the_recipe_is_refused_in_several_processes(arguments, tmp_path):
     words = [*arguments[:4], "--recipe", "paper", "--epochs", "1", "--out", tmp_path / "out"]
     code, _, errors = finished(torchrun(ROOT / "train.py", *words))
-    lines = [line for line in errors.splitlines() if line.startswith("error: ")]
-    assert code != 0 and lines == ["error: --recipe paper: runs in one process; start it without torchrun"]
+    assert code != 0 and said(errors) == [
+        "error: --recipe paper: runs in one process; start it without torchrun"
+    ]
     assert not (tmp_path / "out").exists()
