@@ -79,6 +79,12 @@ def test_without_bf16_products_a_bf16_model_is_timed_in_fp32(monkeypatch):
     assert {p.dtype for p in model.parameters()} == {torch.float32} and size < 0.51 * found["base"][1]
 
 
+def test_what_was_told_is_shown_for_all_parts_with_and_without_a_chain():
+    for words, chains in (([], []), (["--chain", "results/private/lora"], ["--chain=results/private/lora"])):
+        told = benchmark.shown_arguments(benchmark.benchmark_arguments(words), list(benchmark.PARTS))
+        assert [word for word in told if word.startswith("--chain")] == chains
+
+
 def test_the_parts_write_their_tables(tmp_path, refuses, runs, monkeypatch):
     monkeypatch.setattr(shape, "shape_rows", lambda *_: [{"row": "x"}])
     monkeypatch.setattr(shape, "shape_table", lambda table: (["row"], [["x"]]))
