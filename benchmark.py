@@ -178,7 +178,8 @@ def shown_arguments(args, parts):
     flags |= {"--notes": ",".join(map(str, args.notes))} if {"reading", "volume"} & set(parts) else {}
     told = [f"{flag}={value}" for flag, value in flags.items()]
     if "serving" in parts:
-        told += [f"--chain={shown(chain)}" for chain in [args.chain] if chain] + [f"--seconds={args.seconds}"]
+        told += [f"--chain={shown(args.chain)}"] if args.chain else []
+        told += [f"--seconds={args.seconds}"]
     return told + [f"--training={' '.join(map(shown, words))}" for words in args.training or []]
 
 
