@@ -4,6 +4,7 @@ Without a directory it measures these parts (bench/ has a file for each):
     shape     BERT-base, random weights: every technique, chains, other engines; bytes, milliseconds, notes/s
     training  notes/s beside the Hugging Face Trainer, on the notes of --training
     memory    BERT-base on those notes: time and memory of LoRA beside training all weights
+    processes train.py on those notes in one process and in two: tokens/s
     volume    predict.py over 20,000 and 200,000 notes: notes/s end to end, peak memory
     reading   notes as in MIMIC, from CSV to labels (beside pandas) and to the first batch: notes/s, memory
     serving   serve.py at 1, 8 and 64 clients beside FastAPI around the transformers pipeline
@@ -27,7 +28,7 @@ import torch
 
 import compress
 import train
-from bench import gpu, memory, serving, shape, training, volume
+from bench import gpu, memory, processes, serving, shape, training, volume
 from cli import BadInput, Parser, number, run_script
 from fast import cpu
 from files import writable_directory, write_csv, write_json, write_whole
@@ -78,6 +79,14 @@ def memory_part(args, words, out):
     return Measured(rows, memory.memory_table(rows), f"Medians of {rounds} alternating rounds; {notes}.")
 
 
+def processes_part(args, words, out):
+    """One process beside two. words: train.py's arguments."""
+    rounds = max(3, args.rounds // 2)
+    rows = processes.process_rows(words, rounds)
+    notes = " ".join(map(shown, words)) or "the demonstration's synthetic notes"
+    return Measured(rows, processes.process_table(rows), f"Medians of {rounds} alternating rounds; {notes}.")
+
+
 def volume_part(args, words, out):
     """predict.py over many notes, by the run of --run, or one of the demonstration made for it."""
     rows = volume.volume_rows(run_to_use(args, out), args.notes)
@@ -121,9 +130,11 @@ def gpu_part(args, words, out):
 
 
 PARTS = {
-    "shape": shape_part, "training": training_part, "memory": memory_part, "volume": volume_part,
-    "reading": reading_part, "serving": serving_part, "gpu": gpu_part,
+    "shape": shape_part, "training": training_part, "memory": memory_part,
+    "processes": processes_part, "volume": volume_part, "reading": reading_part, "serving": serving_part,
+    "gpu": gpu_part,
 }  # fmt: skip
+TRAIN = ("training", "memory", "processes")
 
 
 def possible_parts():
@@ -162,10 +173,10 @@ def check_parts(args):
 
 
 def planned_calls(parts, trainings):
-    """[(name of the CSV, part, train.py's arguments)]; training and memory come once for each --training."""
+    """[(name of the CSV, part, train.py's arguments)]; those that train come once for each --training."""
     calls = []
     for part in parts:
-        for count, words in enumerate(trainings if part in ("training", "memory") else [[]], 1):
+        for count, words in enumerate(trainings if part in TRAIN else [[]], 1):
             calls.append((part if count == 1 else f"{part}-{count}", part, words))
     return calls
 

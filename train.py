@@ -52,7 +52,13 @@ def train(model, technique, notes, schedule, device, progress_file):
     precision = training_precision(schedule.precision, device)
     forward_model = torch.compile(model, dynamic=True) if schedule.compile else model
 
+    def loss_of(batch):
+        with autocast(device, precision):
+            outputs = task.forward(forward_model, batch)
+            return technique.loss(forward_model, batch, outputs)  # scalar
+
     with training_speedups(model, technique, notes, schedule, device, precision):
+        shared_loss = processes.averaging(model, loss_of)  # in one process the same function
         while position.epoch < schedule.epochs and not position.stopped:
             rows = task.fresh(notes.rows["train"], [schedule.seed, position.epoch])
             bar = epoch_bar(technique, schedule, position)
@@ -61,16 +67,14 @@ def train(model, technique, notes, schedule, device, progress_file):
                 model.train()
                 for numbers in batches:
                     batch = collate(rows, numbers, notes.pad_id, device)  # input_ids, attention_mask (B, T)
-                    with autocast(device, precision):
-                        outputs = task.forward(forward_model, batch)
-                        loss = technique.loss(forward_model, batch, outputs)  # scalar
+                    with processes.exchanging(shared_loss, last=numbers is batches[-1]):
+                        loss = shared_loss(batch)
                     (loss / len(batches)).backward()
                     meter.add(loss, len(numbers))
                     clock.read(rows.lengths[numbers])
                     bar.update(len(numbers))
 
                 # one optimizer step at the schedule's rate; after it, the share done counts this step
-                processes.average_gradients(weights)
                 clip_gradients(weights, schedule.clip)
                 for group in optimizer.param_groups:
                     group["lr"] = schedule.learning_rate(position)

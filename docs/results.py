@@ -123,6 +123,12 @@ PARTS = {
          "tokens_per_s": ("tokens/s", "{:,.0f}"), "peak_bytes": ("peak memory, MB", "{:,.0f}")},
         "all weights", ("tokens_per_s", "peak_bytes"),
     ),
+    "processes": (
+        {"row": ("processes", "{}"), "tokens_per_s": ("tokens/s", "{:,.0f}"), "least": ("least", "{:,.0f}"),
+         "most": ("most", "{:,.0f}"), "training_loss": ("training loss", "{:.4f}"),
+         "test_loss": ("test loss", "{:.4f}")},
+        "1 of one thread", ("tokens_per_s",),
+    ),
     "volume": (
         {"notes": ("predict.py, notes", "{:,}"), "seconds": ("seconds", "{:.1f}"),
          "notes_per_s": ("notes/s", "{:,.0f}"), "peak_bytes": ("peak memory, MB", "{:.0f}")},

@@ -6,11 +6,10 @@ Of a batch of N rows, process r of W encodes rows N r / W to N (r + 1) / W. Ever
 hidden states h of all rows, and computes the head and the loss L of the whole batch from them. So no task
 and no technique knows of it, whatever its loss is a mean over. Backward, a process has dL/dh of all rows
 and passes on that of its own, times W: the mean of the gradients over the processes is then the batch's,
-for weights within the encoder and outside. Dropout in the encoder draws the batch's whole mask everywhere
+for weights within the encoder and outside. torch's DistributedDataParallel takes that mean, while the
+backward pass goes on; alone, it would take the mean of the losses of shares of the batch, which is not the
+batch's if they hold unequal numbers of words. Dropout in the encoder draws the batch's whole mask everywhere
 and takes its rows. So one process and several make the same steps, but for rounding.
-
-torch's DistributedDataParallel takes the mean of the processes' losses, which is not the batch's if they
-hold unequal numbers of words. And it cannot serve weights that are used outside `forward`, such as a CRF's.
 
 What it does not save: memory for weights and moments, of which every process holds all; the head and the
 teacher's remembered answers, which every process computes and keeps for itself.
@@ -25,6 +24,7 @@ import sys
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from cli import BadInput
 from layers import exchanged
@@ -223,7 +223,7 @@ class Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        """The gradient of this process's rows, times the number of processes: `average_gradients` divides."""
+        """The gradient of this process's rows, times the number of processes, by which the mean divides."""
         return gradient[ctx.start : ctx.stop] * ctx.count, None, None
 
 
@@ -244,19 +244,25 @@ class SharedDropout(nn.Dropout):
         return x * mask[self.deal.start : self.deal.start + len(x)].div_(1 - self.p)
 
 
-@torch.no_grad()
-def average_gradients(weights):
-    """The mean of every gradient over the processes, in place; sparse ones stay sparse."""
-    count = world()[1]
-    if count == 1:
-        return
-    dense = [weight.grad for weight in weights if weight.grad is not None and not weight.grad.is_sparse]
-    together = torch.cat([gradient.reshape(-1) for gradient in dense])
-    dist.all_reduce(together)
-    for gradient, mean in zip(dense, (together / count).split([g.numel() for g in dense]), strict=True):
-        gradient.copy_(mean.view_as(gradient))
-    for weight in weights:
-        if weight.grad is not None and weight.grad.is_sparse:
-            total = weight.grad.coalesce()
-            dist.all_reduce(total)
-            weight.grad = total / count
+class BatchLoss(nn.Module):
+    """The loss of a batch as one module, which holds the model: what DistributedDataParallel wraps."""
+
+    def __init__(self, model, loss):
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, batch):
+        """A batch's tensors -> its loss, a scalar."""
+        return self.loss(batch)
+
+
+def averaging(model, loss):
+    """The loss (batch -> scalar) of the model; its backward pass takes the mean of the gradients of all."""
+    if world()[1] == 1:
+        return loss
+    return DistributedDataParallel(BatchLoss(model, loss))
+
+
+def exchanging(loss, last):
+    """The context of a batch's forward pass: gradients are exchanged after the last batch of a step."""
+    return contextlib.nullcontext() if last or world()[1] == 1 else loss.no_sync()

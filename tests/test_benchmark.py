@@ -11,7 +11,8 @@ from transformers import BertConfig
 
 import benchmark
 import files
-from bench import gpu, memory, shape, training, volume
+from bench import gpu, memory, processes, shape, training, volume
+from cli import BadInput
 from conftest import ROOT, read_csv
 from fast import cpu, speedups
 from layers import parameter_count
@@ -40,6 +41,16 @@ def test_training_is_measured_once_for_each_call():
         ("training", "training", words),
         ("training-2", "training", []),
     ]
+
+
+def test_one_process_and_two_are_measured_on_the_same_training():
+    one, two = processes.process_rows(["--fraction", "0.1"], rounds=1)
+    assert (one["processes"], two["processes"]) == (1, 2) and one["tokens_per_s"] > 0 < two["tokens_per_s"]
+    assert one["test_loss"] == pytest.approx(two["test_loss"], abs=2e-3)
+    header, cells = processes.process_table([one, two])
+    assert all(len(row) == len(header) for row in cells)
+    with pytest.raises(BadInput, match="nowhere.csv"):
+        processes.trained(1, ["--data", "nowhere.csv"])
 
 
 def test_multiply_adds_are_those_of_the_layers():

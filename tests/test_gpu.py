@@ -148,8 +148,9 @@ y = processes.Gather.apply(x, 0, 3)
 y.square().sum().backward()
 assert torch.equal(x, y) and torch.equal(x.grad, 2 * x)
 processes.world = lambda: (0, 2)  # or they would do nothing
-processes.average_gradients([x])
-assert torch.equal(x.grad, x)
+model = torch.nn.Linear(4, 1).cuda()
+processes.averaging(model, lambda batch: model(batch).sum())(x.detach()).backward()
+assert torch.allclose(model.weight.grad[0], x.sum(0))
 processes.wait_for_all()
 assert processes.agreed({"a": [1]}) == {"a": [1]}
 processes.same_weights(torch.nn.Linear(2, 2).cuda())
