@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import warnings
 
 import torch
 from torch import nn
@@ -86,6 +87,19 @@ def replace_module(model, name, module):
 def is_int8(module):
     """Whether a module is a dynamic int8 Linear of torch.ao, as quantization makes them."""
     return isinstance(module, torch.ao.nn.quantized.dynamic.Linear)
+
+
+@contextlib.contextmanager
+def without_deprecations():
+    """Keep torch.ao's deprecation warnings quiet, in this place only.
+
+    It will move to torchao (pytorch/ao issue 2259, pytorch issue 184982). We stay, on a pinned torch, until a
+    replacement is measured that is at least as fast.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"(?s).*torch\.ao\.quantization is deprecated")
+        warnings.filterwarnings("ignore", message=r"(?s).*quantized tensor creation functions")
+        yield
 
 
 def is_bf16(module):

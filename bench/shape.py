@@ -22,7 +22,7 @@ import compress
 from cli import BadInput
 from compress.bf16 import computes_bf16
 from compress.quantization import plain_state
-from fast import cpu, speedups
+from fast import cpu, int8, speedups
 from fast.attention import multiplies_bf16
 from files import write_tensors
 from layers import device_of, is_int8, trainable_copy
@@ -132,7 +132,7 @@ def multiply_adds(model, length):
     hooks = [
         module.register_forward_hook(lambda m, x, y: uncounted.append(x[0].numel() * m.out_features))
         for module in model.modules()
-        if is_int8(module) or isinstance(module, cpu.OneDNNLinear)
+        if is_int8(module) or isinstance(module, (cpu.OneDNNLinear, int8.Int8Product))
     ]
     # the plain attention kernel: the counter sees its products, but not those of the fused CPU kernel
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:

@@ -19,15 +19,12 @@ layer shares, or that the model reads directly, as DeBERTa does. Because one inp
 batch, a note's probabilities depend slightly on its neighbours in the batch.
 """
 
-import contextlib
-import warnings
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from compress.technique import Technique
-from layers import is_int8, millions, parameter_count, replace_module
+from layers import is_int8, millions, parameter_count, replace_module, without_deprecations
 
 # Fastest first. On an AVX-512 VNNI CPU, 4096 x 768 -> 3072 -> 768 with 2 threads took 50 ms by onednn, 58 to
 # 62 by x86 and fbgemm, 208 in fp32 and 370 by qnnpack, which is for ARM.
@@ -42,19 +39,6 @@ def fastest_engine():
 def full_range():
     """Whether inputs take all 8 bits: this CPU's integer products add up in 32 bits at once (VNNI)."""
     return torch.cpu._is_vnni_supported()
-
-
-@contextlib.contextmanager
-def without_deprecations():
-    """Keep torch.ao's deprecation warnings quiet, in this place only.
-
-    It will move to torchao (pytorch/ao issue 2259, pytorch issue 184982). We stay, on a pinned torch, until a
-    replacement is measured that is at least as fast.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"(?s).*torch\.ao\.quantization is deprecated")
-        warnings.filterwarnings("ignore", message=r"(?s).*quantized tensor creation functions")
-        yield
 
 
 # --- int8 layers

@@ -2,13 +2,14 @@
 
 attention.py   the last layer for [CLS] alone; queries, keys and values by one product; bf16 products
 cpu.py         fp32 products by the faster library, freed memory kept
+int8.py        int8 products by oneDNN's own call, with what follows them
 optimizer.py   lazy AdamW: only the embedding rows of the batch
 precision.py   in which precision a model trains and reads; layer norms in bf16 on CUDA
 """
 
 import contextlib
 
-from fast import attention, cpu, optimizer, precision
+from fast import attention, cpu, int8, optimizer, precision
 
 
 @contextlib.contextmanager
@@ -28,6 +29,7 @@ def speedups(model, reads_first=False, bf16_attention=None, frozen=False, onednn
         patches.enter_context(precision.half_norms(model))
         if frozen:
             patches.enter_context(cpu.faster_products(model, onednn))
+            patches.enter_context(int8.faster_int8(model))
         if tokens_per_step:
             patches.enter_context(optimizer.sparse_embeddings(model, tokens_per_step))
         yield model
