@@ -51,13 +51,21 @@ def collect(source, folder):
         if checkpoint.is_finished(path) and path.name in FIVE
     ]
     runs = {kind: found for kind, found in runs.items() if found}
-    if not runs:
+    orders = [run for out in numbered(source, "labels") for run in columns.recipe_runs(out)]
+    curve = [run for run in sorted(source.glob("lowrank-*/*")) if checkpoint.is_finished(run)]
+    further = {
+        "labels": [(path, read_run(path, *RERUN)) for path in orders],
+        "lowrank": [(path, read_run(path, *LOADED, "test.overall", "machine.commit")) for path in curve],
+    }
+    further = {kind: found for kind, found in further.items() if found}
+    if not (runs or further):
         raise BadInput(f"{source}: no runs in there; bash experiments/replication.sh makes them")
     folder.mkdir(parents=True, exist_ok=True)
     epochs = [row for kind in places for row in epoch_rows(kind, runs.get(kind, ()))]
     answers = [row for kind in runs for row in answer_rows(kind, runs[kind])]
-    write_files(folder, epochs, answers, label_rows(source), curve_rows(source))
+    write_files(folder, epochs, answers, label_rows(further), curve_rows(further))
     facts = {kind: kind_facts(found) for kind, found in runs.items()}
+    facts |= {kind: made_by(found) for kind, found in further.items()}
     kept = read_json(path) if (path := folder / "facts.json").exists() else {}
     write_json(path, {**kept, **facts})
 
@@ -104,34 +112,44 @@ def answer_rows(kind, runs):
     return rows
 
 
-def label_rows(source):
+def numbered(source, name):
+    """The directories name-1, name-2 and so on, in order of the numbers."""
+    return sorted(source.glob(f"{name}-*"), key=lambda path: (len(path.name), path.name))
+
+
+def label_rows(further):
     """One row per order of the symptoms."""
-    rows = []
-    for out in sorted(source.glob("labels-*"), key=lambda path: (len(path.name), path.name)):
-        for path in columns.recipe_runs(out):
-            run = read_run(path, *RERUN)
-            data, arguments = run["data"], run["arguments"]
-            rows.append(
-                {"label_seed": arguments["label_seed"], "labels": ", ".join(run["task"]["labels"])}
-                | {"notes": data["notes"], "test": data["sizes"]["test"], "copied": data["copied"]}
-                | {score: run["test"]["overall"][score] for score in OVERALL}
-            )
-    return rows
+    return [
+        {"label_seed": run["arguments"]["label_seed"], "labels": ", ".join(run["task"]["labels"])}
+        | {
+            "notes": run["data"]["notes"],
+            "test": run["data"]["sizes"]["test"],
+            "copied": run["data"]["copied"],
+        }
+        | {score: run["test"]["overall"][score] for score in OVERALL}
+        for _, run in further.get("labels", ())
+    ]
 
 
-def curve_rows(source):
+def curve_rows(further):
     """One row per low-rank run, and per base run of as many epochs."""
-    rows = []
-    for path in sorted(source.glob("lowrank-*/*")):
-        if checkpoint.is_finished(path):
-            run = read_run(path, *LOADED, "test.overall")
-            arguments, technique = run["arguments"], run["technique"]
-            rows.append(
-                {"technique": technique, "rank": arguments["rank"] if technique == "lowrank" else 0}
-                | {"epochs": arguments["epochs"], "seed": arguments["seed"]}
-                | {score: run["test"]["overall"][score] for score in OVERALL}
-            )
-    return rows
+    return [
+        {
+            "technique": run["technique"],
+            "rank": run["arguments"]["rank"] if run["technique"] == "lowrank" else 0,
+        }
+        | {"epochs": run["arguments"]["epochs"], "seed": run["arguments"]["seed"]}
+        | {score: run["test"]["overall"][score] for score in OVERALL}
+        for _, run in further.get("lowrank", ())
+    ]
+
+
+def made_by(runs):
+    """The machine and the commits of runs."""
+    return {
+        "machine": runs[0][1]["machine"],
+        "commits": sorted({str(run["machine"]["commit"]) for _, run in runs}),
+    }
 
 
 def kind_facts(runs):
@@ -147,8 +165,7 @@ def kind_facts(runs):
         "rows": first["data"].get("rows"),
         "copied": first["data"].get("copied"),
         "rates": {run["technique"]: run.get("learning_rate") for _, run in runs},
-        "machine": first["machine"],
-        "commits": sorted({str(run["machine"]["commit"]) for _, run in runs}),
+        **made_by(runs),
     }
 
 
@@ -273,6 +290,11 @@ def points(estimate, low, high):
     return f"{100 * estimate:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
 
 
+def rise(values):
+    """Differences, one per seed, in points: their mean, with an interval if there are several."""
+    return points(*over_seeds(values)) if len(values) > 1 else "".join(f"{100 * v:+.1f}" for v in values)
+
+
 def over_seeds(values):
     """(mean, low, high) of one value per seed, Student's 95% interval; the mean alone for one seed."""
     mean = fmean(values)
@@ -331,8 +353,20 @@ def replication_page(folder):
         *["", "## The claims, one by one", "", *claim_lines(scores)],
         *["", "## Copies of training notes", "", *copy_lines(answers)],
         *["", "## All stable at the last epoch?", "", *stable_lines(epochs)],
-        *["", "## Does low rank need more epochs?", "", *curve_lines(read_rows(folder / "lowrank.csv"))],
-        *["", "## Another order of the same list", "", *label_lines(labels)],
+        *[
+            "",
+            "## Does low rank need more epochs?",
+            "",
+            *curve_lines(read_rows(folder / "lowrank.csv")),
+            *trained_lines(facts.get("lowrank")),
+        ],
+        *[
+            "",
+            "## Another order of the same list",
+            "",
+            *label_lines(labels),
+            *trained_lines(facts.get("labels")),
+        ],
     ]
     return "\n".join([*sections, ""])
 
@@ -353,6 +387,13 @@ def run_lines(facts, kinds):
             f"commit {', '.join(of['commits'])}."
         )
     return [*lines, ""]
+
+
+def trained_lines(facts):
+    """Lines: on what these runs were trained."""
+    if not facts:
+        return []
+    return ["", f"Trained on {described(facts['machine'])}; commit {', '.join(facts['commits'])}."]
 
 
 def spread_lines(answers, scores, paper):
@@ -501,15 +542,18 @@ def curve_lines(rows):
     for rank, runs in sorted(series.items()):
         cells = [f"{fmean(runs[count].values()):.4f}" if count in runs else "" for count in counts]
         shared = sorted(runs.get(first, {}).keys() & runs.get(last, {}).keys())
-        rise = over_seeds([runs[last][seed] - runs[first][seed] for seed in shared]) if shared else None
-        body.append([f"rank {rank}" if rank else "base", *cells, points(*rise) if rise else ""])
+        body.append([f"rank {rank}" if rank else "base", *cells])
+        if last > first:
+            body[-1].append(rise([runs[last][seed] - runs[first][seed] for seed in shared]))
     seeds = len({row["seed"] for row in rows})
     told = (
-        f"Macro-F1 on test, mean of {seeds} seeds; every run has its own cosine to zero; the last column is "
-        "Student's interval over seeds. Low rank here is real: each Linear of the encoder becomes two thin "
-        "ones. In the authors' code it changes nothing, so its row there says nothing about epochs."
+        f"Macro-F1 on test, {'one seed' if seeds == 1 else f'mean of {seeds} seeds'}; every run has its own "
+        "cosine to zero; brackets in the last column are Student's interval over seeds. Low rank here is real: "
+        "each Linear of the encoder becomes two thin ones. In the authors' code it changes nothing, so its "
+        "row there says nothing about epochs."
     )
-    head = ["", *(f"{count} epochs" for count in counts), f"{first} to {last} epochs, points"]
+    head = ["", *(f"{count} epochs" for count in counts)]
+    head += [f"{first} to {last} epochs, points"] if last > first else []
     return [told, "", *markdown_table(head, body)]
 
 
