@@ -41,6 +41,21 @@ def collect(source, folder):
     What the files hold of kinds of runs that the directory lacks stays there.
     """
     source = Path(source)
+    runs, further = runs_of_kinds(source), further_runs(source)
+    if not (runs or further):
+        raise BadInput(f"{source}: no runs in there; bash experiments/replication.sh makes them")
+    folder.mkdir(parents=True, exist_ok=True)
+    epochs = [row for kind in ("recipe", "rate") for row in epoch_rows(kind, runs.get(kind, ()))]
+    answers = [row for kind in runs for row in answer_rows(kind, runs[kind])]
+    write_files(folder, epochs, answers, label_rows(further), curve_rows(further))
+    facts = {kind: kind_facts(found) for kind, found in runs.items()}
+    facts |= {kind: made_by(found) for kind, found in further.items()}
+    kept = read_json(path) if (path := folder / "facts.json").exists() else {}
+    write_json(path, {**kept, **facts})
+
+
+def runs_of_kinds(source):
+    """{kind: [(path, its run.json)]} of the five rows: by the recipe, at one rate, done properly."""
     places = {"recipe": source, "rate": source / "rate"}
     runs = {
         kind: [(p, read_run(p, *RERUN)) for p in columns.recipe_runs(place)] for kind, place in places.items()
@@ -50,24 +65,18 @@ def collect(source, folder):
         for path in sorted(source.glob("proper-*/*"))
         if checkpoint.is_finished(path) and path.name in FIVE
     ]
-    runs = {kind: found for kind, found in runs.items() if found}
+    return {kind: found for kind, found in runs.items() if found}
+
+
+def further_runs(source):
+    """The same of base under other orders of the symptoms, and of low rank by epochs."""
     orders = [run for out in numbered(source, "labels") for run in columns.recipe_runs(out)]
     curve = [run for run in sorted(source.glob("lowrank-*/*")) if checkpoint.is_finished(run)]
-    further = {
+    runs = {
         "labels": [(path, read_run(path, *RERUN)) for path in orders],
         "lowrank": [(path, read_run(path, *LOADED, "test.overall", "machine.commit")) for path in curve],
     }
-    further = {kind: found for kind, found in further.items() if found}
-    if not (runs or further):
-        raise BadInput(f"{source}: no runs in there; bash experiments/replication.sh makes them")
-    folder.mkdir(parents=True, exist_ok=True)
-    epochs = [row for kind in places for row in epoch_rows(kind, runs.get(kind, ()))]
-    answers = [row for kind in runs for row in answer_rows(kind, runs[kind])]
-    write_files(folder, epochs, answers, label_rows(further), curve_rows(further))
-    facts = {kind: kind_facts(found) for kind, found in runs.items()}
-    facts |= {kind: made_by(found) for kind, found in further.items()}
-    kept = read_json(path) if (path := folder / "facts.json").exists() else {}
-    write_json(path, {**kept, **facts})
+    return {kind: found for kind, found in runs.items() if found}
 
 
 def write_files(folder, epochs, answers, labels, curve):
@@ -548,9 +557,9 @@ def curve_lines(rows):
     seeds = len({row["seed"] for row in rows})
     told = (
         f"Macro-F1 on test, {'one seed' if seeds == 1 else f'mean of {seeds} seeds'}; every run has its own "
-        "cosine to zero; brackets in the last column are Student's interval over seeds. Low rank here is real: "
-        "each Linear of the encoder becomes two thin ones. In the authors' code it changes nothing, so its "
-        "row there says nothing about epochs."
+        "cosine to zero; brackets in the last column are Student's interval over seeds. Low rank here is "
+        "real: each Linear of the encoder becomes two thin ones. In the authors' code it changes nothing, so "
+        "its row there says nothing about epochs."
     )
     head = ["", *(f"{count} epochs" for count in counts)]
     head += [f"{first} to {last} epochs, points"] if last > first else []
