@@ -22,14 +22,16 @@ SCRIPT = Path(__file__).resolve().parent.parent / "train.py"
 
 
 def trained(processes, words):
-    """The record of base after an epoch on the CPU."""
+    """run.json of base after an epoch on the CPU. Raises BadInput if train.py fails."""
     with tempfile.TemporaryDirectory() as out:
         flags = ["--epochs", "1", "--device", "cpu", "--cache", "none", "--name", "base", "--out", out]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         call = [*LAUNCH[processes], SCRIPT, *words, *flags]
         done = subprocess.run(call, env=environment, capture_output=True, text=True)
         if done.returncode:
-            raise BadInput(f"train.py in {processes} processes: {done.stderr.strip().splitlines()[-1]}")
+            lines = done.stderr.strip().splitlines() or ["?"]  # torchrun's own report comes last
+            said = [line for line in lines if line.startswith("error: ")] or lines
+            raise BadInput(f"train.py in {processes} processes: {said[-1].removeprefix('error: ')}")
         return read_json(Path(out) / "base" / "run.json")
 
 

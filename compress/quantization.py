@@ -5,6 +5,8 @@ scale and zero point, chosen from its own extremes at each call, and 8 bits wher
 so that sums of two products fit 16 bits; the int32 sums are scaled back to fp32.
 torch.ao.quantization.quantize_dynamic does it to the fine-tuned model, and the scores are those of the int8
 model itself, on a CPU. Where the CPU multiplies bf16, attention is computed in it (run/inference.py).
+predict.py, evaluate.py and serve.py multiply the same weights by fast/int8.py, which rounds otherwise: a few
+answers in a thousand differ from those of the training run's own test.
 
 Embedding tables become int8 too, with one scale s = max|w| / 127 per row: fewer bytes on disk and in
 memory, but no less time, since a look-up multiplies nothing. BERT-base comes to 109 MB of 433, with

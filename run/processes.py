@@ -257,10 +257,14 @@ class BatchLoss(nn.Module):
 
 
 def averaging(model, loss):
-    """The loss (batch -> scalar) of the model; its backward pass takes the mean of the gradients of all."""
+    """The loss (batch -> scalar) of the model; its backward pass takes the mean of the gradients of all.
+
+    Every weight that is trained must have a part in the loss; torch raises RuntimeError if one has none.
+    """
     if world()[1] == 1:
         return loss
-    return DistributedDataParallel(BatchLoss(model, loss))
+    # buffers, such as pruning's masks, are made alike everywhere and need not be sent before every batch
+    return DistributedDataParallel(BatchLoss(model, loss), broadcast_buffers=False)
 
 
 def exchanging(loss, last):

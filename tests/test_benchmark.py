@@ -49,8 +49,9 @@ def test_one_process_and_two_are_measured_on_the_same_training():
     assert one["test_loss"] == pytest.approx(two["test_loss"], abs=2e-3)
     header, cells = processes.process_table([one, two])
     assert all(len(row) == len(header) for row in cells)
-    with pytest.raises(BadInput, match="nowhere.csv"):
-        processes.trained(1, ["--data", "nowhere.csv"])
+    for count in processes.LAUNCH:
+        with pytest.raises(BadInput, match="nowhere.csv"):
+            processes.trained(count, ["--data", "nowhere.csv"])
 
 
 def test_multiply_adds_are_those_of_the_layers():

@@ -6,21 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import BertConfig
 
 from bench.shape import compressed, multiply_adds
 from compress.quantization import quantize_linears
-from fast import attention, int8, speedups
+from fast import int8, speedups
 from layers import is_int8
+from test_speed import CONFIG
 
-CONFIG = BertConfig(
-    vocab_size=50,
-    hidden_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    intermediate_size=128,
-    num_labels=3,
-)
 INPUTS = {
     "input_ids": torch.arange(18).view(2, 9),
     "attention_mask": torch.tensor([[1] * 9, [1] * 5 + [0] * 4]),
@@ -70,9 +62,7 @@ def test_gelu_and_sum_are_those_that_follow():
     ours.gelu = True
     assert torch.allclose(ours(x), F.gelu(plain), atol=1e-5)
     ours.answers = torch.bfloat16
-    assert ours(x).equal(F.gelu(plain).bfloat16()) or torch.allclose(
-        ours(x).float(), F.gelu(plain), atol=0.01
-    )
+    assert ours(x).dtype == torch.bfloat16 and torch.allclose(ours(x).float(), F.gelu(plain), atol=0.01)
 
 
 @torch.inference_mode()
@@ -86,23 +76,24 @@ def test_nothing_but_one_value_is_read_as_it_is(x):
 @by_onednn
 @torch.inference_mode()
 @pytest.mark.parametrize(
-    "technique, options, passes",
+    "technique, options",
     [
-        ("quantization", {}, 2),
-        ("lowrank+quantization", {"rank": 8}, 2),
-        ("pruning+quantization", {"structured": True, "keep_heads": 2, "keep_neurons": 64}, 2),
+        ("quantization", {}),
+        ("lowrank+quantization", {"rank": 8}),
+        ("pruning+quantization", {"structured": True, "keep_heads": 2, "keep_neurons": 32}),
     ],
 )
 @pytest.mark.parametrize("bf16", [None, "bf16_products"])
-def test_a_model_answers_as_with_its_own_layers(technique, options, passes, bf16):
+def test_a_model_answers_as_with_its_own_layers(technique, options, bf16):
     model = compressed(technique, {"importance": "magnitude", **options}, CONFIG)
     names, kinds = list(model.state_dict()), [type(module) for module in model.modules()]
     expected, counted = model(**INPUTS).logits, multiply_adds(model, 9)
     for first in (False, True):
         with speedups(model, reads_first=first, bf16_attention=bf16, frozen=True):
             inside = list(model.modules())
-            assert not any(is_int8(module) for module in model.children())
-            assert sum(getattr(module, "gelu", False) is True for module in inside) == passes
+            wrapped = {id(m.layer) for m in inside if isinstance(m, int8.Int8Product)}
+            assert all(id(module) in wrapped for module in inside if is_int8(module))
+            assert sum(getattr(module, "gelu", False) is True for module in inside) == 2
             sums = [m for m in inside if isinstance(m, int8.AddAndNorm)]
             assert len(sums) == (4 if "lowrank" not in technique else 0)
             found = model(**INPUTS).logits
@@ -124,9 +115,8 @@ def test_a_cpu_without_integer_products_keeps_torch_ao_layers(monkeypatch):
 @torch.inference_mode()
 def test_a_model_unlike_bert_keeps_its_passes():
     model = compressed("quantization", {}, CONFIG)
-    expected, attention_like = model(**INPUTS).logits, attention.LIKE_BERT
+    expected = model(**INPUTS).logits
     model.config.model_type = "other"
-    assert model.config.model_type not in attention_like
     with speedups(model, frozen=True):
         ours = [module for module in model.modules() if isinstance(module, int8.Int8Product)]
         assert len(ours) == 2 * 6 + 2 and not any(product.gelu for product in ours)
