@@ -219,7 +219,7 @@ def evaluate_file(args):
     earlier, seen = earlier_rows(examples), learnt_from(args.run, examples)
     say_duplicates(task, len(examples), earlier, seen)
 
-    onednn = processes.agreed(cpu.onednn_pays())
+    onednn = processes.agreed(cpu.onednn_pays(run.model))
     with processes.dealt_out(run.model.to(device)), reading(run.model, task, frozen=True, onednn=onednn):
         predictions, loss = answers_to(run, examples, args.batch_tokens)
 

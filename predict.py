@@ -301,7 +301,7 @@ def predict(args):
     notes = first_examples(run.task, args.notes, text) if asked != "torch" else []
     with engine.chosen(asked, run, args.run, notes, args.batch_tokens, say) as form:
         torch_itself = form == "torch"
-        onednn = processes.agreed(torch_itself and cpu.onednn_pays())
+        onednn = processes.agreed(torch_itself and cpu.onednn_pays(run.model))
         with reading(run.model.to(device), run.task, frozen=torch_itself, onednn=onednn):
             if args.compile:
                 run = run._replace(model=torch.compile(run.model, dynamic=True))  # one graph for all lengths

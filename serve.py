@@ -91,7 +91,7 @@ def serve(args):
     token, run, listening = read_token(args.token_file), load_run(args), listen(args.host, args.port)
     facts = card_facts(run.task, run.facts)
 
-    with listening, serving(run, args.batch_tokens, args.max_held, cpu.onednn_pays()) as service:
+    with listening, serving(run, args.batch_tokens, args.max_held, cpu.onednn_pays(run.model)) as service:
         app = web.build_app(service, facts, limits, token, args.log)
         server = uvicorn.Server(
             uvicorn.Config(

@@ -1,7 +1,7 @@
 """The same numbers, sooner. `speedups` puts everything that patches a model on, and takes it off again.
 
 attention.py   the last layer for [CLS] alone; queries, keys and values by one product; bf16 products
-cpu.py         fp32 products by the faster library, freed memory kept
+cpu.py         products by the faster library, freed memory kept
 int8.py        int8 products by oneDNN's own call, with what follows them
 optimizer.py   lazy AdamW: only the embedding rows of the batch
 precision.py   in which precision a model trains and reads; layer norms in bf16 on CUDA
@@ -19,7 +19,7 @@ def speedups(model, reads_first=False, bf16_attention=None, frozen=False, onednn
     reads_first: the head reads the first token alone, so the last layer answers for no other.
     bf16_attention: a name in attention.BF16, for CPUs that multiply bf16; else the model's own attention.
     frozen: the weights do not change while it is open, so they may be laid out anew.
-    onednn: of frozen weights, whether fp32 products are oneDNN's; None = time it.
+    onednn: of frozen weights, whether products are oneDNN's; None = time it.
     tokens_per_step: in training, tokens per step; decides whether embeddings get sparse gradients.
     """
     with contextlib.ExitStack() as patches:

@@ -235,7 +235,7 @@ def call_of(name, run, files, opened):
         model = run.model
         if form.precision == "bf16":
             copy = bf16_copy(model)
-            model = opened.enter_context(reading(copy, run.task, frozen=True, onednn=False))
+            model = opened.enter_context(reading(copy, run.task, frozen=True))
         return torch_call(model, run.task.reads_first)
     return open_file(form, files.find(form))
 

@@ -178,7 +178,7 @@ def growth(memory, seconds):
 
 def right_answers(run, count):
     """{text: what predict.py answers} of notes of the run's own file."""
-    with reading(run.model, run.task, frozen=True, onednn=cpu.onednn_pays()):
+    with reading(run.model, run.task, frozen=True, onednn=cpu.onednn_pays(run.model)):
         return {text: predict_note(run, text, False) for text in dict.fromkeys(texts_of(run, count))}
 
 

@@ -161,7 +161,7 @@ def test_the_gpu_part_counts_what_the_layers_do():
 
 
 def test_the_gpu_part_measures_on_any_device(tmp_path, monkeypatch):
-    monkeypatch.setattr(cpu, "onednn_pays", lambda: False)  # whose layers multiply no bf16
+    monkeypatch.setattr(cpu, "onednn_pays", lambda model: False)  # whose layers multiply no bf16
     few = {"training": (2,), "prediction": (2, 4)}
     tiny = functools.partial(gpu.gpu_rows, "cpu", batches=few, config=CONFIG, backend="eager")
     monkeypatch.setattr(gpu, "gpu_rows", tiny)

@@ -14,6 +14,7 @@ from cli import BadInput
 from compress import bf16
 from compress.quantization import load_plain_state, plain_state
 from fast import cpu
+from fast.attention import multiplies_bf16
 from files import read_json
 from run import checkpoint
 from tests.conftest import read_csv, run_words
@@ -71,10 +72,18 @@ def test_shared_weights_stay_shared():
     assert small.get_output_embeddings().weight is small.get_input_embeddings().weight
 
 
-def test_fp32_products_of_other_libraries_leave_bf16_alone(batch):
+@pytest.mark.skipif(not multiplies_bf16(), reason="this CPU multiplies no bf16")
+@torch.inference_mode()
+def test_weights_in_onednn_s_order_are_the_same_weights(batch):
     small, _ = rounded(tiny("bert"))
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    expected = small(**inputs).logits
     with cpu.faster_products(small, onednn=True):
-        assert not any(isinstance(module, cpu.OneDNNLinear) for module in small.modules())
+        there = [module for module in small.modules() if isinstance(module, cpu.OneDNNLinear)]
+        found = small(**inputs).logits
+    assert {layer.packed.dtype for layer in there} == {torch.bfloat16}  # every one was asked, and packed
+    assert found.dtype == expected.dtype and torch.allclose(found.float(), expected.float(), atol=0.02)
+    assert not any(isinstance(module, cpu.OneDNNLinear) for module in small.modules())
 
 
 @pytest.mark.parametrize("chain", ("bf16+quantization", "quantization+bf16", "bf16+lowrank"))

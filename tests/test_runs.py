@@ -184,7 +184,7 @@ def test_compiled_training_and_prediction_answer_the_same_by_few_graphs(
 ):
     graphs, compiler = [], torch.compile
     monkeypatch.setattr(inference, "COMPILES", ("cuda", "cpu"))
-    monkeypatch.setattr(cpu, "onednn_pays", lambda: False)  # whose layers are not to be compiled
+    monkeypatch.setattr(cpu, "onednn_pays", lambda model: False)  # whose layers are not to be compiled
 
     def traced(model, **keywords):
         return compiler(
@@ -720,7 +720,7 @@ def test_two_processes_give_equal_bits_with_deterministic(arguments, tmp_path):
 
 
 def test_with_deterministic_no_clock_chooses(runs, monkeypatch):
-    def asked():
+    def asked(dtype):
         raise AssertionError("timed")
 
     monkeypatch.setattr(cpu, "onednn_is_faster", asked)

@@ -154,7 +154,7 @@ def test_the_other_linear_is_the_same_linear(model, batch, monkeypatch):
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     with torch.inference_mode():
         expected = model(**inputs).logits
-        monkeypatch.setattr(cpu, "onednn_pays", lambda: True)
+        monkeypatch.setattr(cpu, "onednn_pays", lambda model: True)
         with reading(model, Task(), frozen=True):
             joined = model.bert.encoder.layer[0].attention.self.joined
             assert type(model.classifier) is type(joined) is cpu.OneDNNLinear
@@ -205,7 +205,7 @@ def test_the_first_token_alone_gives_the_same_answers_and_the_same_gradients(kin
 @pytest.mark.parametrize("technique", ["base", "quantization", "lowrank", "pruning"])
 @pytest.mark.parametrize("task", [Task, Ner])
 def test_one_product_for_queries_keys_and_values_answers_as_three(technique, task, monkeypatch):
-    monkeypatch.setattr(cpu, "onednn_pays", lambda: False)
+    monkeypatch.setattr(cpu, "onednn_pays", lambda model: False)
     options = {
         "lowrank": {"rank": 4},
         "pruning": {"structured": True, "keep_heads": 2, "keep_neurons": 48, "importance": "magnitude"},
