@@ -2,6 +2,7 @@
 
 attention.py   the last layer for [CLS] alone; queries, keys and values by one product; bf16 products
 cpu.py         products by the faster library, freed memory kept
+dropout.py     random numbers that cost less, in training on a CPU
 int8.py        int8 products by oneDNN's own call, with what follows them
 optimizer.py   lazy AdamW: only the embedding rows of the batch
 precision.py   in which precision a model trains and reads; layer norms in bf16 on CUDA
@@ -9,7 +10,7 @@ precision.py   in which precision a model trains and reads; layer norms in bf16 
 
 import contextlib
 
-from fast import attention, cpu, int8, optimizer, precision
+from fast import attention, cpu, dropout, int8, optimizer, precision
 
 
 @contextlib.contextmanager
@@ -30,6 +31,8 @@ def speedups(model, reads_first=False, bf16_attention=None, frozen=False, onednn
         if frozen:
             patches.enter_context(cpu.faster_products(model, onednn))
             patches.enter_context(int8.faster_int8(model))
+        else:
+            patches.enter_context(dropout.cheap_dropout(model))
         if tokens_per_step:
             patches.enter_context(optimizer.sparse_embeddings(model, tokens_per_step))
         yield model

