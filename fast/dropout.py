@@ -1,9 +1,9 @@
 """Dropout by random numbers that cost less, for training on a CPU.
 
 PyTorch draws every element of a mask by itself: 8.3 ms for 16 x 232 x 384 elements, a tenth of a training
-step in bf16. Here one 64-bit number of torch's generator gives four elements 16 bits each: 1.6 ms. An element is
-kept, and divided by 1 - t / 65536, if its bits are at least t = round(65536 p). So the mean is exact, and the
-share of zeros differs from p by 1 / 131072 at most.
+step in bf16. Here one 64-bit number of torch's generator gives four elements 16 bits each: 1.6 ms. An element
+is kept, and divided by 1 - t / 65536, if its bits are at least t = round(65536 p). So the mean is exact, and
+the share of zeros differs from p by 1 / 131072 at most.
 """
 
 import contextlib

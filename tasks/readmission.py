@@ -284,7 +284,7 @@ class Readmission(Task):
     def fit_head(self, model, examples, encoded, pad_id):
         """With --head logistic, put a logistic regression on the [CLS] vectors into the model's classifier.
 
-        A frozen encoder whose vectors hardly vary gets large weights, which int8 does not carry well.
+        A frozen encoder whose vectors hardly vary gets large weights, which int8 and bf16 do not carry well.
         """
         if not self.logistic:
             return {}
