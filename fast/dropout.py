@@ -7,6 +7,7 @@ the share of zeros differs from p by 1 / 131072 at most.
 """
 
 import contextlib
+import math
 
 import torch
 from torch import nn
@@ -14,13 +15,22 @@ from torch import nn
 from layers import device_of, exchanged
 
 
+def drawn_factors(shape, p, like):
+    """What dropout multiplies by, of a shape: 0 with probability p, else what keeps the mean."""
+    if like.device.type != "cpu":
+        return (
+            torch.empty(shape, dtype=like.dtype, device=like.device).bernoulli_(1 - p).div_(max(1 - p, 1e-9))
+        )
+    threshold, count = round(p * 2**16), math.prod(shape)
+    words = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
+    bits = words.view(torch.int16)[:count].view(shape)
+    scale = torch.tensor(2**16 / (2**16 - threshold) if threshold < 2**16 else 0.0, dtype=like.dtype)
+    return torch.where(bits >= threshold - 2**15, scale, torch.zeros_like(scale))
+
+
 def dropout(x, p):
-    """x, any shape on a CPU, with a share p of its elements 0 and the others scaled to keep the mean."""
-    threshold = round(p * 2**16)
-    words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-    bits = words.view(torch.int16)[: x.numel()].view(x.shape)
-    scale = torch.tensor(2**16 / (2**16 - threshold) if threshold < 2**16 else 0.0, dtype=x.dtype)
-    return x * torch.where(bits >= threshold - 2**15, scale, torch.zeros_like(scale))
+    """x (...) with a share p of its elements 0 and the others scaled to keep the mean."""
+    return x * drawn_factors(x.shape, p, x)
 
 
 class CheapDropout(nn.Dropout):

@@ -27,6 +27,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cli import BadInput
+from fast.dropout import drawn_factors
 from layers import exchanged
 
 
@@ -238,10 +239,8 @@ class SharedDropout(nn.Dropout):
         """x (n, ...) -> (n, ...)."""
         if not self.training or not self.p:
             return x
-        mask = torch.empty(self.deal.rows, *x.shape[1:], dtype=x.dtype, device=x.device).bernoulli_(
-            1 - self.p
-        )
-        return x * mask[self.deal.start : self.deal.start + len(x)].div_(1 - self.p)
+        factors = drawn_factors((self.deal.rows, *x.shape[1:]), self.p, x)
+        return x * factors[self.deal.start : self.deal.start + len(x)]
 
 
 class BatchLoss(nn.Module):

@@ -1,5 +1,6 @@
 """Whole runs: train, save, rebuild, predict, report; interruption; determinism; every refused input."""
 
+import contextlib
 import gzip
 import io
 import json
@@ -26,7 +27,7 @@ import train
 from compress.quantization import Int8Embedding, is_int8
 from conftest import ROOT, read_csv, write_notes
 from data import SPLITS, fingerprint
-from fast import cpu
+from fast import cpu, dropout
 from metrics import OVERALL
 from run import arguments, checkpoint, inference, machine, origin, schedule
 from tasks import demo
@@ -185,6 +186,9 @@ def test_compiled_training_and_prediction_answer_the_same_by_few_graphs(
     graphs, compiler = [], torch.compile
     monkeypatch.setattr(inference, "COMPILES", ("cuda", "cpu"))
     monkeypatch.setattr(cpu, "onednn_pays", lambda model: False)  # whose layers are not to be compiled
+    monkeypatch.setattr(
+        dropout, "cheap_dropout", contextlib.nullcontext
+    )  # nor are these: compiling is for CUDA
 
     def traced(model, **keywords):
         return compiler(
@@ -462,7 +466,8 @@ def test_accumulated_batches_make_the_same_step_as_one(arguments, tmp_path, monk
         call[call.index("--data") + 1] = str(notes)
         with monkeypatch.context() as patch:
             patch.setattr(schedule.Schedule, "steps", 4)
-            patch.setattr(torch.nn.Dropout, "forward", lambda self, x: x)
+            for kind in (torch.nn.Dropout, dropout.CheapDropout):
+                patch.setattr(kind, "forward", lambda self, x: x)
             patch.setattr(torch.nn.functional, "dropout", lambda x, *_, **__: x)
             patch.setattr(
                 train, "LazyAdamW", lambda weights, lr, **_: torch.optim.SGD(weights, lr=lr)
