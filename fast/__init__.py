@@ -2,7 +2,7 @@
 
 attention.py   the last layer for [CLS] alone; queries, keys and values by one product; bf16 products
 cpu.py         products by the faster library, freed memory kept
-dropout.py     random numbers that cost less, in training on a CPU
+dropout.py     dropout by random numbers that cost less, for training on a CPU
 int8.py        int8 products by oneDNN's own call, with what follows them
 optimizer.py   lazy AdamW: only the embedding rows of the batch
 precision.py   in which precision a model trains and reads; layer norms in bf16 on CUDA

@@ -26,7 +26,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from fast.dropout import dropout as cheaper
+from fast.dropout import drop
 from layers import exchanged, find_layers, is_int8
 
 LIKE_BERT = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
@@ -171,7 +171,7 @@ def products(module, query, key, value, attention_mask, scaling=None, dropout=0.
     if attention_mask is not None:
         scores += attention_mask
     shares = scores.softmax(-1)
-    shares = cheaper(shares, dropout) if dropout else shares
+    shares = drop(shares, dropout) if dropout else shares
     return (shares @ value.bfloat16()).transpose(1, 2).to(value.dtype).contiguous(), None
 
 

@@ -10,6 +10,7 @@ import contextlib
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from layers import device_of, exchanged
@@ -18,9 +19,7 @@ from layers import device_of, exchanged
 def drawn_factors(shape, p, like):
     """What dropout multiplies by, of a shape: 0 with probability p, else what keeps the mean."""
     if like.device.type != "cpu":
-        return (
-            torch.empty(shape, dtype=like.dtype, device=like.device).bernoulli_(1 - p).div_(max(1 - p, 1e-9))
-        )
+        return F.dropout(torch.ones(shape, dtype=like.dtype, device=like.device), p)
     threshold, count = round(p * 2**16), math.prod(shape)
     words = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
     bits = words.view(torch.int16)[:count].view(shape)
@@ -28,22 +27,22 @@ def drawn_factors(shape, p, like):
     return torch.where(bits >= threshold - 2**15, scale, torch.zeros_like(scale))
 
 
-def dropout(x, p):
+def drop(x, p):
     """x (...) with a share p of its elements 0 and the others scaled to keep the mean."""
     return x * drawn_factors(x.shape, p, x)
 
 
 class CheapDropout(nn.Dropout):
-    """nn.Dropout by `dropout`."""
+    """nn.Dropout by `drop`."""
 
     def forward(self, x):
         """x (...) -> (...)."""
-        return dropout(x, self.p) if self.training and self.p else x
+        return drop(x, self.p) if self.training and self.p else x
 
 
 @contextlib.contextmanager
 def cheap_dropout(model):
-    """While open, a model on a CPU draws its masks by `dropout`. Yields the model."""
+    """While open, a model on a CPU draws its masks by `drop`. Yields the model."""
     there = device_of(model).type == "cpu"
     places = {name: m for name, m in model.named_modules() if there and type(m) is nn.Dropout}
     with exchanged(model, {name: CheapDropout(m.p).train(m.training) for name, m in places.items()}):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fast import attention, speedups
-from fast.dropout import CheapDropout, dropout
+from fast.dropout import CheapDropout, drop
 from test_speed import small
 
 
@@ -13,7 +13,7 @@ from test_speed import small
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_share_p_is_zero_and_the_mean_stays(p, dtype):
     torch.manual_seed(0)
-    found = dropout(torch.ones(1000, 1001, dtype=dtype), p)  # not a multiple of four numbers
+    found = drop(torch.ones(1000, 1001, dtype=dtype), p)  # not a multiple of four numbers
     kept = found != 0
     assert kept.float().mean().item() == pytest.approx(1 - p, abs=0.002)  # four standard errors
     for part in (kept[0::2], kept[:, 0::4], kept[:, 1::4], kept[:, 2::4], kept[:, 3::4]):
@@ -24,7 +24,7 @@ def test_a_share_p_is_zero_and_the_mean_stays(p, dtype):
 
 def test_the_gradient_goes_where_the_values_went():
     x = torch.randn(7, 5, 3, requires_grad=True)
-    y = dropout(x, 0.4)
+    y = drop(x, 0.4)
     y.sum().backward()
     assert torch.equal(x.grad == 0, y == 0) and torch.allclose(x.grad * x, y)
 
@@ -33,7 +33,7 @@ def test_a_seed_gives_the_same_masks():
     masks = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        masks.append(dropout(torch.ones(999), 0.5))
+        masks.append(drop(torch.ones(999), 0.5))
     assert masks[0].equal(masks[1]) and not masks[0].equal(masks[2])
 
 

@@ -86,7 +86,10 @@ def test_two_processes_make_the_same_run_as_one(twice, name):
         assert one["test"]["overall"][score] == pytest.approx(two["test"]["overall"][score], abs=2e-3), score
     first, second = (checkpoint.load(path).model.state_dict() for path in twice[name])
     dense = [key for key in first if torch.is_tensor(first[key]) and first[key].is_floating_point()]
-    assert dense and all((first[key] - second[key]).abs().max() < 2e-4 for key in dense)
+    assert dense
+    for key in dense:  # what differs in fp32 may be rounded to the next bf16 number, up to 2^-7 of it away
+        step = first[key].abs().float() * (2**-7 if first[key].dtype == torch.bfloat16 else 0)
+        assert ((first[key].float() - second[key].float()).abs() < 2e-4 + step).all(), key
 
 
 @pytest.fixture(scope="session")

@@ -186,9 +186,7 @@ def test_compiled_training_and_prediction_answer_the_same_by_few_graphs(
     graphs, compiler = [], torch.compile
     monkeypatch.setattr(inference, "COMPILES", ("cuda", "cpu"))
     monkeypatch.setattr(cpu, "onednn_pays", lambda model: False)  # whose layers are not to be compiled
-    monkeypatch.setattr(
-        dropout, "cheap_dropout", contextlib.nullcontext
-    )  # nor are these: compiling is for CUDA
+    monkeypatch.setattr(dropout, "cheap_dropout", contextlib.nullcontext)  # of a CPU; compiling is for CUDA
 
     def traced(model, **keywords):
         return compiler(
