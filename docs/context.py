@@ -1,0 +1,253 @@
+"""docs/context.md, made from the files in docs/results/context/: python docs/context.py
+
+Does compression hurt inference from context more than spotting a word? Two sweeps on the same notes, folds
+and seeds answer it: in one the model sees every word, in the other --mask-labels hides the lexicon's words.
+With --collect SPOTTING MASKED it makes the files first, from the results directories of the two sweeps. With
+--check it writes nothing and exits with 1 if the page differs from what the files say.
+
+    context.csv   a row per run and score: both sweeps' means, what each lost from base, and the difference
+    facts.json    notes, seeds, folds, machine
+
+With x a score of a row and b that of base, on the same seed and notes, the question is whether
+
+    (x - b) masked  -  (x - b) spotting
+
+is below 0. Seeds and resampled notes are paired throughout, so each note stands on both sides (stats.py).
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import stats  # noqa: E402
+from cli import BadInput, Parser, run_script  # noqa: E402
+from files import read_json, write_json, write_whole  # noqa: E402
+from run import checkpoint  # noqa: E402
+from run.baseline import BASELINES  # noqa: E402
+from run.evidence import LEVEL, Bootstrap, base_cells, read_answers, spread_cells  # noqa: E402
+from run.results import markdown_table, read_rows, shown, write_rows  # noqa: E402
+from run.tables import counted, described, p_value  # noqa: E402
+from run.untrusted import COMPARED, read_run, read_task  # noqa: E402
+
+SIDES = ("spotting", "masked")
+TESTED = "F1"  # macro-F1: the classes differ in size by 20 times, and accuracy is mostly the largest one's
+SCORES = {"F1": "Macro-F1", "Accuracy": "Accuracy", "AUROC": "AUROC"}
+
+# --- runs -> files ---------------------------------------------------------------------------------
+
+
+def collect_sweeps(spotting, masked, folder):
+    """Write the files of docs/results/context/ from two sweeps' results directories."""
+    made = {side: runs_of_sweep(Path(out)) for side, out in zip(SIDES, (spotting, masked), strict=True)}
+    names = [name for name in made["spotting"] if name in made["masked"]]
+    if "base" not in names:
+        raise BadInput(f"{spotting}, {masked}: base is not finished in every seed and fold of both")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_rows(folder / "context.csv", compare_sides(made, names))
+    write_json(folder / "facts.json", facts_of(made))
+
+
+def runs_of_sweep(out):
+    """{name: [[run directory of each fold] of each seed]} of the runs that every seed and fold has.
+
+    Baselines are no compression of base, so they are left to the sweeps' own tables.
+    """
+    seeds = sorted(out.glob("seed*"), key=lambda path: (len(path.name), path.name))
+    homes = [sorted(seed.glob("fold*")) or [seed] for seed in seeds]
+    if not homes:
+        raise BadInput(f"{out}: holds no seed1, seed2 and so on; sweep.py makes them")
+    names = sorted(path.name for path in homes[0][0].iterdir() if path.name not in BASELINES)
+    found = {name: [[home / name for home in folds] for folds in homes] for name in names}
+    return {name: runs for name, runs in found.items() if all(map(checkpoint.is_finished, sum(runs, [])))}
+
+
+def compare_sides(made, names):
+    """Rows of context.csv, base first. Raises BadInput if the two sweeps did not answer the same notes."""
+    first = made["spotting"]["base"][0][0]
+    task, bootstrap = read_task(first, read_run(first, *COMPARED)), Bootstrap()
+    answers = {
+        (side, name): [read_answers(task, folds) for folds in made[side][name]]
+        for side in SIDES
+        for name in names
+    }
+    if len({tuple(seed.notes for seed in seeds) for seeds in answers.values()}) > 1:
+        raise BadInput(
+            "spotting and masked: their test notes differ; give both sweeps the same data, folds and seeds"
+        )
+    clusters, rows = len(set(answers["spotting", "base"][0].clusters)), []
+    for score in SCORES:
+        scored = {key: bootstrap.score(seeds, score) for key, seeds in answers.items()}
+        ordered = ["base", *sorted(set(names) - {"base"})]
+        rows += [context_cells(name, score, scored, answers, clusters) for name in ordered]
+    correct_tested(rows)
+    return rows
+
+
+def context_cells(name, score, scored, answers, clusters):
+    """One row of context.csv: name, score, cells of both sides, the difference of what both lost."""
+    row = {"run": name, "score": score}
+    for side in SIDES:
+        cells = spread_cells(score, scored[side, name], answers[side, name])
+        if name != "base":
+            cells |= base_cells(score, scored[side, name], scored[side, "base"], clusters)
+        row |= {key.replace(score, side, 1): value for key, value in cells.items()}
+    if name == "base":
+        return row
+    lost = {side: lost_by(scored[side, name], scored[side, "base"]) for side in SIDES}
+    (spotting, drawn_spotting), (masked, drawn_masked) = lost["spotting"], lost["masked"]
+    found = stats.difference(masked, spotting, drawn_masked, drawn_spotting, clusters)
+    return row | {"more": found.mean, "more_low": found.low, "more_high": found.high, "more_p": found.p}
+
+
+def lost_by(scored, base):
+    """A row less base: (of each seed (S,), on each resample (R, S))."""
+    return np.subtract(scored.values, base.values), scored.resampled - base.resampled
+
+
+def correct_tested(rows):
+    """Add p_holm to the rows of the tested score, corrected for all of them."""
+    tested = [row for row in rows if row["score"] == TESTED and "more_p" in row]
+    for row, p in zip(tested, stats.holm([row["more_p"] for row in tested]), strict=True):
+        row["p_holm"] = p
+
+
+def facts_of(made):
+    """What the runs have in common."""
+    runs = {side: [read_run(path, *COMPARED, "machine", "data.sizes") for path in sum(made[side]["base"], [])]
+            for side in SIDES}  # fmt: skip
+    every, first = [*runs["spotting"], *runs["masked"]], runs["masked"][0]
+    return {
+        "data": shown(first["arguments"]["data"]),
+        "model": shown(first["arguments"]["model"]),
+        "epochs": first["arguments"]["epochs"],
+        "labels": first["task"]["labels"],
+        "seeds": len(made["masked"]["base"]),
+        "folds": len(made["masked"]["base"][0]),
+        "notes": sum(
+            run["data"]["sizes"]["test"] for run in runs["masked"][: len(made["masked"]["base"][0])]
+        ),
+        "machine": first["machine"],
+        "commits": sorted({str(run["machine"]["commit"]) for run in every}),
+    }
+
+
+# --- files -> the page -------------------------------------------------------------------------------
+
+TOP = """# Reading or spotting?
+
+Made by `python docs/context.py` from the files in [docs/results/context/](results/context/), so do not edit
+this page.
+
+The label of a note is a word that stands in it, so a model can learn to spot words. With `--mask-labels`
+every word of the lexicon is hidden, and the label must be inferred from the rest. Does compression hurt the
+second more than the first? Each row was trained twice, with the words and without, on the same notes, folds
+and seeds.
+
+```bash
+python sweep.py @experiments/spotting.args
+python sweep.py @experiments/masked.args
+python docs/context.py --collect results/spotting results/masked
+```
+"""
+
+
+def context_page(folder):
+    """The text of docs/context.md."""
+    facts, rows = read_json(folder / "facts.json"), read_rows(folder / "context.csv", names=("run", "score"))
+    lines = [TOP, context_conditions(facts), "", *answer_lines(rows, facts)]
+    for score, wording in SCORES.items():
+        lines += ["", f"## {wording}", "", *context_table([row for row in rows if row["score"] == score])]
+    return "\n".join([*lines, ""])
+
+
+def context_conditions(facts):
+    """How the figures came about."""
+    seeds, folds = counted(facts["seeds"], "seed"), facts["folds"]
+    joined = f" in {folds} folds, each tested once" if folds > 1 else ""
+    seed = " One seed: the intervals speak of these trained models." if facts["seeds"] == 1 else ""
+    return (
+        f"{facts['data']}, {facts['model']}, labels {', '.join(facts['labels'])}; {facts['epochs']} epochs; "
+        f"{facts['notes']:,} test notes{joined}; {seeds}; {described(facts['machine'])}; commit "
+        f"{', '.join(facts['commits'])}.{seed} Brackets are 95% intervals, points are hundredths; notes are "
+        "paired throughout ([evidence.md](evidence.md)). The last points are the difference of both: below "
+        "0, the row lost more where the words are hidden. A point near the top of a scale and one in its "
+        "middle are not the same."
+    )
+
+
+def answer_lines(rows, facts):
+    """The answer: which rows lose more without the words than with them, by the tested score."""
+    tested = [row for row in rows if row["score"] == TESTED and row.get("p_holm") is not None]
+    base = next(row for row in rows if row["score"] == TESTED and row["run"] == "base")
+    told = [row for row in tested if row["p_holm"] < LEVEL]
+    sides = {"more": [], "less": []}
+    for row in told:
+        sides["more" if row["more"] < 0 else "less"].append(f"{row['run']} ({signed(row, 'more')})")
+    found = [
+        f"{', '.join(names)} lost {side} without the words than with them"
+        for side, names in sides.items()
+        if names
+    ]
+    rest = len(tested) - len(told)
+    others = f"of {counted(rest, 'row')} it cannot be told" if rest else ""
+    return [
+        f"Base has a macro-F1 of {base['spotting']:.3f} with the words and {base['masked']:.3f} without. By "
+        f"macro-F1, in points: {'; '.join([*found, *([others] if others else [])])} (paired t test, Holm's "
+        f"correction for {counted(len(tested), 'row')})."
+    ]
+
+
+def context_table(rows):
+    """Lines: both sides' scores, what each lost from base, and the difference, in points."""
+    head = ["run", "with the words", "from base", "without", "from base", "without less with"]
+    corrected = any(row.get("p_holm") is not None for row in rows)
+    body = []
+    for row in rows:
+        cells = [row["run"]]
+        for side in SIDES:
+            cells += [f"{row[side]:.4f} [{row[f'{side}_low']:.3f}, {row[f'{side}_high']:.3f}]"]
+            cells += [signed(row, f"{side}_from_base") if row["run"] != "base" else ""]
+        cells += [signed(row, "more") if row["run"] != "base" else ""]
+        if corrected:
+            cells += [p_value(row["p_holm"]).removeprefix("= ") if row["run"] != "base" else ""]
+        body.append(cells)
+    return markdown_table([*head, *(["p, Holm's"] if corrected else [])], body)
+
+
+def signed(row, name):
+    """'-1.2 [-2.2, -0.3]', in points."""
+    mean, low, high = (100 * row[key] for key in (name, f"{name}_low", f"{name}_high"))
+    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def main(argv=None, root=ROOT):
+    """Write docs/context.md, or check it."""
+    parser = Parser(prog="docs/context.py", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--collect",
+        nargs=2,
+        metavar=("SPOTTING", "MASKED"),
+        help="results directories to make the files from first",
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit with 1 if the page differs (off)"
+    )
+    args = parser.parse_args(argv)
+    folder, path = Path(root) / "docs/results/context", Path(root) / "docs/context.md"
+    if args.collect:
+        collect_sweeps(*args.collect, folder)
+    text = context_page(folder)
+    if args.check:
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            sys.exit("docs/context.md: not what docs/results/context/ says; run python docs/context.py")
+        return
+    write_whole(path, text)
+    print("docs/results/context/ -> docs/context.md")
+
+
+if __name__ == "__main__":
+    run_script(main)
