@@ -4,6 +4,7 @@ import csv
 import gzip
 import random
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,10 @@ import sweep
 import train
 from cli import BadInput, Parser
 from conftest import read_csv
-from experiments import prepare
+from experiments import prepare, trainer
+from files import read_json
 from run import arguments
+from run.results import read_table
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "experiments").glob("*.args"))
@@ -250,3 +253,19 @@ def test_bad_sources_are_one_line(tmp_path, refuses):
     with pytest.raises(BadInput, match="is a directory"):
         prepare.write_table(tmp_path, ("x",), [])
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_the_trainer_learns_what_train_py_learns(runs, tmp_path, refuses):
+    pytest.importorskip("accelerate")
+    shutil.copytree(runs / "base", tmp_path / "sweep/seed1/base")
+    trainer.main([str(tmp_path / "sweep"), str(tmp_path / "scores.csv")])
+    rows = read_table(tmp_path / "scores.csv")
+    assert [(row["training"], row["seed"]) for row in rows] == [
+        *(("train.py", "42"), ("Trainer", "42"), ("train.py", "mean"), ("Trainer", "mean"))
+    ]
+    ours, theirs = rows[:2]
+    held = read_json(runs / "base/run.json")["history"][-1]
+    assert float(ours["Loss"]) == pytest.approx(held["Loss"], abs=1e-4)
+    assert float(theirs["Loss"]) == pytest.approx(held["Loss"], abs=0.2)
+    assert {**rows[2], "seed": "42"} == ours and {**rows[3], "seed": "42"} == theirs
+    assert "usage" in refuses(trainer.main, []) and "holds no seed1" in refuses(trainer.main, [str(tmp_path)])
