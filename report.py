@@ -142,7 +142,7 @@ def report_data(out):
         rows = report_rows(homes, task, seeds, timings)
         facts = report_facts(task, homes, seeds, timings)
         if task.as_published:
-            facts["columns"] = gather(out, runs, REFERENCE)
+            facts["columns"] = gather(out, seeds, REFERENCE)
         return task, rows, facts, drawn_of(out, task, runs)
 
 
@@ -372,7 +372,8 @@ def main(argv=None):
     out = Path(parser.parse_args(argv).results)
     if checkpoint.is_finished(out):
         raise BadInput(f"{out}: is a single run; name the results directory it stands in")
-    if recipe_runs(out) and not any(map(checkpoint.is_finished, out.iterdir())):
+    proper = (path for home in homes_in(out) for path in home.iterdir())
+    if recipe_runs(out) and not any(map(checkpoint.is_finished, proper)):
         report_recipe(out)
         return
     plots.pyplot()  # said before anything is written, if matplotlib is missing

@@ -44,8 +44,12 @@ esac
 first=$out
 for seed in ${seeds:-none}; do
   place=()
-  [ "$seed" = none ] || place=(--seed "$seed" --out "$out/seed$seed")
-  [ "$first" != "$out" ] || [ "$seed" = none ] || first=$out/seed$seed
+  if [ "$seed" != none ] && [ -n "$recipe" ]; then
+    place=(--seed "$seed") # the recipe keeps its seeds apart itself
+  elif [ "$seed" != none ]; then
+    place=(--seed "$seed" --out "$out/seed$seed")
+    [ "$first" != "$out" ] || first=$out/seed$seed
+  fi
   for technique in ${TECHNIQUES:-$techniques}; do
     "$python" "$here/train.py" --technique "$technique" "$@" ${place[@]+"${place[@]}"}
   done

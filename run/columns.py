@@ -38,12 +38,18 @@ SAME = (
 
 
 def gather(out, runs, reference):
-    """The columns as JSON facts. runs {name: run.json} of proper runs; reference: the folder of tables."""
+    """The columns as JSON facts.
+
+    runs {name: [run.json of each seed]} of proper runs; reference: the folder of tables.
+    """
     columns = {"published": published(reference), "rerun": rerun(out), "proper": None}
     known = columns["published"]["overall"]
-    if ours := {name: run for name, run in runs.items() if name in known}:
-        columns["proper"] = together([(name, run["test"]) for name, run in ours.items()])
-        columns["proper"]["intervals"] = {name: run["test"]["intervals"] for name, run in ours.items()}
+    if ours := {name: seeds for name, seeds in runs.items() if name in known}:
+        columns["proper"] = together([(name, run["test"]) for name, seeds in ours.items() for run in seeds])
+        columns["proper"]["seeds"] = max(map(len, ours.values()))
+        columns["proper"]["intervals"] = {
+            name: seeds[0]["test"]["intervals"] for name, seeds in ours.items() if len(seeds) == 1
+        }
     return columns
 
 
@@ -167,12 +173,18 @@ def told(columns):
     else:
         lines.append("- The recipe re-run: not here; `python train.py --recipe paper` makes it.")
     lines.append(
-        "- Done properly: the runs of this report"
+        f"- Done properly: the runs of this report{several(columns['proper'])}"
         if columns["proper"]
         else "- Done properly: not here; `python train.py` makes such runs"
     )
     lines[-1] += ", on a test split that no copy of a training note is in, read once; brackets: 95% interval."
     return [*lines, "- Labels and test notes differ between the columns: compare within one, not across."]
+
+
+def several(proper):
+    """', mean ± standard deviation of 3 seeds', or nothing for one seed."""
+    count = proper.get("seeds", 1)
+    return f", mean ± standard deviation of {count} seeds" if count > 1 else ""
 
 
 def value(values):

@@ -231,6 +231,22 @@ def test_three_columns_side_by_side(made, runs, tmp_path):
     assert "| base | accuracy | 0.9356 |" in text and "| bleeding, base |" in text
 
 
+def test_the_three_columns_take_all_seeds_of_the_proper_runs(made, runs, tmp_path):
+    out = tmp_path / "seeds"
+    shutil.copytree(made / "recipe", out / "recipe")
+    for seed in (1, 2):
+        shutil.copytree(runs / "base", out / f"seed{seed}/base")
+    run = read_json(out / "seed2/base/run.json")
+    held, run["test"]["overall"]["F1"] = run["test"]["overall"]["F1"], 0.9
+    write_json(out / "seed2/base/run.json", run)
+    report.main([str(out)])
+    text = (out / "results.md").read_text()
+    ours = f"{(held + 0.9) / 2:.4f} ± {abs(held - 0.9) / 2**0.5:.4f}"
+    line = next(line for line in text.splitlines() if line.startswith("| base | macro-F1 | "))
+    assert line.endswith(f"| {ours} |")
+    assert "the runs of this report, mean ± standard deviation of 2 seeds" in text
+
+
 def test_runs_of_other_settings_do_not_share_a_column(made, tmp_path, refuses):
     out = shutil.copytree(made, tmp_path / "out")
     run = read_json(out / "recipe/seed-2/base/run.json")

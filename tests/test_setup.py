@@ -294,14 +294,19 @@ def test_run_all_trains_reports_and_keeps_what_is_finished(arguments, small, tmp
 
 
 def test_run_all_makes_the_papers_recipe_and_its_three_columns(small, tmp_path):
-    call = f"--recipe paper --data {small[0]} --model {small[1]} --max-length 16 --epochs 1 --seed 1".split()
+    call = (
+        f"--recipe paper --data {small[0]} --model {small[1]} --max-length 16 --epochs 1 --seeds 1,2".split()
+    )
     done = bash(ROOT / "run_all.sh", *call, cwd=tmp_path, TECHNIQUES="base")
     assert done.returncode == 0, done.stderr
     out = tmp_path / "results/symptoms"
     text = (out / "results.md").read_text()
     assert "| technique | score | as published | the recipe re-run | done properly |" in text
-    again = files.read_json(out / "recipe/seed-1/base/run.json")["test"]["overall"]["Accuracy"]
-    assert f"| base | accuracy | 0.9356 | {again:.4f} |  |" in text
+    again = [
+        files.read_json(out / f"recipe/seed-{seed}/base/run.json")["test"]["overall"]["Accuracy"]
+        for seed in (1, 2)
+    ]
+    assert f"| base | accuracy | 0.9356 | {sum(again) / 2:.4f} ± " in text and not list(out.glob("seed*"))
     assert text in done.stdout and not (out / "benchmark.csv").exists()
 
 
