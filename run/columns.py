@@ -177,7 +177,8 @@ def told(columns):
         if columns["proper"]
         else "- Done properly: not here; `python train.py` makes such runs"
     )
-    lines[-1] += ", on a test split that no copy of a training note is in, read once; brackets: 95% interval."
+    lines[-1] += ", on a test split that no copy of a training note is in, read once"
+    lines[-1] += "; brackets: 95% interval." if (columns["proper"] or {}).get("intervals") else "."
     return [*lines, "- Labels and test notes differ between the columns: compare within one, not across."]
 
 

@@ -5,8 +5,10 @@ import shutil
 
 import numpy as np
 import pytest
+from scipy import stats as sp
 from sklearn import metrics as sk
 
+import stats
 import train
 from conftest import ROOT
 from files import read_json, write_json
@@ -71,12 +73,13 @@ def test_the_page_says_what_the_files_say(folder, tmp_path, capsys):
     text = (tmp_path / "docs/replication.md").read_text()
     assert (folder / "seeds.png").read_bytes()[:4] == b"\x89PNG"
     rows = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if line.startswith("| ")}
-    assert "**cannot be told**" in rows["Base has the best accuracy"]
-    assert "**holds**" in rows["Quantization loses most (F1)"]
-    assert "**contradicted**" in rows["Quantization's AUROC is above low rank's"]
+    assert "| **cannot be told** |" in rows["**Base has the best accuracy**"]
+    assert "| **holds** |" in rows["**Quantization loses most (F1)**"]
+    assert "| **contradicted** |" in rows["**Quantization's AUROC is above low rank's**"]
+    assert "| -" in rows["quantization − lowrank"]
     assert (
         rows["the recipe, lowrank"].endswith("| not shown |")
-        and "+10.0 [+10.0, +10.0]" in rows["the recipe, lowrank"]
+        and "+10.00 [+10.00, +10.00]" in rows["the recipe, lowrank"]
     )
     assert "| 20 / 40 |" in text  # copies and other notes
     by_rate = float(rows["the recipe, accuracy"].split("|")[-2])  # the worst row has the lowest rate
@@ -110,21 +113,27 @@ def test_weighted_scores_are_scikit_learns(folder):
     assert copied.sum() == 20 and len(set(texts)) == 30
 
 
-def test_copies_of_a_note_are_drawn_together_and_the_first_row_is_everything():
-    notes, seeds = replication.draws_of(np.array([0, 0, 1, 2, 2, 2]), 4, draws=50)
-    assert (notes[0] == 1).all() and (seeds[0] == 0.25).all()
-    assert (notes[:, 0] == notes[:, 1]).all() and (notes[:, 3] == notes[:, 5]).all()
-    np.testing.assert_allclose(notes[1:, [0, 2, 3]].sum(1), 3)
-    np.testing.assert_allclose(seeds.sum(1), 1)
+def test_copies_of_a_note_are_drawn_together(folder):
+    runs, texts, _ = replication.answers_of(read_rows(folder / "answers.csv", names=("kind", "technique")))
+    scored = replication.scored_rows(runs, texts)["base"]["Accuracy"]
+    own = [(p.argmax(1) == y).mean() for y, p in runs["base"].values()]
+    assert scored.values == pytest.approx(own) and scored.clusters == 30
+    drawn = stats.cluster_weights(texts)
+    assert (drawn[:, ::2] == drawn[:, 1::2]).all()  # notes stand in pairs
+    right = np.stack([p.argmax(1) == y for y, p in runs["base"].values()])
+    np.testing.assert_allclose(scored.resampled, drawn @ right.T / drawn.sum(1, keepdims=True), rtol=1e-5)
 
 
 def test_verdicts():
-    assert replication.verdict([(0.1, 0.01, 0.2), (0.3, 0.2, 0.4)]) == replication.HOLDS
-    assert replication.verdict([(0.1, 0.01, 0.2), (0.1, -0.1, 0.4)]) == replication.OPEN
-    assert replication.verdict([(0.1, 0.01, 0.2), (-0.1, -0.2, -0.01)]) == replication.AGAINST
-    assert replication.over_seeds([1.0]) == (1, 1, 1)
-    mean, low, high = replication.over_seeds([1.0, 2.0, 3.0])
+    above, below, unsure = (stats.Difference(mean, 0, 0, p) for mean, p in ((1, 0.01), (-1, 0.03), (1, 0.2)))
+    assert replication.verdict([above, above]) == replication.HOLDS
+    assert replication.verdict([above, unsure]) == replication.OPEN
+    assert replication.verdict([below]) == replication.AGAINST
+    assert replication.verdict([below, above, unsure]) == replication.OPEN  # 0.06 after Holm's correction
+    assert replication.over_seeds([1.0]) == (1, 1, 1, 0)
+    mean, low, high, p = replication.over_seeds([1.0, 2.0, 3.0])
     assert (mean, low, high) == pytest.approx((2, 2 - 2.484, 2 + 2.484), abs=1e-3)
+    assert p == pytest.approx(sp.ttest_1samp([1.0, 2.0, 3.0], 0).pvalue)
     assert replication.tau([1, 2, 3], [1, 2, 3]) == 1 and replication.tau([1, 1, 1], [1, 2, 3]) == 0
 
 
