@@ -13,8 +13,8 @@ Each part writes a CSV into --out. benchmark.md has all tables, benchmark.json t
 and the arguments. What techniques cost in accuracy: see sweep.py.
 
 With directories it times their runs in one process, in alternating order, so that a machine that slows
-down slows them all; a results directory gets benchmark.csv. The input is random token ids at full length:
-it needs no notes, and time does not depend on the words.
+down slows them all; a results directory gets benchmark.csv, and the card of each run its latency. The input
+is random token ids at full length: it needs no notes, and time does not depend on the words.
 """
 
 import argparse
@@ -33,6 +33,7 @@ from cli import BadInput, Parser, number, run_script
 from fast import cpu
 from files import writable_directory, write_csv, write_json, write_whole
 from run import arguments, baseline, checkpoint
+from run.card import write_latency
 from run.inference import pick_device
 from run.machine import this_machine
 from run.results import find_runs, markdown_table, shown
@@ -286,6 +287,7 @@ def time_runs(args):
         row = {"technique": name, **facts["sizes"], **measured[name], **machine}
         row["finished"] = facts["finished"]
         rows.append(row)
+        write_latency(path, row)
         print(run_line(row, rows[0]))
     if out:
         write_csv(Path(out) / "benchmark.csv", COLUMNS, [[row[column] for column in COLUMNS] for row in rows])

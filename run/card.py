@@ -1,8 +1,12 @@
 """What a run directory says of itself: predictions.csv, eval_metrics.json and the model card, README.md.
 
-The card is made from the run's own facts and holds no times, no row and no path above a directory's name.
+The card is made from the run's own facts and holds no row and no path above a directory's name. Its latency
+comes later: benchmark.py writes it in.
 """
 
+import os
+import re
+import time
 from pathlib import Path
 
 from huggingface_hub import ModelCardData
@@ -19,11 +23,12 @@ from run.results import (
     write_predictions,
 )
 from run.seen import KEYS
-from run.tables import formatted, split_sizes, with_interval
+from run.tables import described, formatted, split_sizes, with_interval
 from tasks import demo
 from tasks.task import listed
 
 MOST_LABELS = 50  # rows of the table of labels
+LATENCY = "Latency: not measured; it depends on the machine. `python benchmark.py RUN` writes it here."
 METRICS = {"AUROC": "roc_auc", "Brier": "brier_score"}  # names on the hub, where they are others
 
 
@@ -161,13 +166,32 @@ def use_lines(task, record, plain):
     return [
         *("## Cost and use", ""),
         f"{sizes['bytes']:,} bytes of weights, {sizes['parameters']:,} parameters, "
-        f"{sizes['nonzero']:,} of them not zero. Latency depends on the machine and is not measured in "
-        "training: `python benchmark.py RUN`.",
+        f"{sizes['nonzero']:,} of them not zero.",
         "",
+        *(LATENCY, ""),
         "`python predict.py RUN notes.csv` and `python evaluate.py RUN --data labelled.csv` load it; "
         + loads,
         "",
     ]
+
+
+def write_latency(directory, row):
+    """Replace the line on latency in a run's card by what benchmark.py measured; row: of benchmark.csv.
+
+    A card without that line, or in a directory that cannot be written, stays as it is.
+    """
+    path = Path(directory) / "README.md"
+    if not path.exists() or not os.access(directory, os.W_OK):
+        return
+    measured = (
+        f"Latency: one row of {row['length']} tokens {row['p50_ms']:.1f} ms (median; 95% within "
+        f"{row['p95_ms']:.1f}), batches of {row['batch']} {row['notes_per_s']:,.1f} rows/s; "
+        f"{described(row)}, {row['device']}; {time.strftime('%Y-%m-%d')}."
+    )
+    before = path.read_text(encoding="utf-8")
+    after = re.sub(r"^Latency: .*$", lambda _: measured, before, count=1, flags=re.MULTILINE)
+    if after != before:
+        write_whole(path, after)
 
 
 LIMITS = (

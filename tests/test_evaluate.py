@@ -3,12 +3,14 @@
 import json
 import os
 import re
+import shutil
 
 import numpy as np
 import pytest
 import torch
 import yaml
 
+import benchmark
 import evaluate
 import predict
 import train
@@ -257,6 +259,23 @@ def test_the_card_of_a_compressed_run_says_that_transformers_cannot_load_it(runs
     card = (runs / "quantization" / "README.md").read_text()
     assert "library_name: pytorch" in card and "transformers cannot" in card
     assert "from the run base" in card
+
+
+def test_benchmark_writes_the_latency_into_the_card(runs, tmp_path):
+    run = shutil.copytree(runs / "base", tmp_path / "base")
+    before = (run / "README.md").read_text()
+    assert "\nLatency: not measured" in before
+    for _ in range(2):  # what was written is replaced
+        benchmark.main([str(tmp_path), "--rounds", "2", "--length", "16", "--batch-size", "2"])
+        [row], card = read_csv(tmp_path / "benchmark.csv"), (run / "README.md").read_text()
+        line = next(line for line in card.splitlines() if line.startswith("Latency: "))
+        assert f"16 tokens {float(row['p50_ms']):.1f} ms" in line and row["torch"] in line
+        assert [a for a in card.splitlines() if a != line] == [
+            b for b in before.splitlines() if not b.startswith("Latency: ")
+        ]
+    (run / "README.md").write_text("mine")
+    benchmark.main([str(tmp_path), "--rounds", "2", "--length", "16", "--batch-size", "2"])
+    assert (run / "README.md").read_text() == "mine"
 
 
 # --- calibration and vectors
