@@ -65,6 +65,25 @@ def test_the_three_files_are_enough(three, arguments, tmp_path, capsys):
     assert {path.name for path in directory.iterdir()} == THREE
 
 
+def test_three_files_of_bert_bases_size(small, tmp_path):
+    directory = tmp_path / "bert"
+    directory.mkdir()
+    config = BertConfig(architectures=["BertForPreTraining"])  # 12 layers of 768 channels
+    words = (small[1] / "vocab.txt").read_text().splitlines()
+    words += [f"word{i}" for i in range(config.vocab_size - len(words))]
+    (directory / "vocab.txt").write_text("\n".join(words))
+    config.to_json_file(directory / "config.json")
+    with torch.device("meta"):  # random numbers for every weight would take seconds
+        names = BertForPreTraining(config).state_dict()
+    state = {name: torch.full(tensor.shape, 0.01) for name, tensor in names.items()}
+    state[QUERY] = torch.randn(768, 768)
+    torch.save(state, directory / "pytorch_model.bin")
+    model, _, fresh = checkpoint.from_pretrained(directory, TASKS["symptoms"]())
+    torch.testing.assert_close(model.state_dict()[QUERY], state[QUERY])
+    assert sorted(fresh) == ["classifier.bias", "classifier.weight"]
+    assert sum(weight.numel() for weight in model.bert.parameters()) == 109_482_240
+
+
 def test_the_head_for_masked_words_is_read_too(three):
     directory, state = three
     model, tokenizer, fresh = checkpoint.from_pretrained(directory, TASKS["mlm"]())
