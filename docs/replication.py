@@ -582,7 +582,7 @@ def curve_lines(rows):
     series = {}
     for row in rows:
         series.setdefault(row["rank"], {}).setdefault(row["epochs"], {})[row["seed"]] = row["F1"]
-    body, rises, first, last = [], [], counts[0], counts[-1]
+    body, rises, first, last = [], {}, counts[0], counts[-1]
     for rank, runs in sorted(series.items()):
         cells = [f"{fmean(runs[count].values()):.4f}" if count in runs else "" for count in counts]
         shared = sorted(runs.get(first, {}).keys() & runs.get(last, {}).keys())
@@ -590,7 +590,7 @@ def curve_lines(rows):
         if last > first:
             moves = [runs[last][seed] - runs[first][seed] for seed in shared]
             body[-1].append(rise(moves))
-            rises += [moves] if rank else []
+            rises |= {rank: moves} if rank else {}
     told = f"{curve_conditions(rows)}{more_epochs(rises, first)}"
     head = ["", *(f"{count} epochs" for count in counts)]
     head += [f"{first} to {last} epochs, points"] if last > first else []
@@ -610,13 +610,16 @@ def curve_conditions(rows):
 
 
 def more_epochs(rises, first):
-    """A sentence on the paper's claim, from each rank's gains by seed; it opens with a blank."""
+    """A sentence on the paper's claim, from {rank: gains by seed}; it opens with a blank."""
     if not rises:
         return ""
     claim = f' The claim "low rank needs more than {first} epochs"'
-    if any(len(moves) < 2 for moves in rises):
+    judged = {rank: moves for rank, moves in rises.items() if len(moves) > 1}
+    if not judged:
         return f"{claim} is not judged on one seed."
-    return f"{claim}: **{verdict([over_seeds(moves) for moves in rises])}** for these ranks."
+    found = verdict([over_seeds(moves) for moves in judged.values()])
+    rest = "; the other ranks have one seed" if len(judged) < len(rises) else ""
+    return f"{claim}: **{found}** at rank {', '.join(map(str, judged))}{rest}."
 
 
 def label_lines(rows):
