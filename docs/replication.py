@@ -40,7 +40,7 @@ KINDS = {"recipe": "the recipe", "rate": "the recipe at one higher rate", "prope
 def collect(source, folder):
     """Write the files of docs/results/replication/ from the runs in a results directory.
 
-    What the files hold of kinds of runs that the directory lacks stays there.
+    What the files hold of runs that the directory lacks stays there.
     """
     source = Path(source)
     runs, further = runs_of_kinds(source), further_runs(source)
@@ -51,8 +51,11 @@ def collect(source, folder):
     answers = [row for kind in runs for row in answer_rows(kind, runs[kind])]
     write_files(folder, epochs, answers, label_rows(further), curve_rows(further))
     facts = {kind: kind_facts(found) for kind, found in runs.items()}
-    facts |= {kind: made_by(found) for kind, found in further.items()}
     kept = read_json(path) if (path := folder / "facts.json").exists() else {}
+    for kind, found in further.items():
+        facts[kind] = made_by(found)
+        before = kept.get(kind, {}).get("commits", [])  # of rows that stay
+        facts[kind]["commits"] = sorted({*before, *facts[kind]["commits"]})
     write_json(path, {**kept, **facts})
 
 
@@ -82,18 +85,20 @@ def further_runs(source):
 
 
 def write_files(folder, epochs, answers, labels, curve):
-    """Write the tables; rows of other kinds of runs, and tables that would be empty, stay as they are."""
-    for name, rows in (("epochs.csv", epochs), ("answers.csv", answers)):
-        write_rows(folder / name, with_other_kinds(folder / name, rows))
-    for name, rows in (("labels.csv", labels), ("lowrank.csv", curve)):
-        if rows or not (folder / name).exists():
-            write_rows(folder / name, rows)
+    """Write the tables; rows of other runs stay as they are."""
+    for name, rows, keys in (
+        ("epochs.csv", epochs, ["kind"]),
+        ("answers.csv", answers, ["kind"]),
+        ("labels.csv", labels, ["label_seed"]),
+        ("lowrank.csv", curve, ["rank", "epochs", "seed"]),
+    ):
+        write_rows(folder / name, with_other_rows(folder / name, rows, keys))
 
 
-def with_other_kinds(path, rows):
-    """Rows, behind those that a file has of other kinds of runs."""
-    kinds = {row["kind"] for row in rows}
-    return [*(row for row in read_table(path) if row["kind"] not in kinds), *rows]
+def with_other_rows(path, rows, keys):
+    """Rows, behind those that a file has of other runs: the cells of these keys tell runs apart."""
+    new = {tuple(str(row[key]) for key in keys) for row in rows}
+    return [*(row for row in read_table(path) if tuple(row[key] for key in keys) not in new), *rows]
 
 
 def epoch_rows(kind, runs):

@@ -171,6 +171,11 @@ def test_the_files_are_made_from_runs(small, runs, tmp_path, refuses):
         (row["technique"], row["rank"]) for row in read_rows(folder / "lowrank.csv", names=("technique",))
     }
     assert curve == {("base", 0), ("lowrank", 4)}
+    shutil.rmtree(source / "lowrank-42/base-2")  # its row stays
+    replication.main(["--collect", str(source)], root=tmp_path)
+    assert len(read_rows(folder / "lowrank.csv")) == 2 and len(read_rows(folder / "answers.csv")) == len(
+        answers
+    )
     text = (tmp_path / "docs/replication.md").read_text()
     assert "not run: distillation, lowrank, quantization" in text and "Not enough seeds yet." in text
     held = read_json(source / "proper-42/base/run.json")["test"]["overall"]["Accuracy"]
