@@ -673,7 +673,8 @@ def readmission_lines(results):
             )
     told = (
         "The published system is not compressed; what it reads is the question. Encounters of diabetes "
-        "patients in place of MIMIC's notes, 30 days in place of 3, one seed: compare the rows below the first."
+        "patients in place of MIMIC's notes, 30 days in place of 3, one seed. Compare the rows below the "
+        "first."
     )
     return [told, "", *markdown_table(["", "AUROC", "accuracy", "always the majority"], body)]
 
