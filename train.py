@@ -27,7 +27,7 @@ from metrics import undefined_note
 from run import checkpoint, processes, recipe
 from run.arguments import options_of, parse_arguments, settings
 from run.card import write_run_files
-from run.inference import Notes, evaluate, pick_device
+from run.inference import Notes, evaluate, pick_device, reading
 from run.machine import same_bits, this_machine
 from run.origin import Planned, runs_to_make, starting_point
 from run.progress import LossMeter, ProgressFile, TrainingClock
@@ -226,9 +226,11 @@ def run(planned):
         progress_file.settle({**settings(args), "split": facts["split"]})
         schedule = Schedule.of(args, len(notes.rows["train"].lengths), rate)
         history, trained = train(model, technique, notes, schedule, device, progress_file)
-    if technique.trains:  # a logistic head is fitted with --epochs 0, too
-        trained["head"] = task.fit_head(model, examples["train"], notes.rows["train"], notes.pad_id)
     model = technique.finish(model).eval()
+    with reading(
+        model, task
+    ):  # a logistic head is fitted on what the finished model gives: int8 gives others
+        trained["head"] = task.fit_head(model, examples["train"], notes.rows["train"], notes.pad_id)
 
     # score; the test notes only now, and once
     precision = getattr(torch, trained.get("precision", "float32"))

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from compress.technique import Technique
-from layers import is_int8, millions, parameter_count, replace_module, without_deprecations
+from layers import encoder_linears, is_int8, millions, parameter_count, replace_module, without_deprecations
 
 # Fastest first. On an AVX-512 VNNI CPU, 4096 x 768 -> 3072 -> 768 with 2 threads took 50 ms by onednn, 58 to
 # 62 by x86 and fbgemm, 208 in fp32 and 370 by qnnpack, which is for ARM.
@@ -55,10 +55,14 @@ def split_linears(model):
 
 
 @without_deprecations()
-def quantize_linears(model):
-    """Make, in place, every nn.Linear that shares no weight int8, with a scale per output channel."""
+def quantize_linears(model, kept=()):
+    """Make every nn.Linear that shares no weight int8, in place, with a scale per output channel.
+
+    kept: names of layers that stay as they are.
+    """
     torch.backends.quantized.engine = fastest_engine()
-    spec = dict.fromkeys(split_linears(model)[0], torch.ao.quantization.per_channel_dynamic_qconfig)
+    names = [name for name in split_linears(model)[0] if name not in kept]
+    spec = dict.fromkeys(names, torch.ao.quantization.per_channel_dynamic_qconfig)
     model = torch.ao.quantization.quantize_dynamic(model, spec, dtype=torch.qint8, inplace=True)
     return with_full_range(model)
 
@@ -246,6 +250,7 @@ class Quantization(Technique):
 
     def __init__(self, fp32_embeddings=False, qat=False):
         self.embeddings, self.trains = not fp32_embeddings, qat
+        self.fp32_head = False  # a head that is fitted on the int8 encoder's vectors (task.fits_head)
 
     @classmethod
     def trains_with(cls, options):
@@ -268,8 +273,10 @@ class Quantization(Technique):
         unround_linears(model)
         self.embeddings = self.embeddings and not is_deberta(model)  # which reads its tables directly
         (linears, tied), total = split_linears(model), parameter_count(model)
-        weights = sum(model.get_submodule(name).weight.numel() for name in linears)
-        model = as_int8(model, self.embeddings)
+        kept = encoder_linears(model)[1] if self.task and self.task.fits_head else []
+        weights = sum(model.get_submodule(name).weight.numel() for name in linears if name not in kept)
+        self.fp32_head = bool(kept)
+        model = as_int8(model, self.embeddings, self.fp32_head)
         print(self._claim(model, len(linears), tied, weights, total))
         return model
 
@@ -287,7 +294,8 @@ class Quantization(Technique):
 
     def describe(self):
         """Engine and bits of inputs are for the record: whoever loads the run uses what is best there."""
-        return {"engine": fastest_engine(), "bits": 8 if full_range() else 7, "embeddings": self.embeddings}
+        facts = {"engine": fastest_engine(), "bits": 8 if full_range() else 7, "embeddings": self.embeddings}
+        return {**facts, "fp32_head": self.fp32_head}
 
     @staticmethod
     def is_plain(facts):
@@ -297,12 +305,15 @@ class Quantization(Technique):
     @staticmethod
     def rebuild(model, facts):
         """int8 layers of random weights."""
-        return as_int8(model, facts.get("embeddings"))
+        return as_int8(model, facts.get("embeddings"), facts.get("fp32_head"))
 
 
-def as_int8(model, embeddings):
-    """Move a model to the CPU; make its Linear layers int8, and its embedding tables if asked for."""
-    model = quantize_linears(model.cpu().eval())
+def as_int8(model, embeddings, fp32_head=False):
+    """Move a model to the CPU; make its Linear layers int8, and its embedding tables if asked for.
+
+    fp32_head: leave the task's head as it is.
+    """
+    model = quantize_linears(model.cpu().eval(), encoder_linears(model)[1] if fp32_head else ())
     if embeddings:
         quantize_embeddings(model)
     return model

@@ -282,10 +282,7 @@ class Readmission(Task):
         return options["head"] == "logistic"
 
     def fit_head(self, model, examples, encoded, pad_id):
-        """With --head logistic, put a logistic regression on the [CLS] vectors into the model's classifier.
-
-        A frozen encoder whose vectors hardly vary gets large weights, which int8 and bf16 do not carry well.
-        """
+        """With --head logistic, put a logistic regression on the [CLS] vectors into the classifier."""
         if not self.logistic:
             return {}
         x, patients = self.cls_vectors(model, encoded, pad_id), [examples[i].subject for i in encoded.owner]

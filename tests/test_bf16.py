@@ -118,8 +118,9 @@ def test_heads_of_other_tasks_keep_what_is_theirs(demos, tmp_path, task, words):
     for technique in ("base", "bf16"):
         train.main(run_words(demos, task, tmp_path, "--epochs 1", "--technique", technique, words))
     before, model = (checkpoint.load(tmp_path / technique).model for technique in ("base", "bf16"))
-    if task == "readmission":  # the vectors hardly vary, so the answers of its large weights do move
-        assert model.classifier.weight.equal(before.classifier.weight)
+    if task == "readmission":  # fitted again, on the rounded model's vectors
+        assert model.classifier.weight.dtype == torch.float32
+        assert not model.classifier.weight.equal(before.classifier.weight)
         return
     runs = [read_json(tmp_path / technique / "run.json") for technique in ("base", "bf16")]
     name = "Perplexity" if task == "mlm" else "F1"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from sklearn.linear_model import LogisticRegression
 from transformers import AutoModelForSequenceClassification
 
@@ -166,6 +167,28 @@ def test_logistic_head_is_scikit_learns_and_patients_stay_together(demos, tmp_pa
         batch["input_ids"], attention_mask=batch["attention_mask"], output_hidden_states=True
     ).hidden_states[0][:, 0]
     assert layer0.std(0).max() < 1e-6  # what the reference took is the same for every note
+
+
+@pytest.mark.parametrize("technique", ["quantization", "bf16"])
+def test_a_logistic_head_is_fitted_on_the_compressed_models_vectors(demos, tmp_path, capsys, technique):
+    words = ["--head", "logistic", "--epochs", "0"]
+    for name in ("base", technique):
+        train.main(run_words(demos, "readmission", tmp_path, *words, "--technique", name))
+    assert capsys.readouterr().out.count("[CLS] vectors of") == 2
+    run, before = checkpoint.load(tmp_path / technique), checkpoint.load(tmp_path / "base")
+    head = run.model.classifier
+    assert isinstance(head, torch.nn.Linear) and head.weight.dtype == torch.float32
+    assert not head.weight.equal(before.model.classifier.weight)
+    encoded = run.task.encode(
+        splits_of(run, demos["readmission"][0])["train"], run.tokenizer, 64, progress=False
+    )
+    with inference.reading(run.model, run.task):
+        x = run.task.cls_vectors(run.model, encoded, run.tokenizer.pad_token_id)
+        ours = np.array(inference.predict_rows(run.model, run.task, encoded, run.tokenizer.pad_token_id))
+    mean, scale = x.mean(0), np.maximum(x.std(0), 1e-6)
+    fit = LogisticRegression(C=float(run.facts["head"]["C"]), max_iter=1000)
+    theirs = fit.fit((x - mean) / scale, encoded.labels).predict_proba((x - mean) / scale)[:, 1]
+    assert np.corrcoef(ours, theirs)[0, 1] > 0.9  # the scales of int8 depend on the batch
 
 
 def test_ready_files_without_patients_split_by_text(tmp_path, capsys):
