@@ -211,8 +211,7 @@ def run(planned):
     device = pick_device(args.device, args.compile)
     start = starting_point(planned, source, task, facts, examples["test"])
     notes = Notes.read(task, examples, start.tokenizer, args.max_length, args.cache)
-    calibration = notes.calibration(device, args.batch_size, args.seed)
-    supplied = {**start.supplied(device), "calibration": calibration}
+    supplied = start.supplied(device) | {"calibration": notes.calibration(device, args.batch_size, args.seed)}
     technique = compress.build(args.parts, vars(args), **supplied)
     technique.task = task
 

@@ -220,24 +220,36 @@ def readme(root):
 
 
 def short_table(rows, facts):
-    """Lines: run, first score, points from base, bytes and times, and the conditions in a line."""
+    """Lines: run, first score, points from base, bytes and times; what is told from base; the conditions.
+
+    Models and TF-IDF; the other baselines stand in docs/results.md.
+    """
     base, score = tables.base_of(rows), tables.sweep_scores(rows, facts)[0]
-    points = (
-        ["points from base", "told from base"] if any("told" in row for row in rows) else ["points from base"]
-    )
-    scored = f"{facts['headline'][score]} [95% interval]"
-    header = ["run", scored, *points, "MB", f"{tables.row_unit(facts)}/s", "p50 ms"]
-    body = [
-        [row["run"], tables.with_interval(row, score), *tables.sweep_costs(row, base, score)] for row in rows
-    ]
+    rows = [row for row in rows if facts["grid"][row["run"]] or row["run"] == "tfidf"]
+    scored, tested = f"{facts['headline'][score]} [95% interval]", any("told" in row for row in rows)
+    header = ["run", scored, "points from base", "MB", f"{tables.row_unit(facts)}/s", "p50 ms"]
+    body = []
+    for row in rows:
+        points, *more = tables.sweep_costs(row, base, score)
+        body.append([row["run"], tables.with_interval(row, score), points, *more[tested:]])
     timing, data, machine = facts["timing"], facts["data"], tables.described(facts["machine"])
     conditions = (
         f"{tables.split_sizes(data, facts['unit'])}, {data['mean_tokens']:.0f} tokens on average; "
         f"{tables.mean_of(facts)}; times: seed {timing['seed']}, medians of "
         f"{tables.counted(timing['rounds'], 'round')}, {machine}; in brackets: times better than base."
     )
-    told = [line for sentence in tables.told_lines(rows, facts) for line in (sentence, "")]
-    return ["", *markdown_table(header, body), "", *told, conditions, ""]
+    return ["", *markdown_table(header, body), "", *told_in_short(rows, facts, score), conditions, ""]
+
+
+def told_in_short(rows, facts, score):
+    """Lines: which rows are told from base, in one sentence; none if nothing was tested."""
+    told = {way: [row["run"] for row in rows if row.get("told") == way] for way in ("better", "worse", "no")}
+    if not any(told.values()):
+        return []
+    named = [f"{way} than base: {', '.join(told[way])}" for way in ("better", "worse") if told[way]]
+    named += ["the others are not told from it, which does not mean equal"] if told["no"] else []
+    said = f"In {facts['headline'][score]} {'; '.join(named)} ([evidence.md](docs/evidence.md))."
+    return [said, ""]
 
 
 # --- all of it ------------------------------------------------------------------------------------

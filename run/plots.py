@@ -179,10 +179,22 @@ class Point(NamedTuple):
     front: bool  # whether it is on the Pareto front
 
 
+class Level(NamedTuple):
+    """A dashed line across a plot, and what it is."""
+
+    y: float
+    text: str
+
+
 def plot_sweep(rows, facts, out):
-    """sweep.png: the first score against speed; sweep_bytes.png: against bytes. Up and right is better."""
+    """sweep.png: the first score against speed; sweep_bytes.png: against bytes. Up and right is better.
+
+    Baselines cost next to nothing, so as points they would squeeze the models: TF-IDF is a level, no point.
+    """
     score = next(iter(facts["headline"]))
     base, bytes_ = base_of(rows), ("sweep_bytes.png", "bytes", "bytes", 1e-6)
+    tfidf = next((row for row in rows if row["run"] == "tfidf"), None)
+    rows = [row for row in rows if facts["grid"].get(row["run"], row["run"])]  # baselines have no words there
     for name, cost, front, scale in (("sweep.png", "rows_per_s", "seconds_per_row", 1), bytes_):
         points = [
             Point(
@@ -198,9 +210,18 @@ def plot_sweep(rows, facts, out):
         )
         axes.set_ylabel(f"{facts['headline'][score]} on test, {mean_of(facts)}")
         bars = "least to most of the seeds" if len(facts["seeds"]) > 1 else None
-        draw_points(axes, points, bars, base.get(f"{score}_low"), base.get(f"{score}_high"), cost == "bytes")
+        level = tfidf and Level(tfidf[score], f"TF-IDF: {cost_of(tfidf, cost, facts)}")
+        band = base.get(f"{score}_low"), base.get(f"{score}_high")
+        draw_points(axes, points, bars, *band, cost == "bytes", level)
         times_axis(axes, scale * base[cost], smaller=cost == "bytes")
         save_figure(figure, out / name)
+
+
+def cost_of(row, cost, facts):
+    """'125,485 texts per second', or '0.3 MB'."""
+    if cost == "bytes":
+        return f"{row['bytes'] / 1e6:.1f} MB"
+    return f"{row['rows_per_s']:,.0f} {row_unit(facts)} per second"
 
 
 def plot_latency(rows, facts, path):
@@ -224,15 +245,20 @@ def plot_latency(rows, facts, path):
     save_figure(figure, path)
 
 
-def draw_points(axes, points, bars, low=None, high=None, reverse=False):
+def draw_points(axes, points, bars, low=None, high=None, reverse=False, level=None):
     """Points with bars and labels: the front joined by a line, the others faded.
 
     bars: what the bars are, None = leave them out; low, high: a band, base's 95% interval; reverse: small
-    values to the right.
+    values to the right; level: a Level to draw, or None.
     """
-    set_limits(axes, points, [value for value in (low, high) if value is not None], reverse)
+    others = [low, high, level.y if level else None]
+    set_limits(axes, points, [value for value in others if value is not None], reverse)
     if low is not None:
         axes.axhspan(low, high, color="#333333", alpha=0.06, linewidth=0, zorder=0)
+    if level:
+        axes.axhline(level.y, color="#777777", linewidth=1, linestyle="--", zorder=0)
+        place = {"xytext": (-4, 4), "textcoords": "offset points", "ha": "right", "color": "#777777"}
+        axes.annotate(level.text, (1, level.y), xycoords=("axes fraction", "data"), **place)
     axes.grid(alpha=0.2)
     axes.figure.canvas.draw()  # from here on pixels are final
 

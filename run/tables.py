@@ -27,7 +27,10 @@ def with_interval(row, score):
 
 def times(text, better, worse):
     """'12.3 (4.56x)': a figure and how many times better it is than the first row's."""
-    return f"{text} ({better / worse:.2f}x)" if better and worse else text
+    if not (better and worse):
+        return text
+    ratio = better / worse
+    return f"{text} ({ratio:,.0f}x)" if ratio >= 100 else f"{text} ({ratio:.2f}x)"
 
 
 def p_value(p):
@@ -87,7 +90,7 @@ def sweep_table(rows, facts):
 
 def points_cells(row, base, score):
     """Cells: points from base; if tested, with their interval, and whether the run is told from base."""
-    points = f"{100 * row[f'{score}_from_base']:+.2f}"
+    points = in_points(row[f"{score}_from_base"])
     if f"{score}_p" not in base:
         return [points]
     return [points, ""] if row is base or "told" not in row else distance_cells(row, f"{score}_from_base")
@@ -95,9 +98,14 @@ def points_cells(row, base, score):
 
 def distance_cells(row, key):
     """'+0.52 [-0.40, +1.44]' and 'no, p = 0.270': points from base, and whether they tell the run from it."""
-    points, low, high = (100 * row[f"{key}{end}"] for end in ("", "_low", "_high"))
+    points, low, high = (in_points(row[f"{key}{end}"]) for end in ("", "_low", "_high"))
     told = row["told"] if row["told"] == "no" else f"**{row['told']}**"
-    return [f"{points:+.2f} [{low:+.2f}, {high:+.2f}]", f"{told}, p {p_value(row['p_holm'])}"]
+    return [f"{points} [{low}, {high}]", f"{told}, p {p_value(row['p_holm'])}"]
+
+
+def in_points(difference):
+    """'-0.46', in hundredths; what rounds to zero is +0.00."""
+    return f"{round(100 * difference, 2) + 0.0:+.2f}"
 
 
 def sweep_costs(row, base, score):
