@@ -298,7 +298,7 @@ def predict(args):
     out = None if text else output_path(args, run.task)
     say = functools.partial(print, file=sys.stderr if text else sys.stdout)  # standard output has the answer
     asked = allowed_engine(args, device, say)
-    notes = first_examples(run.task, args.notes, text) if asked != "torch" else []
+    notes = [] if asked == "torch" else first_examples(run.task, args.notes, text)
     with engine.chosen(asked, run, args.run, notes, args.batch_tokens, say) as form:
         torch_itself = form == "torch"
         onednn = processes.agreed(torch_itself and cpu.onednn_pays(run.model))
@@ -334,9 +334,7 @@ def allowed_engine(args, device, say):
 
 def first_examples(task, path, text):
     """The first notes of a file, or the one note, on which an engine is chosen."""
-    if text:
-        return [task.example("-", text)]
-    return list(itertools.islice(task.unlabelled(path, Counter()), 512))
+    return [task.example("-", text)] if text else engine.notes_to_time(task, path)
 
 
 if __name__ == "__main__":

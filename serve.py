@@ -18,7 +18,8 @@ from pathlib import Path
 import compress
 from cli import BadInput, Parser, number, run_script
 from fast import cpu
-from run import checkpoint
+from layers import device_of
+from run import checkpoint, engine
 from run.card import card_facts
 from run.inference import pick_device
 from run.machine import same_bits
@@ -91,7 +92,7 @@ def serve(args):
     token, run, listening = read_token(args.token_file), load_run(args), listen(args.host, args.port)
     facts = card_facts(run.task, run.facts)
 
-    with listening, serving(run, args.batch_tokens, args.max_held, cpu.onednn_pays(run.model)) as service:
+    with listening, answered_by(args, run) as torch_itself, open_service(args, run, torch_itself) as service:
         app = web.build_app(service, facts, limits, token, args.log)
         server = uvicorn.Server(
             uvicorn.Config(
@@ -110,6 +111,33 @@ def serve(args):
             signal.signal(number_of, lambda *_: None)
         server.run(sockets=[listening])
     print(f"ended; {service.totals['notes']} notes answered")
+
+
+def answered_by(args, run):
+    """The context in which --engine answers; it gives whether that is torch itself."""
+    if args.engine == "torch":
+        return contextlib.nullcontext(True)
+    if not args.notes:
+        raise BadInput(f"--engine {args.engine}: is chosen on notes; name a file of such with --notes FILE")
+    if args.deterministic:
+        raise BadInput(f"--engine {args.engine}: --deterministic chooses nothing by timing; leave it out")
+    if device_of(run.model).type != "cpu":
+        raise BadInput(f"--engine {args.engine}: other engines are for the CPU; add --device cpu")
+    return chosen_engine(args, run)
+
+
+@contextlib.contextmanager
+def chosen_engine(args, run):
+    """While open, the engine that --engine asks for answers. Yields whether it is torch itself."""
+    notes = engine.notes_to_time(run.task, args.notes)
+    with engine.chosen(args.engine, run, args.run, notes, args.batch_tokens) as form:
+        yield form == "torch"
+
+
+def open_service(args, run, torch_itself):
+    """The Service; torch's own layers are made ready only if they answer."""
+    onednn = torch_itself and cpu.onednn_pays(run.model)
+    return serving(run, args.batch_tokens, args.max_held, onednn, frozen=torch_itself)
 
 
 def tell(args, run, listening, token):
@@ -136,6 +164,8 @@ def build_serving_parser():
     add("--max-held", type=count, default=1024, help="notes held before further ones get 429 (1024)")
     add("--batch-tokens", type=count, help="tokens per batch, padding counted (2048; 65536 on a GPU)")
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="int8 always on cpu (auto)")
+    add("--engine", choices=engine.ENGINES, default="torch", help="as in predict.py; needs --notes (torch)")
+    add("--notes", help="file of notes like those that will come, on which --engine is chosen (none)")
     add("--calibrated", action="store_true", help="probabilities after temperature scaling (off)")
     add("--deterministic", action="store_true", help="nothing is chosen by timing; slower (off)")
     add("--log", action="store_true", help="a line per request: time, path, status, milliseconds (off)")

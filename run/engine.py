@@ -7,8 +7,10 @@ RUN/engine.json, for the same CPU, threads, versions, weights and lengths of not
 """
 
 import contextlib
+import itertools
 import statistics
 import time
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -126,6 +128,11 @@ def possible(asked, files):
         if there:
             found.append(name)
     return found
+
+
+def notes_to_time(task, path):
+    """The first notes of a file, as examples, for `chosen`."""
+    return list(itertools.islice(task.unlabelled(path, Counter()), 512))
 
 
 def enough_notes(run, examples, tokens=FIRST):

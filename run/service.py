@@ -240,9 +240,9 @@ def deliver(requests, error=None):
 
 
 @contextlib.contextmanager
-def serving(run, tokens=None, most=1024, onednn=None):
-    """A Service while open; at the end it answers what it has taken. onednn: as in fast.speedups."""
-    with reading(run.model, run.task, frozen=True, onednn=onednn):
+def serving(run, tokens=None, most=1024, onednn=None, frozen=True):
+    """A Service while open; at the end it answers what it has taken. onednn, frozen: as in fast.speedups."""
+    with reading(run.model, run.task, frozen=frozen, onednn=onednn):
         service = Service(run, tokens, most)
         try:
             yield service

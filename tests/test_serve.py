@@ -376,6 +376,23 @@ def test_what_cannot_be_served_is_refused_in_one_line(served, demos, tmp_path, r
     assert "uvicorn is not installed; pip install -r" in refuses(serve.main, [served["symptoms"]])
 
 
+def test_another_engine_answers_as_torch_does(served, small, capsys, refuses):
+    pytest.importorskip("onnxruntime")
+    words = [str(served["symptoms"]), "--engine", "onnxruntime", "--notes", str(small[0])]
+    args, run = serve.build_serving_parser().parse_args(words), checkpoint.load(served["symptoms"])
+    with reading(run.model, run.task, frozen=True, onednn=False):
+        wanted = [predict_note(run, text, False) for text in NOTES]
+    with serve.answered_by(args, run) as torch_itself, serve.open_service(args, run, torch_itself) as one:
+        assert not torch_itself and "forward" in vars(run.task)
+        found = asyncio.run(one.answer(NOTES))
+    assert "forward" not in vars(run.task) and "engine: onnxruntime" in capsys.readouterr().out
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert ours["predicted"] == theirs["predicted"]
+        assert ours["probabilities"] == pytest.approx(theirs["probabilities"], abs=1e-3)
+    assert "name a file of such with --notes" in refuses(serve.main, words[:3])
+    assert "leave it out" in refuses(serve.main, [*words, "--deterministic", "--port", "0"])
+
+
 def test_a_token_is_read_from_its_file(tmp_path, capsys):
     (tmp_path / "token").write_text("0123456789abcdef\n")
     (tmp_path / "token").chmod(0o600)
