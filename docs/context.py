@@ -23,18 +23,18 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import stats  # noqa: E402
 from cli import BadInput, Parser, run_script  # noqa: E402
 from files import read_json, write_json, write_whole  # noqa: E402
 from run import checkpoint  # noqa: E402
 from run.baseline import BASELINES  # noqa: E402
-from run.evidence import LEVEL, Bootstrap, base_cells, read_answers, spread_cells  # noqa: E402
+from run.evidence import Bootstrap, Scored, base_cells, mark, read_answers, spread_cells  # noqa: E402
 from run.results import markdown_table, read_rows, shown, write_rows  # noqa: E402
 from run.tables import counted, described, p_value  # noqa: E402
 from run.untrusted import COMPARED, read_run, read_task  # noqa: E402
 
 SIDES = ("spotting", "masked")
 TESTED = "F1"  # macro-F1: the classes differ in size by 20 times, and accuracy is mostly the largest one's
+LOST = "more_from_base"  # what was lost without the words, less what was lost with them
 SCORES = {"F1": "Macro-F1", "Accuracy": "Accuracy", "AUROC": "AUROC"}
 
 # --- runs -> files ---------------------------------------------------------------------------------
@@ -79,11 +79,11 @@ def compare_sides(made, names):
             "spotting and masked: their test notes differ; give both sweeps the same data, folds and seeds"
         )
     clusters, rows = len(set(answers["spotting", "base"][0].clusters)), []
+    ordered = ["base", *sorted(set(names) - {"base"})]
     for score in SCORES:
         scored = {key: bootstrap.score(seeds, score) for key, seeds in answers.items()}
-        ordered = ["base", *sorted(set(names) - {"base"})]
         rows += [context_cells(name, score, scored, answers, clusters) for name in ordered]
-    correct_tested(rows)
+    mark({row["run"]: row for row in rows if row["score"] == TESTED}, "more")
     return rows
 
 
@@ -98,21 +98,12 @@ def context_cells(name, score, scored, answers, clusters):
     if name == "base":
         return row
     lost = {side: lost_by(scored[side, name], scored[side, "base"]) for side in SIDES}
-    (spotting, drawn_spotting), (masked, drawn_masked) = lost["spotting"], lost["masked"]
-    found = stats.difference(masked, spotting, drawn_masked, drawn_spotting, clusters)
-    return row | {"more": found.mean, "more_low": found.low, "more_high": found.high, "more_p": found.p}
+    return row | base_cells("more", lost["masked"], lost["spotting"], clusters)
 
 
 def lost_by(scored, base):
-    """A row less base: (of each seed (S,), on each resample (R, S))."""
-    return np.subtract(scored.values, base.values), scored.resampled - base.resampled
-
-
-def correct_tested(rows):
-    """Add p_holm to the rows of the tested score, corrected for all of them."""
-    tested = [row for row in rows if row["score"] == TESTED and "more_p" in row]
-    for row, p in zip(tested, stats.holm([row["more_p"] for row in tested]), strict=True):
-        row["p_holm"] = p
+    """A row less base, seed by seed and resample by resample."""
+    return Scored(np.subtract(scored.values, base.values).tolist(), scored.resampled - base.resampled)
 
 
 def facts_of(made):
@@ -157,7 +148,10 @@ python docs/context.py --collect results/spotting results/masked
 
 def context_page(folder):
     """The text of docs/context.md."""
-    facts, rows = read_json(folder / "facts.json"), read_rows(folder / "context.csv", names=("run", "score"))
+    facts, rows = (
+        read_json(folder / "facts.json"),
+        read_rows(folder / "context.csv", names=("run", "score", "told")),
+    )
     lines = [TOP, context_conditions(facts), "", *answer_lines(rows, facts)]
     for score, wording in SCORES.items():
         lines += ["", f"## {wording}", "", *context_table([row for row in rows if row["score"] == score])]
@@ -183,10 +177,10 @@ def answer_lines(rows, facts):
     """The answer: which rows lose more without the words than with them, by the tested score."""
     tested = [row for row in rows if row["score"] == TESTED and row.get("p_holm") is not None]
     base = next(row for row in rows if row["score"] == TESTED and row["run"] == "base")
-    told = [row for row in tested if row["p_holm"] < LEVEL]
+    told = [row for row in tested if row["told"] != "no"]
     sides = {"more": [], "less": []}
     for row in told:
-        sides["more" if row["more"] < 0 else "less"].append(f"{row['run']} ({signed(row, 'more')})")
+        sides["more" if row["told"] == "worse" else "less"].append(f"{row['run']} ({signed(row, LOST)})")
     found = [
         f"{', '.join(names)} lost {side} without the words than with them"
         for side, names in sides.items()
@@ -211,7 +205,7 @@ def context_table(rows):
         for side in SIDES:
             cells += [f"{row[side]:.4f} [{row[f'{side}_low']:.3f}, {row[f'{side}_high']:.3f}]"]
             cells += [signed(row, f"{side}_from_base") if row["run"] != "base" else ""]
-        cells += [signed(row, "more") if row["run"] != "base" else ""]
+        cells += [signed(row, LOST) if row["run"] != "base" else ""]
         if corrected:
             cells += [p_value(row["p_holm"]).removeprefix("= ") if row["run"] != "base" else ""]
         body.append(cells)

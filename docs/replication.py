@@ -430,9 +430,8 @@ def columns_of(facts, answers):
         ]
         found[column] = columns.together(tests) | facts[kind] | {"intervals": {}}
         found[column]["label_seed"] = facts[kind]["arguments"].get("label_seed", 0)
-        found[column]["seeds"] = sorted(next(iter(runs.values())))
-    if found["proper"]:
-        found["proper"]["seeds"] = len(found["proper"]["seeds"])
+        seeds = sorted(next(iter(runs.values())))
+        found[column]["seeds"] = seeds if column == "rerun" else len(seeds)
     return found
 
 

@@ -225,7 +225,7 @@ def short_table(rows, facts):
     Models and TF-IDF; the other baselines stand in docs/results.md.
     """
     base, score = tables.base_of(rows), tables.sweep_scores(rows, facts)[0]
-    rows = [row for row in rows if facts["grid"][row["run"]] or row["run"] == "tfidf"]
+    rows = [row for row in rows if tables.is_model(row, facts) or row["run"] == "tfidf"]
     scored, tested = f"{facts['headline'][score]} [95% interval]", any("told" in row for row in rows)
     header = ["run", scored, "points from base", "MB", f"{tables.row_unit(facts)}/s", "p50 ms"]
     body = []

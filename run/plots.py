@@ -11,7 +11,7 @@ import numpy as np
 import compress
 from cli import BadInput
 from files import whole_path
-from run.tables import base_of, mean_of, row_unit
+from run.tables import base_of, is_model, mean_of, row_unit
 
 COLOURS = (
     "#333333",
@@ -194,7 +194,7 @@ def plot_sweep(rows, facts, out):
     score = next(iter(facts["headline"]))
     base, bytes_ = base_of(rows), ("sweep_bytes.png", "bytes", "bytes", 1e-6)
     tfidf = next((row for row in rows if row["run"] == "tfidf"), None)
-    rows = [row for row in rows if facts["grid"].get(row["run"], row["run"])]  # baselines have no words there
+    rows = [row for row in rows if is_model(row, facts)]
     for name, cost, front, scale in (("sweep.png", "rows_per_s", "seconds_per_row", 1), bytes_):
         points = [
             Point(

@@ -118,6 +118,11 @@ def sweep_costs(row, base, score):
     ]
 
 
+def is_model(row, facts):
+    """Whether a row of a sweep is a model; baselines have no words in its grid."""
+    return bool(facts["grid"].get(row["run"], True))
+
+
 def base_of(rows):
     """The row of the base run."""
     return next(row for row in rows if row["run"] == "base")

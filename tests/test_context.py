@@ -57,7 +57,7 @@ def scores(rows, labels):
 def test_what_two_sweeps_lost_is_compared(sweeps, capsys):
     call = ["--collect", str(sweeps / "spotting"), str(sweeps / "masked")]
     context.main(call, root=sweeps)
-    rows = read_rows(sweeps / "docs/results/context/context.csv", names=("run", "score"))
+    rows = read_rows(sweeps / "docs/results/context/context.csv", names=("run", "score", "told"))
     found = {(row["run"], row["score"]): row for row in rows}
     for score in context.SCORES:
         held = {
@@ -70,10 +70,13 @@ def test_what_two_sweeps_lost_is_compared(sweeps, capsys):
         row = found["lowrank", score]
         lost = {side: held[side]["lowrank"] - held[side]["base"] for side in context.SIDES}
         assert row["masked_from_base"] == pytest.approx(lost["masked"], abs=1e-6)
-        assert row["more"] == pytest.approx(lost["masked"] - lost["spotting"], abs=1e-6)
-        assert row["more_low"] < row["more"] < row["more_high"]
+        assert row["more_from_base"] == pytest.approx(lost["masked"] - lost["spotting"], abs=1e-6)
+        assert row["more_from_base_low"] < row["more_from_base"] < row["more_from_base_high"]
         same = found["quantization", score]  # answers alike on both sides
-        assert same["more"] == same["more_low"] == same["more_high"] == 0 and same["more_p"] == 1
+        assert (
+            same["more_from_base"] == same["more_from_base_low"] == same["more_from_base_high"] == 0
+            and same["more_p"] == 1
+        )
     assert found["lowrank", "F1"]["p_holm"] == pytest.approx(2 * found["lowrank", "F1"]["more_p"], abs=1e-6)
     assert found["lowrank", "Accuracy"].get("p_holm") is None
 
