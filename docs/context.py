@@ -136,7 +136,8 @@ this page.
 The label of a note is a word that stands in it, so a model can learn to spot words. With `--mask-labels`
 every word of the lexicon is hidden, and the label must be inferred from the rest. Does compression hurt the
 second more than the first? Each row was trained twice, with the words and without, on the same notes, folds
-and seeds.
+and seeds. Some rows start from base, so they train longer than base; "base-twice" is their control: what
+longer training gains without any compression.
 
 ```bash
 python sweep.py @experiments/spotting.args
@@ -178,11 +179,11 @@ def answer_lines(rows, facts):
     tested = [row for row in rows if row["score"] == TESTED and row.get("p_holm") is not None]
     base = next(row for row in rows if row["score"] == TESTED and row["run"] == "base")
     told = [row for row in tested if row["told"] != "no"]
-    sides = {"more": [], "less": []}
+    sides = {"worse": [], "better": []}
     for row in told:
-        sides["more" if row["told"] == "worse" else "less"].append(f"{row['run']} ({signed(row, LOST)})")
+        sides[row["told"]].append(f"{row['run']} ({signed(row, LOST)})")
     found = [
-        f"{', '.join(names)} lost {side} without the words than with them"
+        f"against base, {', '.join(names)} did {side} without the words than with them"
         for side, names in sides.items()
         if names
     ]

@@ -39,10 +39,14 @@ def heading(name):
         "mtsamples": "MTSamples",
         "maccrobat": "MACCROBAT",
         "ncbi": "NCBI disease",
+        "gender_20": "Gender, 20 epochs",
+        "stop_reasons_sets_20": "Stop reasons sets, 20 epochs",
         "gpu": "GPU",
         "memory": "Training memory",
         "shape": "BERT-base beside other engines",
         "shape_short": "BERT-base beside other engines, 16 tokens",
+        "shape_amx": "The same on a CPU with AMX",
+        "shape_short_amx": "The same on a CPU with AMX, 16 tokens",
     }
     return names.get(name, name.replace("_", " ").capitalize())
 
@@ -65,7 +69,11 @@ def page(root):
 
 
 def command(root, name, script):
-    """Lines of a code block: the command with the arguments in experiments/, if they are there."""
+    """Lines of a code block: the command with the arguments in experiments/, if they are there.
+
+    Figures of another kind of CPU, such as shape_amx, are those of the same command.
+    """
+    name = name.removesuffix("_amx")
     if not (Path(root) / "experiments" / f"{name}.args").exists():
         return []
     return ["```bash", f"python {script} @experiments/{name}.args", "```", ""]
