@@ -10,7 +10,7 @@ import torch
 
 import export
 import train
-from conftest import write_notes
+from conftest import run_words, write_notes
 from fast.attention import multiplies_bf16
 from run import checkpoint, engine, forms
 from run.onnx_file import open_onnx
@@ -78,10 +78,8 @@ def test_openvino_in_every_precision(openvino, made_once, runs, tmp_path, capsys
     )
 
 
-def test_a_logistic_head_answers_for_the_note(onnx, tmp_path, capsys):
-    call = ["--task", "readmission", "--head", "logistic", "--epochs", "0", "--fraction", "0.3"]
-    call += ["--max-length", "48", "--out", str(tmp_path)]
-    train.main(call)
+def test_a_logistic_head_answers_for_the_note(onnx, demos, tmp_path, capsys):
+    train.main(run_words(demos, "readmission", tmp_path, "--head logistic --epochs 0"))
     export.main([str(tmp_path / "base"), "--to", "onnx", "--out", str(tmp_path / "a.onnx"), "--count", "8"])
     assert "same answer 100.00%" in capsys.readouterr().out
     ids = torch.randint(5, 100, (3, 12))

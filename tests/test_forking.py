@@ -94,20 +94,9 @@ def test_a_loss_on_hidden_states(fork, arguments):
 def test_a_task_with_its_own_demonstration(fork):
     add, run, copy = fork
     add("tasks", "lengths", LENGTHS, "Lengths", "TASKS")
-    said = run("train.py", "--task", "lengths", "--epochs", "1", "--lr", "2e-3", "--out", "out")
+    call = "--task lengths --epochs 1 --lr 2e-3 --fraction 0.2 --out out".split()
+    said = run("train.py", *call)
     assert said.startswith("DEMONSTRATION") and "4000 rows" in said
-    run(
-        "train.py",
-        "--task",
-        "lengths",
-        "--technique",
-        "quantization",
-        "--epochs",
-        "1",
-        "--lr",
-        "2e-3",
-        "--out",
-        "out",
-    )
+    run("train.py", *call, "--technique", "quantization")
     run("benchmark.py", "out", "--rounds", "2", "--length", "16")
     assert (copy / "out/benchmark.csv").exists()
