@@ -4,13 +4,14 @@ attention.py   the last layer for [CLS] alone; queries, keys and values by one p
 cpu.py         products by the faster library, freed memory kept
 dropout.py     dropout by random numbers that cost less, for training on a CPU
 int8.py        int8 products by oneDNN's own call, with what follows them
+lean.py        a layer's parts called directly, for reading
 optimizer.py   lazy AdamW: only the embedding rows of the batch
 precision.py   in which precision a model trains and reads; layer norms in bf16 on CUDA
 """
 
 import contextlib
 
-from fast import attention, cpu, dropout, int8, optimizer, precision
+from fast import attention, cpu, dropout, int8, lean, optimizer, precision
 
 
 @contextlib.contextmanager
@@ -31,6 +32,7 @@ def speedups(model, reads_first=False, bf16_attention=None, frozen=False, onednn
         if frozen:
             patches.enter_context(cpu.faster_products(model, onednn))
             patches.enter_context(int8.faster_int8(model))
+            patches.enter_context(lean.lean_layers(model))
         else:
             patches.enter_context(dropout.cheap_dropout(model))
         if tokens_per_step:

@@ -42,21 +42,21 @@ class Int8Product(nn.Module):
 
     def forward(self, x, added=None):
         """x (..., in) -> (..., out); added: of the same shape as the answer, is added to it."""
-        self.packed = self.packed or self.pack()
+        if self.packed is None:
+            self.packed = self.pack()
         weights, bias = self.packed
         product, q = torch.ops.onednn.qlinear_pointwise, eight_bits(x)
         if added is not None:
-            return product(
-                *q, *weights, added, bias, 1.0, 0, self.answers, 1.0, 0, "add", 1.0, "none", [], ""
-            )
+            after = (1.0, 0, "add", 1.0, "none", [], "")
+            return product.binary(*q, *weights, added, bias, 1.0, 0, self.answers, *after)
         after = ("gelu", [], "none") if self.gelu else ("none", [], "")
-        return product(*q, *weights, bias, 1.0, 0, self.answers, *after)
+        return product.default(*q, *weights, bias, 1.0, 0, self.answers, *after)
 
 
 def eight_bits(x):
     """(q uint8, s, z) of x: s and z from its extremes, 0 among them, so that 0 stays 0."""
-    low, high = (float(extreme) for extreme in torch.aminmax(x))
-    low, high = min(low, 0.0), max(high, 0.0)
+    low, high = torch.aminmax(x)
+    low, high = min(low.item(), 0.0), max(high.item(), 0.0)
     scale = max((high - low) / 255, 1e-12)
     zero = min(round(-low / scale), 255)
     q = torch.quantize_per_tensor(x.float(), scale, zero, torch.quint8)

@@ -20,6 +20,7 @@ import datetime
 import os
 import signal
 import sys
+import warnings
 
 import torch
 import torch.distributed as dist
@@ -262,8 +263,10 @@ def averaging(model, loss):
     """
     if world()[1] == 1:
         return loss
-    # buffers, such as pruning's masks, are made alike everywhere and need not be sent before every batch
-    return DistributedDataParallel(BatchLoss(model, loss), broadcast_buffers=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*broadcast_buffers.*deprecated")  # its heir came in 2.13
+        # buffers, such as pruning's masks, are made alike everywhere and need not be sent before every batch
+        return DistributedDataParallel(BatchLoss(model, loss), broadcast_buffers=False)
 
 
 def exchanging(loss, last):

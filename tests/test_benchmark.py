@@ -142,10 +142,7 @@ def test_reading_is_measured_as_it_is_done(tmp_path, runs, monkeypatch):
     call = ["--parts", "reading", "--notes", "400", "--rounds", "2", "--run", str(runs / "base")]
     benchmark.main([*call, "--out", str(tmp_path)])
     table = read_csv(tmp_path / "reading.csv")
-    assert [(row["row"], row["notes"]) for row in table] == [
-        ("labels", "400"),
-        ("first batch", "400"),
-    ]
+    assert [(row["row"], row["notes"]) for row in table] == [("labels", "400"), ("first batch", "400")]
     for row in table:
         assert 0.7 < int(row["labelled"]) / int(row["notes"]) < 0.95 and int(row["peak_bytes"]) > 10**8
         assert (row["tokens"] == "") == (row["row"] == "labels")

@@ -94,7 +94,7 @@ def test_a_loss_on_hidden_states(fork, arguments):
 def test_a_task_with_its_own_demonstration(fork):
     add, run, copy = fork
     add("tasks", "lengths", LENGTHS, "Lengths", "TASKS")
-    call = "--task lengths --epochs 1 --lr 2e-3 --fraction 0.2 --out out".split()
+    call = ["--task", "lengths", "--epochs", "1", "--lr", "2e-3", "--fraction", "0.2", "--out", "out"]
     said = run("train.py", *call)
     assert said.startswith("DEMONSTRATION") and "4000 rows" in said
     run("train.py", *call, "--technique", "quantization")

@@ -16,7 +16,7 @@ from transformers import (
 
 from bench.shape import bert_base, compressed, multiply_adds
 from data import budget_batches
-from fast import attention, cpu, speedups
+from fast import attention, cpu, lean, speedups
 from fast.optimizer import LazyAdamW, clip_gradients
 from layers import set_attention_dropout
 from predict import ahead
@@ -32,6 +32,7 @@ CONFIG = BertConfig(
     intermediate_size=64,
     num_labels=3,
 )
+CHUNKED = BertConfig(**{**CONFIG.to_dict(), "chunk_size_feed_forward": 2})
 
 
 @pytest.fixture
@@ -299,3 +300,20 @@ def test_products_leave_what_they_do_not_know_to_the_fused_kernel(monkeypatch):
 
     expected = nn.functional.scaled_dot_product_attention(query, query, query, is_causal=True).transpose(1, 2)
     assert torch.allclose(attention.products(Causal(), query, query, query, None)[0], expected, atol=1e-5)
+
+
+def test_a_lean_layer_has_the_layers_own_numbers_and_is_put_back(model, batch):
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        plain = model(**inputs, output_hidden_states=True)
+        with lean.lean_layers(model):
+            assert all("forward" in layer.__dict__ for layer in model.bert.encoder.layer)
+            assert not any(type(module) is nn.Dropout for module in model.modules())
+            found = model(**inputs, output_hidden_states=True)
+    assert torch.equal(plain.logits, found.logits) and len(found.hidden_states) == 3
+    assert all(map(torch.equal, plain.hidden_states, found.hidden_states))
+    assert not any("forward" in layer.__dict__ for layer in model.bert.encoder.layer)
+    assert type(model.dropout) is nn.Dropout
+    for other in (model.train(), BertForSequenceClassification(CHUNKED).eval()):
+        with lean.lean_layers(other):
+            assert not any("forward" in layer.__dict__ for layer in other.bert.encoder.layer)
