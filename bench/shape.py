@@ -54,6 +54,13 @@ ROWS = {  # name: technique, its options, whether it runs as plain torch, withou
         False,
     ),
 }
+SAME_WEIGHTS = {  # name: technique, its options, of rows that OpenVINO runs in its int8, too
+    "pruning half": ("pruning", HALF),
+    "lowrank": ("lowrank", {"rank": 32}),
+    "distillation, 6 layers": ("distillation", {}),
+    "4 layers of 312": ("distillation", STUDENT),
+    "4 of 312, half": ("distillation+pruning", {**STUDENT, **HALF}),
+}
 REFERENCES = (  # heading of a column of ratios: the row that it divides by
     ("plain", "base, plain torch"),
     ("base", "base"),
@@ -245,19 +252,27 @@ def onnx_peers(config, folder, length):
 
 
 def openvino_peers(config, folder, length):
-    """{name: (call, bytes, multiply-adds)} of the base model in OpenVINO, as export.py writes it."""
-    found, model = {}, bert_base(config)
-    dense = folder / "fp32-True.onnx"
-    if not dense.exists():  # onnx_peers wrote it, if ONNX Runtime is there
-        to_onnx(model, dense, first=True)
-    with answering_first(model):
-        macs = multiply_adds(model, length)
-    batches = [random_notes(model.config.vocab_size, 8, length) for _ in range(2)]
-    for precision in ("fp32", *["bf16"] * multiplies_bf16(), "int8"):
-        path = folder / f"{precision}.xml"
-        to_openvino(dense, path, precision, batches)
-        size = path.stat().st_size + path.with_suffix(".bin").stat().st_size
-        found[f"OpenVINO, {precision}"] = (open_openvino(path), size, macs)
+    """{name: (call, bytes, multiply-adds)} of models in OpenVINO, as export.py writes them.
+
+    The base model in every precision, and in int8 the weights of SAME_WEIGHTS.
+    """
+    precisions = ("fp32", *["bf16"] * multiplies_bf16(), "int8")
+    wanted = {"": (bert_base(config), precisions)}
+    for name, of in SAME_WEIGHTS.items():
+        wanted[f" of {name}"] = (compressed(*of, config), ("int8",))
+    found = {}
+    for name, (model, precisions) in tqdm(wanted.items(), desc="exporting", leave=False, disable=None):
+        dense = folder / f"fp32-True{name}.onnx"
+        if not dense.exists():  # onnx_peers wrote base's, if ONNX Runtime is there
+            to_onnx(model, dense, first=True)
+        with answering_first(model):
+            macs = multiply_adds(model, length)
+        batches = [random_notes(model.config.vocab_size, 8, length) for _ in range(2)]
+        for precision in precisions:
+            path = folder / f"{precision}{name}.xml"
+            to_openvino(dense, path, precision, batches)
+            size = path.stat().st_size + path.with_suffix(".bin").stat().st_size
+            found[f"OpenVINO, {precision}{name}"] = (open_openvino(path), size, macs)
     return found
 
 

@@ -45,8 +45,8 @@ def heading(name):
         "memory": "Training memory",
         "shape": "BERT-base beside other engines",
         "shape_short": "BERT-base beside other engines, 16 tokens",
-        "shape_amx": "The same on a CPU with AMX",
-        "shape_short_amx": "The same on a CPU with AMX, 16 tokens",
+        "shape_amx": "BERT-base beside other engines, on a CPU with AMX",
+        "shape_short_amx": "BERT-base, 16 tokens, on a CPU with AMX",
     }
     return names.get(name, name.replace("_", " ").capitalize())
 

@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source env.sh ranges
-out=${OUT:-results/replication} seeds=$(seq 1 "${SEEDS:-10}") epochs=${EPOCHS:-5}
+out=results/replication seeds=$(seq 1 "${SEEDS:-10}") epochs=${EPOCHS:-5}
 five="base pruning lowrank distillation quantization"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2} TOKENIZERS_PARALLELISM=false
 WORDS=${WORDS:-} # more arguments for every run, such as --device cpu
