@@ -25,6 +25,20 @@ from run import checkpoint, forms
 from tasks import TASKS, demo
 
 
+TOGETHER = ("trained", "reported", "dense")  # fixtures that take long
+
+
+def pytest_collection_modifyitems(items):
+    """A file's tests run in one process, and so do the files that share a fixture of TOGETHER."""
+    groups = {}
+    for item in items:
+        for fixture in TOGETHER:
+            if fixture in item.fixturenames:
+                groups.setdefault(item.path, fixture)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(groups.get(item.path, item.path.stem)))
+
+
 @pytest.fixture(scope="session")
 def small(tmp_path_factory):
     """A small set of demo notes and a 2-layer model of width 32: (path, path)."""
