@@ -24,7 +24,6 @@ from cli import run_script
 from run import checkpoint, forms
 from tasks import TASKS, demo
 
-
 TOGETHER = ("trained", "reported", "dense")  # fixtures that take long
 
 
