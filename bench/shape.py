@@ -54,13 +54,12 @@ ROWS = {  # name: technique, its options, whether it runs as plain torch, withou
         False,
     ),
 }
-SAME_WEIGHTS = {  # name: technique, its options, of rows that OpenVINO runs in its int8, too
-    "pruning half": ("pruning", HALF),
-    "lowrank": ("lowrank", {"rank": 32}),
-    "distillation, 6 layers": ("distillation", {}),
-    "4 layers of 312": ("distillation", STUDENT),
-    "4 of 312, half": ("distillation+pruning", {**STUDENT, **HALF}),
-}
+SAME_WEIGHTS = (  # rows of int8 whose weights OpenVINO runs in its int8, too
+    "lowrank+quantization",
+    "pruning+quantization",
+    "distillation+quantization, 4 layers of 312",
+    "distillation+pruning+quantization, 4 of 312, half",
+)
 REFERENCES = (  # heading of a column of ratios: the row that it divides by
     ("plain", "base, plain torch"),
     ("base", "base"),
@@ -257,12 +256,13 @@ def openvino_peers(config, folder, length):
     The base model in every precision, and in int8 the weights of SAME_WEIGHTS.
     """
     precisions = ("fp32", *["bf16"] * multiplies_bf16(), "int8")
-    wanted = {"": (bert_base(config), precisions)}
-    for name, of in SAME_WEIGHTS.items():
-        wanted[f" of {name}"] = (compressed(*of, config), ("int8",))
+    wanted = {"": ("base", {}, precisions)}
+    for row in SAME_WEIGHTS:
+        technique, options, _ = ROWS[row]
+        wanted[f" of {row}"] = (technique.removesuffix("+quantization"), options, ("int8",))
     found = {}
-    for name, (model, precisions) in tqdm(wanted.items(), desc="exporting", leave=False, disable=None):
-        dense = folder / f"fp32-True{name}.onnx"
+    for name, (technique, options, precisions) in tqdm(wanted.items(), desc="exporting", leave=False):
+        model, dense = compressed(technique, options, config), folder / f"fp32-True{name}.onnx"
         if not dense.exists():  # onnx_peers wrote base's, if ONNX Runtime is there
             to_onnx(model, dense, first=True)
         with answering_first(model):

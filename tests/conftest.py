@@ -27,8 +27,9 @@ from tasks import TASKS, demo
 TOGETHER = ("trained", "reported", "dense")  # fixtures that take long
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items):
-    """A file's tests run in one process, and so do the files that share a fixture of TOGETHER."""
+    """A file's tests run in one process, and so do the files whose first fixture of TOGETHER is the same."""
     groups = {}
     for item in items:
         for fixture in TOGETHER:

@@ -64,8 +64,8 @@ def test_multiply_adds_are_those_of_the_layers():
 
 
 def test_rows_of_the_shape_part_are_what_their_names_say(monkeypatch):
-    same = {"lowrank": shape.SAME_WEIGHTS["lowrank"]}
-    monkeypatch.setattr(shape, "SAME_WEIGHTS", same)
+    same = FEW[-1]
+    monkeypatch.setattr(shape, "SAME_WEIGHTS", (same,))
     half = shape.compressed("pruning", shape.HALF, CONFIG)
     base = shape.bert_base(CONFIG)
     with shape.answering_first(half), shape.answering_first(base):
@@ -81,7 +81,7 @@ def test_rows_of_the_shape_part_are_what_their_names_say(monkeypatch):
     assert sizes[0] == sizes[1] > sizes[3] > sizes[4] and sizes[2] < sizes[0]
     named = {row["row"]: row for row in table}
     if "OpenVINO, int8" in named:
-        ours, theirs = named["lowrank --rank 32"], named["OpenVINO, int8 of lowrank"]
+        ours, theirs = named[same], named[f"OpenVINO, int8 of {same}"]
         assert ours["macs"] == theirs["macs"] < named["OpenVINO, int8"]["macs"]
     header, cells = shape.shape_table(table)
     assert all(len(row) == len(header) for row in cells) and float(cells[2][4]) == pytest.approx(
