@@ -24,20 +24,6 @@ from cli import run_script
 from run import checkpoint, forms
 from tasks import TASKS, demo
 
-TOGETHER = ("trained", "reported", "dense")  # fixtures that take long
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items):
-    """A file's tests run in one process, and so do the files whose first fixture of TOGETHER is the same."""
-    groups = {}
-    for item in items:
-        for fixture in TOGETHER:
-            if fixture in item.fixturenames:
-                groups.setdefault(item.path, fixture)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(groups.get(item.path, item.path.stem)))
-
 
 @pytest.fixture(scope="session")
 def small(tmp_path_factory):
