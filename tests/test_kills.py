@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT, read_csv
 
 
-@pytest.mark.parametrize("case, kills", (("symptoms base", 3), ("predict", 3), ("report", 2)))
+@pytest.mark.parametrize("case, kills", (("symptoms base", 2), ("predict", 2), ("report", 1)))
 def test_killed_scripts_end_with_the_same_files(tmp_path, case, kills):
     words = ["--kills", str(kills), "--only", case, "--seed", "7", "--csv", tmp_path / "kills.csv"]
     done = subprocess.run(
