@@ -383,7 +383,7 @@ def test_lora_on_symptoms_merges_into_a_plain_model(arguments, tmp_path, capsys)
 
 
 def test_the_demonstration_teaches_something(tmp_path):
-    train.main(["--epochs", "3", "--out", str(tmp_path)])
+    train.main(["--epochs", "2", "--out", str(tmp_path)])
     run = files.read_json(tmp_path / "base" / "run.json")
     counts = run["data"]["splits"]["test"].values()
     majority = max(counts) / sum(counts)
