@@ -54,6 +54,7 @@ ROWS = {  # name: technique, its options, whether it runs as plain torch, withou
         False,
     ),
 }
+EXPORTED = ", export.py"  # in names of models and files: the last layer answers for the first token alone
 SAME_WEIGHTS = (  # rows of int8 whose weights OpenVINO runs in its int8, too
     "lowrank+quantization",
     "pruning+quantization",
@@ -238,9 +239,9 @@ def onnx_peers(config, folder, length):
     Each as the model is, and as export.py writes it: the last layer answers for the first token alone.
     """
     found = {}
-    for how, first in (("", False), (", export.py", True)):
+    for how, first in (("", False), (EXPORTED, True)):
         model = bert_base(config)
-        dense, small = folder / f"fp32-{first}.onnx", folder / f"int8-{first}.onnx"
+        dense, small = folder / f"fp32{how}.onnx", folder / f"int8{how}.onnx"
         to_onnx(model, dense, first)
         to_onnx_int8(dense, small)
         with answering_first(model) if first else contextlib.nullcontext():
@@ -261,8 +262,9 @@ def openvino_peers(config, folder, length):
         technique, options, _ = ROWS[row]
         wanted[f" of {row}"] = (technique.removesuffix("+quantization"), options, ("int8",))
     found = {}
-    for name, (technique, options, precisions) in tqdm(wanted.items(), desc="exporting", leave=False):
-        model, dense = compressed(technique, options, config), folder / f"fp32-True{name}.onnx"
+    bar = tqdm(wanted.items(), desc="exporting", leave=False, disable=None)
+    for name, (technique, options, precisions) in bar:
+        model, dense = compressed(technique, options, config), folder / f"fp32{name}{EXPORTED}.onnx"
         if not dense.exists():  # onnx_peers wrote base's, if ONNX Runtime is there
             to_onnx(model, dense, first=True)
         with answering_first(model):

@@ -135,8 +135,8 @@ VARIANTS = (
 
 def good_calls(notes, out):
     """Yield (script, its words, standard input) of every task, technique and script; all end well."""
-    ends = {task: {names[0]: 0, names[-1]: 0} for task, names in TASK_TECHNIQUES.items()}  # base, a chain
-    techniques = {**ends, "symptoms": (*sorted({*compress.TECHNIQUES} - {"lora"}), *VARIANTS)}
+    first_and_last = {task: dict.fromkeys((names[0], names[-1])) for task, names in TASK_TECHNIQUES.items()}
+    techniques = {**first_and_last, "symptoms": (*sorted({*compress.TECHNIQUES} - {"lora"}), *VARIANTS)}
     for task in TASKS:
         for technique in techniques[task]:
             yield "train", run_words(notes, task, out / task, "--epochs 1 --technique", technique), None
