@@ -25,6 +25,13 @@ from run import checkpoint, forms
 from tasks import TASKS, demo
 
 
+@pytest.fixture(autouse=True)
+def clocks_may_choose():
+    """What --deterministic set in this process ends with its test."""
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 @pytest.fixture(scope="session")
 def small(tmp_path_factory):
     """A small set of demo notes and a 2-layer model of width 32: (path, path)."""
