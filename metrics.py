@@ -9,6 +9,7 @@ None, and `Scores.undefined` names it. In a macro average of precision, recall o
 as in scikit-learn and in published tables. A macro AUROC with an undefined part is None.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -268,11 +269,9 @@ def binary(labels, probability, names, intervals=False):
         return base._replace(overall=overall)
 
     found = {"Accuracy": bootstrap_interval(base.confusion, accuracy_of)}
-    for name, score in (("AUROC", auroc), ("AUPRC", average_precision)):
+    for name, score in (("AUROC", weighted_auroc), ("AUPRC", weighted_average_precision)):
         if overall[name] is not None:
-            found[name] = bootstrap_rows(
-                len(labels), lambda rows, score=score: score(positive[rows], probability[rows])
-            )
+            found[name] = bootstrap_rows(len(labels), partial(score, positive, probability), resamples=1000)
     return base._replace(overall=overall, intervals=found)
 
 
@@ -527,23 +526,18 @@ def bootstrap_interval(confusion, score, resamples=5000, seed=0):
     return _percentiles(score(draws.reshape(-1, *confusion.shape)))
 
 
-def bootstrap_sums(rows, score, resamples=2000, seed=0):
-    """Percentile bootstrap interval of a score of summed counts.
-
-    rows (N, ...): counts of each row; score takes their sums (R, ...) and gives (R,).
-    """
+def bootstrap_rows(count, score, resamples=2000, seed=0):
+    """Percentile interval of a score of N rows; score takes how often each is drawn, (R, N) -> (R,)."""
     generator, values = np.random.default_rng(seed), []
-    for _ in range(0, resamples, 100):  # by the hundred, because the draws take 100 * N integers
-        draws = generator.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=100)
-        values.append(score(np.tensordot(draws, rows, 1)))
+    for _ in range(0, resamples, 100):  # by the hundred, because the draws take 100 * N numbers
+        draws = generator.multinomial(count, np.full(count, 1 / count), size=100)
+        values.append(score(draws.astype(np.float32)))
     return _percentiles(np.concatenate(values))
 
 
-def bootstrap_rows(count, score, resamples=1000, seed=0):
-    """Percentile bootstrap interval of any score; it takes row numbers (N,) and may give None."""
-    generator = np.random.default_rng(seed)
-    values = [score(generator.integers(count, size=count)) for _ in range(resamples)]
-    return _percentiles([value for value in values if value is not None])
+def bootstrap_sums(rows, score, resamples=2000, seed=0):
+    """The same of a score of summed counts: rows (N, ...); score takes their sums (R, ...) -> (R,)."""
+    return bootstrap_rows(len(rows), weighted_sums(rows, score), resamples, seed)
 
 
 def share_interval(hits, count):

@@ -227,7 +227,7 @@ def build_kill_parser():
     add = parser.add_argument
     add("--kills", type=int, default=20, help="fewest kills in all (20)")
     add("--seed", type=int, default=1, help="seed of moments and signals (1)")
-    add("--only", default="", help="cases whose name holds this (all)")
+    add("--only", default="", help="cases whose name holds one of these, joined by commas (all)")
     add("--csv", default=None, help="file for the counts (none)")
     return parser
 
@@ -241,7 +241,7 @@ def main(argv=None):
         (name, main, words, count)
         for name, (main, words, counts) in cases(place).items()
         for count in counts
-        if args.only in name
+        if any(part in name for part in args.only.split(","))
     ]
     tallies, references, faults = {}, {}, 0
     while sum(tally["kills"] for tally in tallies.values()) < args.kills:

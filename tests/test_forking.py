@@ -1,6 +1,6 @@
 """What a forker does, in a copy of the project: one new file, and its line, with the import, in the dict."""
 
-import os
+import json
 import re
 import shutil
 import subprocess
@@ -32,9 +32,16 @@ class Smooth(Technique):
 '''
 
 
+RUN = """
+import importlib, json, sys
+for script, *words in json.loads(sys.argv[1]):
+    importlib.import_module(script).main(words)
+"""
+
+
 @pytest.fixture
 def fork(tmp_path):
-    """(add(room, name, code, class, dict), run(script, *words), its path) of a copy of the project."""
+    """(add(room, name, code, class, dict), run([script, *words], ...), its path) of a copy of the project."""
     copy = tmp_path / "fork"
     copy.mkdir()
     for part in (
@@ -52,11 +59,10 @@ def fork(tmp_path):
         after_first = text.index(",", text.index(f"{table} = {{")) + 1
         path.write_text(f'{text[:after_first]} "{name}": {cls},{text[after_first:]}')
 
-    def run(*words, ok=True):
-        done = subprocess.run(
-            [sys.executable, *map(str, words)], cwd=copy, capture_output=True, text=True, env={**os.environ}
-        )
-        assert (done.returncode == 0) == ok, done.stdout + done.stderr
+    def run(*calls):
+        words = [sys.executable, "-c", RUN, json.dumps(calls, default=str)]
+        done = subprocess.run(words, cwd=copy, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     return add, run, copy
@@ -65,12 +71,14 @@ def fork(tmp_path):
 def test_a_technique_from_scratch(fork, arguments, small):
     add, run, copy = fork
     add("compress", "skiplast", SKIP_LAST, "SkipLast", "TECHNIQUES")
-    said = run("train.py", *arguments, "--epochs", "1", "--technique", "skiplast", "--out", "out")
+    train = ["train", *arguments, "--epochs", "1", "--out", "out", "--technique"]
+    predict = ["predict", "out/skiplast", small[0], "--out", "p.csv"]
+    said = run([*train, "skiplast"], [*train, "skiplast+quantization"], predict)
     assert "skiplast: 1/2 layers" in said
-    sizes = read_json(copy / "out/skiplast/run.json")["sizes"]
-    run("train.py", *arguments, "--epochs", "1", "--technique", "skiplast+quantization", "--out", "out")
-    assert read_json(copy / "out/skiplast+quantization/run.json")["sizes"]["bytes"] < sizes["bytes"]
-    run("predict.py", "out/skiplast", small[0], "--out", "p.csv")
+    sizes, small_sizes = (
+        read_json(copy / f"out/{name}/run.json")["sizes"] for name in ("skiplast", "skiplast+quantization")
+    )
+    assert small_sizes["bytes"] < sizes["bytes"]
     stored = {row["row_id"]: row["predicted"] for row in read_csv(copy / "out/skiplast/predictions.csv")}
     again = {row["row_id"]: row["predicted"] for row in read_csv(copy / "p.csv")}
     assert all(again[row] == label for row, label in stored.items())
@@ -79,7 +87,7 @@ def test_a_technique_from_scratch(fork, arguments, small):
 def test_a_second_distillation_by_subclassing(fork, arguments):
     add, run, copy = fork
     add("compress", "mse", MSE, "Mse", "TECHNIQUES")
-    said = run("train.py", *arguments, "--epochs", "1", "--technique", "mse", "--out", "out")
+    said = run(["train", *arguments, "--epochs", "1", "--technique", "mse", "--out", "out"])
     assert "mse: student of 1 layers" in said and (copy / "out/base").is_dir()  # which it learnt from
     assert read_json(copy / "out/mse/run.json")["teacher"] == "out/base"
 
@@ -87,16 +95,15 @@ def test_a_second_distillation_by_subclassing(fork, arguments):
 def test_a_loss_on_hidden_states(fork, arguments):
     add, run, copy = fork
     add("compress", "smooth", SMOOTH, "Smooth", "TECHNIQUES")
-    run("train.py", *arguments, "--epochs", "1", "--technique", "smooth", "--out", "out")
+    run(["train", *arguments, "--epochs", "1", "--technique", "smooth", "--out", "out"])
     assert read_json(copy / "out/smooth/run.json")["technique"] == "smooth"
 
 
 def test_a_task_with_its_own_demonstration(fork):
     add, run, copy = fork
     add("tasks", "lengths", LENGTHS, "Lengths", "TASKS")
-    call = ["--task", "lengths", "--epochs", "1", "--lr", "2e-3", "--fraction", "0.2", "--out", "out"]
-    said = run("train.py", *call)
+    short = ["--epochs", "1", "--lr", "2e-3", "--fraction", "0.2", "--out", "out", "--technique"]
+    train, benchmark = ["train", "--task", "lengths", *short], ["benchmark", "out", "--rounds", "2"]
+    said = run([*train, "base"], [*train, "quantization"], [*benchmark, "--length", "16"])
     assert said.startswith("DEMONSTRATION") and "4000 rows" in said
-    run("train.py", *call, "--technique", "quantization")
-    run("benchmark.py", "out", "--rounds", "2", "--length", "16")
     assert (copy / "out/benchmark.csv").exists()

@@ -217,10 +217,12 @@ def test_bootstraps_of_rows_and_of_sums_agree_and_groups_are_drawn_whole():
     right = np.random.default_rng(0).random(400) < 0.7
     confusion = np.array([[right.sum(), 400 - right.sum()], [0, 0]])
     by_matrix = metrics.bootstrap_interval(confusion, metrics.accuracy_of)
-    by_rows = metrics.bootstrap_rows(400, lambda rows: right[rows].mean())
+    by_rows = metrics.bootstrap_rows(400, lambda drawn: drawn @ right / 400)
     by_sums = metrics.bootstrap_sums(right[:, None], lambda sums: sums[:, 0] / 400)
     assert np.allclose(by_rows, by_matrix, atol=0.01) and np.allclose(by_sums, by_matrix, atol=0.01)
-    sometimes = metrics.bootstrap_rows(400, lambda rows: right[rows].mean() if rows[0] % 2 else None)
+    sometimes = metrics.bootstrap_rows(
+        400, lambda drawn: np.where(drawn[:, 0] % 2, drawn @ right / 400, np.nan)
+    )
     assert np.allclose(sometimes, by_matrix, atol=0.015)  # undefined draws are left out
 
     truth = [[(0, 1, "x")]] * 400  # one span in a sentence, found or not

@@ -180,10 +180,9 @@ def test_a_fault_of_all_processes_is_said_once(arguments, tmp_path):
     assert code != 0 and said(errors) == [f"error: {tmp_path}/none.csv: no such file"]
 
 
-def test_the_recipe_is_refused_in_several_processes(arguments, tmp_path):
+def test_the_recipe_is_refused_in_several_processes(arguments, tmp_path, refuses, monkeypatch):
+    monkeypatch.setattr(processes, "world", lambda: (0, 2))
     words = [*arguments[:4], "--recipe", "paper", "--epochs", "1", "--out", tmp_path / "out"]
-    code, _, errors = finished(torchrun(ROOT / "train.py", *words))
-    assert code != 0 and said(errors) == [
-        "error: --recipe paper: runs in one process; start it without torchrun"
-    ]
+    line = refuses(train.main, words)
+    assert line == "error: --recipe paper: runs in one process; start it without torchrun"
     assert not (tmp_path / "out").exists()
