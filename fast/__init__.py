@@ -6,7 +6,7 @@ dropout.py     dropout by random numbers that cost less, for training on a CPU
 int8.py        int8 products by oneDNN's own call, with what follows them
 lean.py        a layer's parts called directly, for reading
 optimizer.py   lazy AdamW: only the embedding rows of the batch
-precision.py   in which precision a model trains and reads; layer norms in bf16 on CUDA
+precision.py   in which precision a model trains and reads; layer norms in bf16
 """
 
 import contextlib

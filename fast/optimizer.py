@@ -58,6 +58,13 @@ def sparse_embeddings(model, tokens):
             table.sparse = False
 
 
+def total_norm(tensors):
+    """The norm of tensors together, a scalar. On a CPU by products, which read them faster than norms do."""
+    if tensors[0].device.type != "cpu":
+        return torch.nn.utils.get_total_norm(tensors)
+    return torch.stack([torch.dot(x.flatten(), x.flatten()) for x in tensors]).sum().sqrt()
+
+
 @torch.no_grad()
 def clip_gradients(weights, limit):
     """Scale all gradients, sparse ones too, so that their norm together is at most `limit`."""
@@ -65,6 +72,6 @@ def clip_gradients(weights, limit):
         if weight.grad is not None and weight.grad.is_sparse:
             weight.grad = weight.grad.coalesce()
     values = [w.grad._values() if w.grad.is_sparse else w.grad for w in weights if w.grad is not None]
-    scale = limit / (torch.nn.utils.get_total_norm(values) + 1e-6)
+    scale = limit / (total_norm(values) + 1e-6)
     if scale.device.type != "cpu" or scale < 1:  # a GPU is not made to wait for the comparison
         torch._foreach_mul_(values, scale.clamp(max=1))

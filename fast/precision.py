@@ -1,8 +1,8 @@
 """In which precision a model trains, and in which its scores are made.
 
 layer norms   Under autocast PyTorch gives a layer norm's output in fp32. Every product then casts it to bf16
-              anew, and what is added to it is fp32, too. On CUDA, where moving these bytes takes time, the
-              norm's output is bf16 instead; its sums inside stay fp32.
+              anew, and what is added to it is fp32, too. Moving these bytes takes time, so the norm's output
+              is bf16 here; its sums inside stay fp32.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fast.attention import multiplies_bf16
-from layers import device_of, exchanged
+from layers import exchanged
 
 
 def training_precision(precision, device):
@@ -55,9 +55,8 @@ class HalfNorm(nn.LayerNorm):
 
 
 @contextlib.contextmanager
-def half_norms(model, kinds=("cuda",)):
-    """While open, the layer norms of a model on a device of these kinds are HalfNorms."""
-    there = device_of(model).type in kinds
-    norms = {name: module for name, module in model.named_modules() if there and type(module) is nn.LayerNorm}
+def half_norms(model):
+    """While open, the layer norms of a model are HalfNorms."""
+    norms = {name: module for name, module in model.named_modules() if type(module) is nn.LayerNorm}
     with exchanged(model, {name: HalfNorm(norm) for name, norm in norms.items()}):
         yield model
