@@ -33,7 +33,7 @@ from run.results import (
     techniques_of,
     write_rows,
 )
-from run.tables import report_page
+from run.tables import described, report_page
 from run.untrusted import REPORTED, fitting, read_run, read_task
 
 # published figures as data; SOURCE.md there says where they come from
@@ -222,6 +222,7 @@ def report_facts(task, homes, seeds, timings):
         **label_facts(task, seeds),
         **group_facts(task, runs),
         "machine": first["machine"],
+        "trained_on": {name: described(run["machine"]) for name, run in runs.items()},
         "trained_at": {name: run["machine"]["commit"] for name, run in runs.items()},
         "timing": timing_facts(timings),
     }

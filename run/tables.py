@@ -292,8 +292,13 @@ def report_body(rows, facts, level):
         lines += [*group_table(facts, column), ""]
     if facts.get("columns"):
         lines += [*column_lines(facts["columns"], level), ""]
-    machine, commits = facts["machine"], dict.fromkeys(facts["trained_at"].values())
-    return [*lines, f"Trained on {described(machine)}; commit {', '.join(map(str, commits))}."]
+    first, commits = described(facts["machine"]), dict.fromkeys(facts["trained_at"].values())
+    elsewhere = {}
+    for name, where in facts.get("trained_on", {}).items():
+        elsewhere.setdefault(where, []).append(name)
+    others = [f"{', '.join(names)} on {where}" for where, names in elsewhere.items() if where != first]
+    places = "; ".join([f"Trained on {first}", *others])
+    return [*lines, f"{places}; commit {', '.join(map(str, commits))}."]
 
 
 def report_warnings(facts):

@@ -508,6 +508,11 @@ def ending(call):
     return "refused" if one_line else f"exit code {code} with {lines}"
 
 
+def peak_megabytes():
+    """The most memory that this process has had so far, a fork's from what its parent had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
+
+
 def outcome(part, sources, number):
     """(what was done, how it ended, CPU seconds, peak MB) of an input."""
     with tempfile.TemporaryDirectory() as directory:
@@ -517,15 +522,16 @@ def outcome(part, sources, number):
         began = time.process_time()  # of this process alone, whatever else runs here
         said = ending(call)
         took = time.process_time() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
-    return done, said, took, peak
+    return done, said, took, peak_megabytes()
 
 
 def work(part, sources, numbers, pipe):
-    """In a process of its own: send the outcome of each input."""
+    """In a process of its own: send the outcome of each input, its memory beyond what this one began with."""
     torch.set_num_threads(1)
+    before = peak_megabytes()
     for number in numbers:
-        pipe.send(outcome(part, sources, number))
+        *told, peak = outcome(part, sources, number)
+        pipe.send((*told, peak - before))
 
 
 def watched(part, sources, numbers):

@@ -75,6 +75,7 @@ def test_what_was_trained_again_or_with_other_arguments_is_said(reported, tmp_pa
     record = read_json(out / "lowrank" / "run.json")
     record["arguments"]["batch_size"] = 99
     record["data"]["split"] = "another"
+    record["machine"] |= {"cpu": "Another CPU", "threads": 5}
     write_json(out / "lowrank" / "run.json", record)
     capsys.readouterr()
     report.main([str(out)])
@@ -87,6 +88,7 @@ def test_what_was_trained_again_or_with_other_arguments_is_said(reported, tmp_pa
     assert (
         "lowrank was trained with another batch_size 99" in text
         and "Not all runs were tested on the same" in text
+        and "; lowrank on 5 threads of Another CPU, torch" in text
     )
 
 
