@@ -250,7 +250,7 @@ def measure_runs(runs, args, length):
                 continue
             device = "cpu" if compress.cpu_only(run.compression) else args.device
             model = opened.enter_context(shape.ready(run.model.to(device), run.task))
-            calls[name] = (model, model.config.vocab_size, device)
+            calls[name] = (shape.without_mask(model), model.config.vocab_size, device)
             facts[name] = {"macs": shape.multiply_adds(model, length), "device": device}
         timed = shape.time_models(calls, length, args.batch_size, args.rounds)
     same = {"length": length, "batch": args.batch_size, "rounds": args.rounds}

@@ -6,9 +6,12 @@ it is three, the extremes of x, q, and the product, which together take less tim
 y, oneDNN also applies the GELU that follows or adds the hidden states to it, and answers in bf16 where
 attention is computed in it.
 
-What it does not save: bytes. Each layer's weights are held a second time, in oneDNN's order. Answers move by
-rounding: torch.ao comes by other steps to s and z, and attention's queries, keys and values are bf16 in
-short notes too.
+A product so small that three calls take longer than it does, of thin or narrow layers and a few tokens, is
+made in fp32, of the int8 weights' values.
+
+What it does not save: bytes. Each layer's weights are held a second time, in oneDNN's order or in fp32.
+Answers move by rounding: torch.ao comes by other steps to s and z, and attention's queries, keys and values
+are bf16 in short notes too.
 """
 
 import contextlib
@@ -21,6 +24,10 @@ from transformers.activations import GELUActivation
 from fast.attention import BF16, ShortAttention, like_bert
 from layers import exchanged, find_layers, is_int8, without_deprecations
 
+# Up to so many multiply-adds an fp32 product is sooner than three calls, 18 us against 59 for 16 x 768 -> 32,
+SMALL = 2**22
+LIGHT = 2**18  # if the weights are as few as these, or else to read four times the bytes takes longer
+
 
 class Int8Product(nn.Module):
     """A torch.ao int8 layer's product by oneDNN. No gradients."""
@@ -29,7 +36,9 @@ class Int8Product(nn.Module):
         super().__init__()
         self.layer, self.gelu, self.answers = layer, False, torch.float32
         self.in_features, self.out_features = layer.in_features, layer.out_features
-        self.packed = None  # at the first call: a layer that another stands in for is never packed
+        self.light = self.in_features * self.out_features <= LIGHT
+        # at the first call that needs them: a layer that another stands in for is never packed
+        self.packed = self.values = None
 
     @without_deprecations()
     def pack(self):
@@ -42,6 +51,8 @@ class Int8Product(nn.Module):
 
     def forward(self, x, added=None):
         """x (..., in) -> (..., out); added: of the same shape as the answer, is added to it."""
+        if self.in_fp32(x):
+            return self.fp32_product(x, added)
         if self.packed is None:
             self.packed = self.pack()
         weights, bias = self.packed
@@ -51,6 +62,18 @@ class Int8Product(nn.Module):
             return product.binary(*q, *weights, added, bias, 1.0, 0, self.answers, *after)
         after = ("gelu", [], "none") if self.gelu else ("none", [], "")
         return product.default(*q, *weights, bias, 1.0, 0, self.answers, *after)
+
+    def in_fp32(self, x):
+        """Whether x is so small that an fp32 product is sooner."""
+        return self.light and x.numel() * self.out_features <= SMALL
+
+    def fp32_product(self, x, added):
+        """The answer by an fp32 product of x, not rounded, with the int8 weights' values."""
+        if self.values is None:
+            self.values = self.layer.weight().dequantize(), self.layer.bias()
+        y = F.linear(x.float(), *self.values)
+        y = y if added is None else y + added
+        return (F.gelu(y) if self.gelu else y).to(self.answers)
 
 
 def eight_bits(x):

@@ -20,6 +20,12 @@ INPUTS = {
 by_onednn = pytest.mark.skipif(not int8.onednn_multiplies_int8(), reason="this CPU has no integer products")
 
 
+@pytest.fixture(autouse=True)
+def products_in_int8(monkeypatch):
+    """However small they are."""
+    monkeypatch.setattr(int8, "SMALL", 0)
+
+
 def layers(width, out, bias=True):
     """(an nn.Linear, torch.ao's int8 layer of it, ours of that)."""
     torch.manual_seed(0)
@@ -54,7 +60,21 @@ def test_a_product_is_what_the_formula_says(shape, bias):
 
 @by_onednn
 @torch.inference_mode()
-def test_gelu_and_sum_are_those_that_follow():
+def test_a_small_product_is_made_in_fp32_of_the_same_weights(monkeypatch):
+    monkeypatch.setattr(int8, "SMALL", 9 * 64 * 48)
+    _, quantized, ours = layers(64, 48)
+    x = torch.randn(9, 64)
+    assert torch.allclose(ours(x), F.linear(x, quantized.weight().dequantize(), quantized.bias()), atol=1e-6)
+    assert ours.packed is None and "values" not in ours.state_dict()
+    more = torch.cat([x, x])
+    assert torch.allclose(ours(more).double(), by_formula(quantized, more), atol=1e-5)
+
+
+@by_onednn
+@torch.inference_mode()
+@pytest.mark.parametrize("small", [0, 2**22])
+def test_gelu_and_sum_are_those_that_follow(small, monkeypatch):
+    monkeypatch.setattr(int8, "SMALL", small)
     _, _, ours = layers(64, 48)
     x, hidden = torch.randn(2, 9, 64), torch.randn(2, 9, 48)
     plain = ours(x)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import (
     AutoConfig,
+    AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
@@ -16,7 +17,7 @@ from transformers import (
 
 from bench.shape import bert_base, compressed, multiply_adds
 from data import budget_batches
-from fast import attention, cpu, lean, speedups
+from fast import attention, cpu, int8, lean, speedups
 from fast.optimizer import LazyAdamW, clip_gradients
 from layers import set_attention_dropout
 from predict import ahead
@@ -206,6 +207,7 @@ def test_the_first_token_alone_gives_the_same_answers_and_the_same_gradients(kin
 @pytest.mark.parametrize("task", [Task, Ner])
 def test_one_product_for_queries_keys_and_values_answers_as_three(technique, task, monkeypatch):
     monkeypatch.setattr(cpu, "onednn_pays", lambda model: False)
+    monkeypatch.setattr(int8, "SMALL", 0)  # so that int8 products are int8
     options = {
         "lowrank": {"rank": 4},
         "pruning": {"structured": True, "keep_heads": 2, "keep_neurons": 48, "importance": "magnitude"},
@@ -314,10 +316,33 @@ def test_a_lean_layer_has_the_layers_own_numbers_and_is_put_back(model, batch):
                 pass
             assert all("forward" in layer.__dict__ for layer in model.bert.encoder.layer)
             found = model(**inputs, output_hidden_states=True)
+            alone = model(input_ids=inputs["input_ids"][:1])
     assert torch.equal(plain.logits, found.logits) and len(found.hidden_states) == 3
+    assert torch.allclose(alone.logits, plain.logits[:1], atol=1e-6) and alone.hidden_states is None
     assert all(map(torch.equal, plain.hidden_states, found.hidden_states))
-    assert not any("forward" in layer.__dict__ for layer in model.bert.encoder.layer)
+    assert not any("forward" in part.__dict__ for part in (model.bert, *model.bert.encoder.layer))
     assert type(model.dropout) is nn.Dropout
     for other in (model.train(), BertForSequenceClassification(CHUNKED).eval()):
         with lean.lean_layers(other):
             assert not any("forward" in layer.__dict__ for layer in other.bert.encoder.layer)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "electra"])
+@pytest.mark.parametrize("head", [AutoModelForSequenceClassification, AutoModelForMaskedLM])
+def test_rows_without_padding_go_from_layer_to_layer(kind, head, monkeypatch):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, vocab_size=50, hidden_size=32, num_hidden_layers=2,
+                                  num_attention_heads=4, intermediate_size=64, pad_token_id=0)  # fmt: skip
+    model, ids = head.from_config(config).eval(), torch.randint(1, 50, (3, 9))
+    short = []
+    answer = lean.BaseModelOutputWithPooling
+    monkeypatch.setattr(
+        lean, "BaseModelOutputWithPooling", lambda **parts: short.append(1) or answer(**parts)
+    )
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits
+        with lean.lean_layers(model):
+            assert torch.equal(model(input_ids=ids).logits, expected) and len(short) == (kind != "electra")
+            masked = model(input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True)
+    assert torch.allclose(masked.logits, expected, atol=1e-6) and len(masked.hidden_states) == 3
+    assert len(short) == (kind != "electra") and "forward" not in vars(model.base_model)
