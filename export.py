@@ -8,7 +8,8 @@ logits of the run's head (with --head logistic, those of the first token). Where
 token alone, the last layer answers for no other. The tokenizer stays in the run directory. Without --out the
 file goes to RUN_DIR/engines, where predict.py --engine finds it.
 
-A run of torch's int8 layers has no such form: the error names the run to export. See docs/engines.md.
+Of a run of torch's int8 layers the same weights' values are written, in fp32, or by --int8 rounded again. See
+docs/engines.md.
 """
 
 import itertools
@@ -21,7 +22,7 @@ from cli import BadInput, Parser, number, run_script
 from files import writable_directory
 from run import checkpoint, untrusted
 from run.engine import compare, said_by
-from run.forms import FORMS, SMALLER, Files, in_fp32, open_file, parts_of_file, torch_call, why_torch_alone
+from run.forms import FORMS, SMALLER, Files, in_fp32, open_file, parts_of_file, torch_call
 from run.inference import Notes, encode_examples
 from run.onnx_file import onnx_library, onnx_runtime
 from run.openvino_file import nncf_library, openvino_library
@@ -172,8 +173,6 @@ def main(argv=None):
     name, out = chosen_form(args), output_file(args)
     run = checkpoint.load(args.run)
     run.task.options.max_row_mb = args.max_row_mb or run.task.options.max_row_mb
-    if reason := why_torch_alone(run, args.run):
-        raise BadInput(reason)
     path = write_checked(run, args, name, out)
     size = sum(part.stat().st_size for part in parts_of_file(path)) / 1e6
     print(

@@ -89,6 +89,11 @@ def is_int8(module):
     return isinstance(module, torch.ao.nn.quantized.dynamic.Linear)
 
 
+def has_int8(model):
+    """Whether a model has such layers."""
+    return any(map(is_int8, model.modules()))
+
+
 @contextlib.contextmanager
 def without_deprecations():
     """Keep torch.ao's deprecation warnings quiet, in this place only.

@@ -21,12 +21,22 @@ layer shares, or that the model reads directly, as DeBERTa does. Because one inp
 batch, a note's probabilities depend slightly on its neighbours in the batch.
 """
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from compress.technique import Technique
-from layers import encoder_linears, is_int8, millions, parameter_count, replace_module, without_deprecations
+from layers import (
+    encoder_linears,
+    exchanged,
+    is_int8,
+    millions,
+    parameter_count,
+    replace_module,
+    without_deprecations,
+)
 
 # Fastest first. On an AVX-512 VNNI CPU, 4096 x 768 -> 3072 -> 768 with 2 threads took 50 ms by onednn, 58 to
 # 62 by x86 and fbgemm, 208 in fp32 and 370 by qnnpack, which is for ARM.
@@ -306,6 +316,23 @@ class Quantization(Technique):
     def rebuild(model, facts):
         """int8 layers of random weights."""
         return as_int8(model, facts.get("embeddings"), facts.get("fp32_head"))
+
+
+@torch.no_grad()
+@without_deprecations()
+def fp32_copy(model):
+    """A copy of a model in which fp32 layers hold the values of its int8 layers, for other engines."""
+    places = {}
+    for name, module in model.named_modules():
+        if is_int8(module):
+            places[name] = nn.Linear(module.in_features, module.out_features, module.bias() is not None)
+            places[name].weight.copy_(module.weight().dequantize())
+            if module.bias() is not None:
+                places[name].bias.copy_(module.bias())
+        elif isinstance(module, Int8Embedding):
+            places[name] = nn.Embedding.from_pretrained(module.weight.float() * module.weight_scale[:, None])
+    with exchanged(model, places):
+        return copy.deepcopy(model).eval()
 
 
 def as_int8(model, embeddings, fp32_head=False):

@@ -46,7 +46,7 @@ class Technique:
     NEEDS = ()
     learning_rate = 3e-5  # the paper's, per technique
     trains = True  # False: applied to a finished run, no epochs of its own
-    cpu_only = False  # True: its layers run on the CPU alone, and no other engine reads them
+    cpu_only = False  # True: its layers run on the CPU alone
     final = False  # True: its run can be neither trained nor compressed further
     excludes = ()  # classes of techniques that it cannot be chained with ...
     excludes_because = "cannot be chained with {}"  # ... and why

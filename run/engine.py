@@ -22,9 +22,9 @@ from cli import BadInput
 from data import budget_batches, collate
 from fast.attention import multiplies_bf16
 from files import Unwritable, read_json, write_json
-from layers import has_bf16
+from layers import has_bf16, has_int8
 from run import processes
-from run.forms import FORMS, Files, call_of, installed, why_torch_alone
+from run.forms import FORMS, Files, call_of, installed
 from run.inference import encode_examples, reading
 from run.machine import cpu_name
 from run.onnx_file import INSTALL
@@ -121,7 +121,8 @@ def possible(asked, files):
     for name, form in list(FORMS.items())[1:]:
         there = asked in ("auto", form.engine) and installed(form.engine)
         if form.precision == "bf16":
-            again = not form.file and has_bf16(files.run.model)  # the run itself is this form
+            model = files.run.model  # which may be this form itself, or has no bf16 of its int8
+            again = not form.file and (has_bf16(model) or has_int8(model))
             there = there and multiplies_bf16() and not again
         if form.precision == "int8":
             there = there and files.has(form)
@@ -216,7 +217,8 @@ def measure(names, run, files, examples, tokens, opened):
         ours, found = said_by(run, examples, encoded, calls["torch"], tokens), {}
         for name in list(calls)[1:]:
             found[name] = compare(ours, said_by(run, examples, encoded, calls[name], tokens))
-            if not (found[name].same >= LEAST[FORMS[name].precision] and np.isfinite(found[name].largest)):
+            coarser = "int8" if has_int8(run.model) else FORMS[name].precision
+            if not (found[name].same >= LEAST[coarser] and np.isfinite(found[name].largest)):
                 del calls[name]
                 few = f"only {found[name].same:.1%} of the answers are torch's"
                 reasons[name] = few if np.isfinite(found[name].largest) else "it answers NaN"
@@ -284,10 +286,8 @@ def chosen(asked, run, directory, examples, tokens=None, say=print):
 
     examples: the first notes, unlabelled, on which auto decides. Of several processes the first one does.
     """
-    reason = why_torch_alone(run, directory)
-    if not run.task.plain_logits:
+    if asked != "torch" and not run.task.plain_logits:
         reason = f"--task {run.task.name} needs the logits of some tokens alone, which torch gives"
-    if asked != "torch" and reason:
         if asked != "auto":
             raise BadInput(f"--engine {asked}: {reason}")
         say(f"engine: torch; {reason}")

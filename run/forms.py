@@ -20,11 +20,11 @@ from typing import NamedTuple
 
 import torch
 
-import compress
 from cli import BadInput
 from compress.bf16 import bf16_copy
+from compress.quantization import fp32_copy
 from files import Unwritable, checksum_of, remove_remains, writing
-from layers import has_bf16
+from layers import has_bf16, has_int8
 from run import cache
 from run.checkpoint import weights_path
 from run.inference import reading
@@ -64,24 +64,6 @@ MADE_BY = 1  # counts up when this project converts otherwise, so that old files
 # --- which forms a run has ------------------------------------------------------------------------
 
 
-def why_torch_alone(run, directory):
-    """Why a run has no form but torch, with the run to export instead; None if it has others."""
-    if compress.cpu_only(run.compression):
-        return (
-            f"{directory}: holds torch's int8 layers, which have no other form; {instead(run)}, with --int8"
-        )
-    return None
-
-
-def instead(run):
-    """Which run to export in the place of one of torch's int8 layers, or how to train it."""
-    parts = run.facts["technique"].split("+")
-    rest = [name for name in parts if not getattr(compress.TECHNIQUES.get(name), "cpu_only", False)]
-    if rest:
-        return f"train --technique {'+'.join(rest)} with the same flags and export that run"
-    return f"export {run.facts.get('start') or 'the run it came from'}"
-
-
 def installed(engine):
     """The version of an engine with all that it needs; None if something is absent. Imports nothing."""
     try:
@@ -96,7 +78,9 @@ def version_of(name):
 
 
 def in_fp32(model):
-    """A model as one of fp32 weights: itself, or for one of bf16 weights a copy of the same values."""
+    """A model as one of fp32 weights: itself, or of bf16 or int8 weights a copy with the same values."""
+    if has_int8(model):
+        return fp32_copy(model)
     return copy.deepcopy(model).float() if has_bf16(model) else model
 
 

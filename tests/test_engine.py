@@ -275,15 +275,20 @@ def test_where_only_torch_will_do(onnx, runs, others, small, tmp_path, capsys, r
     predict.main([str(runs / "base"), notes, "--embeddings", str(tmp_path / "v.npy"), "--engine", "auto"])
     assert "engine: torch; --embeddings" in capsys.readouterr().out
 
-    call = [str(runs / "quantization"), notes, "--out", out, "--engine"]
-    line = refuses(predict.main, [*call, "onnxruntime"])
-    assert f"holds torch's int8 layers, which have no other form; export {runs / 'base'}, with --int8" in line
-    predict.main([*call, "auto"])
-    assert "engine: torch; " in capsys.readouterr().out
     words = [others["mlm"], "-", "--engine", "onnxruntime"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(predict, "read_note", lambda: "fever [MASK]")
         assert "--task mlm needs the logits of some tokens alone" in refuses(predict.main, words)
+
+
+def test_an_int8_run_may_be_answered_by_another_engine(onnx, runs, small, tmp_path, capsys, clock):
+    run = shutil.copytree(runs / "quantization", tmp_path / "run")
+    ours = predicted(run, small[0], tmp_path / "torch.csv")
+    theirs = predicted(run, small[0], tmp_path / "other.csv", "--engine", "auto")
+    said = capsys.readouterr().out
+    assert "torch bf16" not in clock[0] and re.search(r"engine: (onnxruntime|openvino)( bf16)?, with ", said)
+    assert np.mean([a["predicted"] == b["predicted"] for a, b in zip(ours, theirs, strict=True)]) > 0.95
+    assert not alike(ours, theirs, 1e-9)  # torch rounds inputs, too
 
 
 def test_without_engines_torch_serves(base, small, tmp_path, capsys, no_bf16, monkeypatch, refuses):

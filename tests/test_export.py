@@ -12,6 +12,7 @@ import export
 import train
 from conftest import run_words, write_notes
 from fast.attention import multiplies_bf16
+from layers import has_int8, is_int8
 from run import checkpoint, engine, forms
 from run.onnx_file import open_onnx
 from run.openvino_file import open_openvino, to_openvino
@@ -86,6 +87,26 @@ def test_a_logistic_head_answers_for_the_note(onnx, demos, tmp_path, capsys):
     assert open_onnx(tmp_path / "a.onnx")(ids, torch.ones_like(ids)).shape == (3, 2)
 
 
+def test_a_run_of_int8_layers_is_written_with_their_values(onnx, runs, tmp_path, capsys):
+    directory, path = runs / "distillation+lowrank+pruning+quantization", tmp_path / "a.onnx"
+    export.main([str(directory), "--to", "onnx", "--out", str(path), "--count", "8"])
+    assert "onnxruntime: 8 notes of " in capsys.readouterr().out
+    run = checkpoint.load(directory)
+    layers = [name for name, module in run.model.named_modules() if is_int8(module)]
+    values = {name: run.model.get_submodule(name).weight().dequantize() for name in layers}
+    copy = forms.in_fp32(run.model)
+    assert len(layers) > 5 and not has_int8(copy) and has_int8(run.model)
+    assert all(torch.equal(copy.get_submodule(name).weight, values[name]) for name in layers)
+    ids = torch.randint(5, 100, (3, 12))
+    embedded = [model.get_input_embeddings()(ids) for model in (run.model, copy)]
+    assert torch.equal(*embedded)
+    found = torch.from_numpy(open_onnx(path)(ids, torch.ones_like(ids)))
+    with torch.inference_mode():
+        expected, rounded = (model(input_ids=ids).logits for model in (copy, run.model))
+    assert torch.allclose(found, expected, atol=1e-4)
+    assert (found - rounded).norm() < 0.1 * rounded.norm()
+
+
 def test_int8_and_what_has_no_other_form(onnx, made_once, runs, tmp_path, refuses, capsys, monkeypatch):
     base, dense, small = str(runs / "base"), tmp_path / "a.onnx", tmp_path / "b.onnx"
     export.main([base, "--to", "onnx", "--out", str(dense), "--count", "8"])
@@ -94,10 +115,6 @@ def test_int8_and_what_has_no_other_form(onnx, made_once, runs, tmp_path, refuse
     assert "onnxruntime int8: 8 notes of " in capsys.readouterr().out
 
     to = ["--to", "onnx", "--out", tmp_path / "c.onnx"]
-    line = refuses(export.main, [runs / "quantization", *to])
-    assert f"torch's int8 layers, which have no other form; export {runs / 'base'}, with --int8" in line
-    line = refuses(export.main, [runs / "distillation+lowrank+pruning+quantization", *to])
-    assert "train --technique distillation+lowrank+pruning with the same flags and export that run" in line
     assert "multiplies no bf16" in refuses(export.main, [base, *to, "--bf16"])
     assert "ends in .onnx" in refuses(export.main, [base, "--to", "onnx", "--out", tmp_path / "c.xml"])
     monkeypatch.setattr(export, "TOLERANCE", -1.0)
