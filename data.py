@@ -525,8 +525,8 @@ def budget_batches(lengths, tokens):
 def collate(encoded, rows, pad_id, device="cpu"):
     """Pad the named rows (B,) to their longest: a dict of tensors on the device, and of the rows themselves.
 
-    input_ids, attention_mask (B, T) int64; labels, if there are any, (B,), (B, C) or by token (B, T). On CUDA
-    "full" is set where no row is padded: without a mask attention may take the flash kernel.
+    input_ids, attention_mask (B, T) int64; labels, if there are any, (B,), (B, C) or by token (B, T). "full"
+    is set where no row is padded: without a mask there is less to do, and a GPU may take its flash kernel.
     """
     starts, stops = encoded.starts[rows], encoded.starts[rows + 1]
     shape = (len(rows), int((stops - starts).max()))  # (B, T)
@@ -542,6 +542,6 @@ def collate(encoded, rows, pad_id, device="cpu"):
         if encoded.token_labels is not None:
             batch["labels"][i, : stop - start] = encoded.token_labels[start:stop]
     batch = {name: torch.from_numpy(array).to(device) for name, array in batch.items()}
-    if batch["input_ids"].is_cuda and (stops - starts == shape[1]).all():
+    if (stops - starts == shape[1]).all():
         batch["full"] = True
     return {"rows": rows, **batch}
