@@ -528,9 +528,10 @@ def bootstrap_interval(confusion, score, resamples=5000, seed=0):
 
 def bootstrap_rows(count, score, resamples=2000, seed=0):
     """Percentile interval of a score of N rows; score takes how often each is drawn, (R, N) -> (R,)."""
-    generator, values = np.random.default_rng(seed), []
-    for _ in range(0, resamples, 100):  # by the hundred, because the draws take 100 * N numbers
-        draws = generator.multinomial(count, np.full(count, 1 / count), size=100)
+    generator, values, even = np.random.default_rng(seed), [], np.full(count, 1 / count)
+    step = max(1, min(100, 10**7 // count))  # as many at a time as memory takes
+    for start in range(0, resamples, step):
+        draws = generator.multinomial(count, even, size=min(step, resamples - start))
         values.append(score(draws.astype(np.float32)))
     return _percentiles(np.concatenate(values))
 

@@ -331,8 +331,8 @@ def fp32_copy(model):
                 places[name].bias.copy_(module.bias())
         elif isinstance(module, Int8Embedding):
             places[name] = nn.Embedding.from_pretrained(module.weight.float() * module.weight_scale[:, None])
-    with exchanged(model, places):
-        return copy.deepcopy(model).eval()
+    with exchanged(model, {name: layer.eval() for name, layer in places.items()}):
+        return copy.deepcopy(model)
 
 
 def as_int8(model, embeddings, fp32_head=False):

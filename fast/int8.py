@@ -9,9 +9,9 @@ attention is computed in it.
 A product so small that three calls take longer than it does, of thin or narrow layers and a few tokens, is
 made in fp32, of the int8 weights' values.
 
-What it does not save: bytes. Each layer's weights are held a second time, in oneDNN's order or in fp32.
-Answers move by rounding: torch.ao comes by other steps to s and z, and attention's queries, keys and values
-are bf16 in short notes too.
+What it does not save: bytes. Each layer's weights are held a second time in oneDNN's order, and thin or
+narrow ones in fp32, too, once a few tokens come. Answers move by rounding: torch.ao comes by other steps to s
+and z, a small product does not round its input, and queries, keys and values are bf16 in short notes too.
 """
 
 import contextlib
@@ -24,9 +24,9 @@ from transformers.activations import GELUActivation
 from fast.attention import BF16, ShortAttention, like_bert
 from layers import exchanged, find_layers, is_int8, without_deprecations
 
-# Up to so many multiply-adds an fp32 product is sooner than three calls, 18 us against 59 for 16 x 768 -> 32,
+# An fp32 product of so many multiply-adds is sooner than three calls: 18 us against 59 for 16 x 768 -> 32.
 SMALL = 2**22
-LIGHT = 2**18  # if the weights are as few as these, or else to read four times the bytes takes longer
+LIGHT = 2**18  # Of more weights than these it is not: to read four times the bytes takes longer.
 
 
 class Int8Product(nn.Module):
@@ -51,7 +51,7 @@ class Int8Product(nn.Module):
 
     def forward(self, x, added=None):
         """x (..., in) -> (..., out); added: of the same shape as the answer, is added to it."""
-        if self.in_fp32(x):
+        if self.is_small(x):
             return self.fp32_product(x, added)
         if self.packed is None:
             self.packed = self.pack()
@@ -63,14 +63,15 @@ class Int8Product(nn.Module):
         after = ("gelu", [], "none") if self.gelu else ("none", [], "")
         return product.default(*q, *weights, bias, 1.0, 0, self.answers, *after)
 
-    def in_fp32(self, x):
+    def is_small(self, x):
         """Whether x is so small that an fp32 product is sooner."""
         return self.light and x.numel() * self.out_features <= SMALL
 
     def fp32_product(self, x, added):
         """The answer by an fp32 product of x, not rounded, with the int8 weights' values."""
         if self.values is None:
-            self.values = self.layer.weight().dequantize(), self.layer.bias()
+            bias = self.layer.bias()
+            self.values = self.layer.weight().dequantize(), None if bias is None else bias.detach()
         y = F.linear(x.float(), *self.values)
         y = y if added is None else y + added
         return (F.gelu(y) if self.gelu else y).to(self.answers)

@@ -252,7 +252,7 @@ def choose_form(asked, run, directory, files, examples, tokens=None):
     names = possible(asked, files)
     if names == ["torch"]:
         files.say(
-            "engine: torch; no other is installed (requirements-engines.lock), and this CPU has no bf16"
+            "engine: torch; no other is installed (requirements-engines.lock), and torch has one form here"
         )
         return "torch"
     examples, encoded = enough_notes(run, examples)

@@ -230,11 +230,12 @@ def open_file(form, path):
 
 
 def torch_call(model, first):
-    """A PyTorch model as such a function."""
+    """A PyTorch model as such a function; of rows without padding it takes no mask, as everywhere."""
     logits = Logits(model, first).eval()
 
     @torch.inference_mode()
     def call(input_ids, attention_mask):
-        return logits(input_ids, attention_mask).float().numpy()
+        mask = None if attention_mask.all() else attention_mask
+        return logits(input_ids, mask).float().numpy()
 
     return call

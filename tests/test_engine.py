@@ -281,7 +281,9 @@ def test_where_only_torch_will_do(onnx, runs, others, small, tmp_path, capsys, r
         assert "--task mlm needs the logits of some tokens alone" in refuses(predict.main, words)
 
 
-def test_an_int8_run_may_be_answered_by_another_engine(onnx, runs, small, tmp_path, capsys, clock):
+def test_an_int8_run_may_be_answered_by_another_engine(
+    onnx, runs, small, tmp_path, capsys, clock, monkeypatch
+):
     run = shutil.copytree(runs / "quantization", tmp_path / "run")
     ours = predicted(run, small[0], tmp_path / "torch.csv")
     theirs = predicted(run, small[0], tmp_path / "other.csv", "--engine", "auto")
@@ -289,6 +291,11 @@ def test_an_int8_run_may_be_answered_by_another_engine(onnx, runs, small, tmp_pa
     assert "torch bf16" not in clock[0] and re.search(r"engine: (onnxruntime|openvino)( bf16)?, with ", said)
     assert np.mean([a["predicted"] == b["predicted"] for a, b in zip(ours, theirs, strict=True)]) > 0.95
     assert not alike(ours, theirs, 1e-9)  # torch rounds inputs, too
+    (run / "engine.json").unlink()
+    monkeypatch.setitem(engine.LEAST, "int8", 1.01)
+    predicted(run, small[0], tmp_path / "third.csv", "--engine", "auto")
+    said = capsys.readouterr().out
+    assert "engine: torch, with " in said and "onnxruntime left out: only " in said
 
 
 def test_without_engines_torch_serves(base, small, tmp_path, capsys, no_bf16, monkeypatch, refuses):

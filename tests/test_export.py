@@ -105,9 +105,11 @@ def test_a_run_of_int8_layers_is_written_with_their_values(onnx, runs, tmp_path,
         expected, rounded = (model(input_ids=ids).logits for model in (copy, run.model))
     assert torch.allclose(found, expected, atol=1e-4)
     assert (found - rounded).norm() < 0.1 * rounded.norm()
+    export.main([str(directory), "--to", "onnx", "--int8", "--out", str(tmp_path / "b.onnx"), "--count", "8"])
+    assert (tmp_path / "b.onnx").stat().st_size < 0.8 * path.stat().st_size
 
 
-def test_int8_and_what_has_no_other_form(onnx, made_once, runs, tmp_path, refuses, capsys, monkeypatch):
+def test_int8_and_what_is_refused(onnx, made_once, runs, tmp_path, refuses, capsys, monkeypatch):
     base, dense, small = str(runs / "base"), tmp_path / "a.onnx", tmp_path / "b.onnx"
     export.main([base, "--to", "onnx", "--out", str(dense), "--count", "8"])
     export.main([base, "--to", "onnx", "--out", str(small), "--int8", "--count", "8"])

@@ -68,6 +68,9 @@ def test_a_small_product_is_made_in_fp32_of_the_same_weights(monkeypatch):
     assert ours.packed is None and "values" not in ours.state_dict()
     more = torch.cat([x, x])
     assert torch.allclose(ours(more).double(), by_formula(quantized, more), atol=1e-5)
+    monkeypatch.setattr(int8, "LIGHT", 64 * 48 - 1)
+    heavy = int8.Int8Product(quantized)
+    assert torch.allclose(heavy(x).double(), by_formula(quantized, x), atol=1e-5) and heavy.values is None
 
 
 @by_onednn
