@@ -137,8 +137,8 @@ def random_notes(vocabulary, notes, length, device="cpu"):
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
-def hidden_macs(module, x):
-    """Multiply-adds of a layer for x, unless it is one whose product FlopCounterMode sees."""
+def unseen_macs(module, x):
+    """Multiply-adds of a layer for x that FlopCounterMode does not see: it sees small int8 products."""
     seen = isinstance(module, int8.Int8Product) and module.is_small(x)
     return 0 if seen else x.numel() * module.out_features
 
@@ -148,7 +148,7 @@ def multiply_adds(model, length):
     """Multiply-adds of one note of `length` tokens: matrix products and attention, zero weights too."""
     uncounted = []  # by the layers whose products FlopCounterMode does not know
     hooks = [
-        module.register_forward_hook(lambda m, x, y: uncounted.append(hidden_macs(m, x[0])))
+        module.register_forward_hook(lambda m, x, y: uncounted.append(unseen_macs(m, x[0])))
         for module in model.modules()
         if is_int8(module) or isinstance(module, (cpu.OneDNNLinear, int8.Int8Product))
     ]

@@ -36,7 +36,6 @@ class Int8Product(nn.Module):
         super().__init__()
         self.layer, self.gelu, self.answers = layer, False, torch.float32
         self.in_features, self.out_features = layer.in_features, layer.out_features
-        self.light = self.in_features * self.out_features <= LIGHT
         # at the first call that needs them: a layer that another stands in for is never packed
         self.packed = self.values = None
 
@@ -65,7 +64,8 @@ class Int8Product(nn.Module):
 
     def is_small(self, x):
         """Whether x is so small that an fp32 product is sooner."""
-        return self.light and x.numel() * self.out_features <= SMALL
+        light = self.in_features * self.out_features <= LIGHT
+        return light and x.numel() * self.out_features <= SMALL
 
     def fp32_product(self, x, added):
         """The answer by an fp32 product of x, not rounded, with the int8 weights' values."""
