@@ -358,12 +358,13 @@ def draw_all(out, task, rows, facts, drawn):
 
 
 def report_recipe(out):
-    """Write results.json and results.md of a directory that has runs of --recipe paper and no others."""
+    """Write the report of a directory that has runs of --recipe paper and no others: no plots, no CSV."""
     columns = gather(out, {}, REFERENCE)
     write_json(out / "results.json", {"columns": columns})
-    text = "\n".join(["# The paper's recipe", "", *column_lines(columns, "##"), ""])
-    write_whole(out / "results.md", text)
-    print(text)
+    lines = ["# The paper's recipe", "", *column_lines(columns, "##"), ""]
+    write_whole(out / "results.md", "\n".join(lines))
+    write_whole(out / "report.html", page.plain_page(lines))
+    print("\n".join(lines))
 
 
 def main(argv=None):

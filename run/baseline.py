@@ -24,6 +24,7 @@ from files import locked, read_json, whole_directory, write_json, write_tensors,
 from metrics import undefined_note
 from run import checkpoint
 from run.arguments import options_of, settings
+from run.card import Kind, write_card
 from run.machine import this_machine
 from run.origin import Planned, refuse_other_settings
 from run.results import print_data, spelled, write_predictions, write_score_files
@@ -254,7 +255,28 @@ def fit_and_store(args, name, directory):
         if tensors := getattr(baseline, "tensors", None):
             write_tensors(path / TENSORS, tensors)
         write_predictions(path, task, examples["test"], predictions["test"])
-        write_json(path / "run.json", {**record, "sizes": sizes_of(path, baseline)})
+        record["sizes"] = sizes_of(path, baseline)
+        write_card(path, task, record, kind_of_baseline(baseline))
+        write_json(path / "run.json", record)
+
+
+def kind_of_baseline(baseline):
+    """What its card says of it."""
+    words = "words" if isinstance(baseline, (TfIdf, Dictionary)) else "the shares of the labels"
+    return Kind(
+        library="scikit-learn" if isinstance(baseline, TfIdf) else None,
+        how=(f"baseline, no neural network: {first_line(baseline)}",),
+        use="`report.py` and `benchmark.py` read it beside the models, to be compared with them; "
+        "predict.py and evaluate.py do not.",
+        privacy=f"`{CONTENT}` holds {words} of the training notes, and `predictions.csv` is about single "
+        "notes. A baseline of credentialed notes, such as MIMIC's, must not be published.",
+    )
+
+
+def first_line(thing):
+    """Of its class's docstring, the first letter small."""
+    line = type(thing).__doc__.splitlines()[0]
+    return line[0].lower() + line[1:]
 
 
 def sizes_of(path, baseline):

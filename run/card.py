@@ -1,13 +1,15 @@
 """What a run directory says of itself: predictions.csv, eval_metrics.json and the model card, README.md.
 
 The card is made from the run's own facts and holds no row and no path above a directory's name. Its latency
-comes later: benchmark.py writes it in.
+comes later: benchmark.py writes it in. Baselines and runs of --recipe paper have cards, too: what differs by
+how a run was made is its Kind.
 """
 
 import os
 import re
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from huggingface_hub import ModelCardData
 
@@ -29,33 +31,50 @@ from tasks.task import listed
 
 MOST_LABELS = 50  # rows of the table of labels
 LATENCY = "Latency: not measured; it depends on the machine. `python benchmark.py RUN` writes it here."
+NEURAL = ("transformers", "pytorch")  # libraries that open weights
 METRICS = {"AUROC": "roc_auc", "Brier": "brier_score"}  # names on the hub, where they are others
 
 
+class Kind(NamedTuple):
+    """What a card says by how the run was made."""
+
+    library: str | None  # that opens it, by its name on the hub
+    how: tuple  # it was made: items
+    use: str  # which program reads it
+    privacy: str
+    limits: tuple = ()  # beside the task's and LIMITS
+
+
 def write_run_files(path, task, record, examples, predictions):
-    """predictions.csv of the test examples, eval_metrics.json and README.md of a run directory.
+    """predictions.csv of the test examples, eval_metrics.json and README.md of a trained run's directory.
 
     record: what run.json will hold, sizes included.
     """
     write_predictions(path, task, examples, predictions)
-    scores = eval_metrics(Scores(**record["test"]), len(examples))
-    write_json(path / "eval_metrics.json", {**scores, **group_metrics(record["groups"])})
     plain = (path / "model.safetensors").exists()
-    write_whole(path / "README.md", model_card(task, record, plain))
+    write_card(path, task, record, kind_of_model(task, record, plain))
 
 
-def model_card(task, record, plain):
-    """The text of a model card with its front matter. plain: whether plain transformers loads the model."""
+def write_card(path, task, record, kind):
+    """eval_metrics.json and README.md of a run directory."""
+    scores = eval_metrics(Scores(**record["test"]), record["data"]["sizes"]["test"])
+    write_json(path / "eval_metrics.json", {**scores, **group_metrics(record.get("groups", {}))})
+    write_whole(path / "README.md", model_card(task, record, kind))
+
+
+def model_card(task, record, kind):
+    """The text of a model card with its front matter."""
+    limits = [*task.limits(), *kind.limits, *LIMITS]
     parts = [
-        ["---", front_matter(task, record, plain), "---", ""],
+        ["---", front_matter(task, record, kind), "---", ""],
         [f"# {record['name']}: {task.name}", ""],
         [f"**{demo.BANNER}**", ""] if record["demonstration"] else [],
-        what_it_is(task, record),
+        what_it_is(task, record, kind),
         data_lines(task, record),
         score_lines(task, record),
-        use_lines(task, record, plain),
-        ["## Limits", "", *(f"- {limit}" for limit in [*task.limits(), *LIMITS]), ""],
-        ["## Privacy", "", PRIVACY, ""],
+        use_lines(record, kind),
+        ["## Limits", "", *(f"- {limit}" for limit in limits), ""],
+        ["## Privacy", "", kind.privacy, ""],
     ]
     return "\n".join(line for part in parts for line in part)
 
@@ -89,15 +108,15 @@ def card_facts(task, record):
     }
 
 
-def front_matter(task, record, plain):
+def front_matter(task, record, kind):
     """The YAML of the Hugging Face hub. Licence and language are no facts of a run: correct them."""
     model = record["arguments"]["model"]
-    hub_name = model.count("/") == 1 and not Path(model).exists()
+    hub_name = kind.library in NEURAL and model.count("/") == 1 and not Path(model).exists()
     return ModelCardData(
         language="en",
         license="other",
         license_name="unknown",
-        library_name="transformers" if plain else "pytorch",
+        library_name=kind.library,
         pipeline_tag=task.pipeline_tag,
         tags=["clinical", task.name, *record["technique"].split("+")],
         base_model=model if hub_name else None,
@@ -105,15 +124,9 @@ def front_matter(task, record, plain):
     ).to_yaml()
 
 
-def what_it_is(task, record):
-    """Lines: the task, the technique, the labels."""
-    told, origin = record["arguments"], record["start"] or record["teacher"]
-    lines = [
-        type(task).__doc__.splitlines()[0],
-        "",
-        f"- technique: {record['technique']}" + (f", from the run {Path(origin).name}" if origin else ""),
-        f"- model: {shown(str(told['model']))}; {told['max_length']} tokens per row",
-    ]
+def what_it_is(task, record, kind):
+    """Lines: the task, how the run was made, the labels."""
+    lines = [type(task).__doc__.splitlines()[0], "", *(f"- {item}" for item in kind.how)]
     labels = [f"- labels: {listed(task.labels, MOST_LABELS)}"] if task.labels else []
     return [*lines, *labels, ""]
 
@@ -159,20 +172,29 @@ def score_lines(task, record):
     return lines
 
 
-def use_lines(task, record, plain):
-    """Lines: bytes, and how to load it."""
-    sizes = record["sizes"]
+def use_lines(record, kind):
+    """Lines: bytes and latency, where anything was kept, and how to use it."""
+    cost = []
+    if sizes := record.get("sizes"):
+        counts = f"{sizes['parameters']:,} parameters, {sizes['nonzero']:,} of them not zero"
+        cost = [f"{sizes['bytes']:,} bytes of weights, {counts}.", "", LATENCY, ""]
+    return ["## Cost and use", "", *cost, kind.use, ""]
+
+
+def kind_of_model(task, record, plain):
+    """The Kind of a model that train.py trained. plain: whether plain transformers loads it, too."""
+    told, origin = record["arguments"], record["start"] or record["teacher"]
     loads = f"`{task.auto_class.__name__}.from_pretrained` loads it too." if plain else "transformers cannot."
-    return [
-        *("## Cost and use", ""),
-        f"{sizes['bytes']:,} bytes of weights, {sizes['parameters']:,} parameters, "
-        f"{sizes['nonzero']:,} of them not zero.",
-        "",
-        *(LATENCY, ""),
-        "`python predict.py RUN notes.csv` and `python evaluate.py RUN --data labelled.csv` load it; "
+    return Kind(
+        library="transformers" if plain else "pytorch",
+        how=(
+            f"technique: {record['technique']}" + (f", from the run {Path(origin).name}" if origin else ""),
+            f"model: {shown(str(told['model']))}; {told['max_length']} tokens per row",
+        ),
+        use="`python predict.py RUN notes.csv` and `python evaluate.py RUN --data labelled.csv` load it; "
         + loads,
-        "",
-    ]
+        privacy=PRIVACY,
+    )
 
 
 def write_latency(directory, row):

@@ -33,8 +33,7 @@ class Figure(NamedTuple):
 
 def html_page(rows, facts, figures=()):
     """The text of report.html. figures: Figures, which stand at the end of their sections."""
-    title, *lines = report_page(rows, facts).split("\n")
-    before, *parts = sections(lines)
+    title, before, parts = cut(report_page(rows, facts).split("\n"))
     bodies = {"In short": picks_html(rows, facts)} | {name: as_html(body, name) for name, *body in parts}
     bodies = {**bodies, **{figure.heading: bodies.get(figure.heading, "") for figure in figures}}
     bodies |= {"Data": data_html(facts), "Machine and arguments": machine_html(facts)}
@@ -42,7 +41,20 @@ def html_page(rows, facts, figures=()):
     for name, body in bodies.items():
         pictures = figures_html([figure for figure in figures if figure.heading == name])
         html += [line_html(f"## {name}"), body, pictures]
+    return framed(title, html)
 
+
+def plain_page(lines):
+    """The same of lines of Markdown with a heading on top, without pictures."""
+    title, before, parts = cut(lines)
+    html = [line_html(title), as_html(before)]
+    for name, *body in parts:
+        html += [line_html(f"## {name}"), as_html(body, name)]
+    return framed(title, html)
+
+
+def framed(title, html):
+    """Pieces of HTML in page.html's frame."""
     frame = Template(FRAME.read_text(encoding="utf-8"))
     hashes = {f"{tag}_hash": source_hash(frame.template, tag) for tag in ("style", "script")}
     return frame.substitute(hashes, title=escape(title.lstrip("# ")), body="\n".join(filter(None, html)))
@@ -57,15 +69,16 @@ def source_hash(html, tag):
 # --- Markdown of ours -> HTML -------------------------------------------------------------------------
 
 
-def sections(lines):
-    """[lines before the first ## heading, [that heading without its marks, lines up to the next], ...]."""
+def cut(lines):
+    """(the # heading, lines before the first ## heading, [[heading without its marks, its lines], ...])."""
+    title, *rest = lines
     found = [[]]
-    for line in lines:
+    for line in rest:
         if line.startswith("## "):
             found.append([line.removeprefix("## ")])
         else:
             found[-1].append(line)
-    return found
+    return title, found[0], found[1:]
 
 
 def as_html(lines, name=""):

@@ -44,10 +44,11 @@ from files import locked, whole_directory, write_csv, write_json
 from metrics import single_label
 from run import checkpoint, processes
 from run.arguments import RECIPE_FLAGS, options_of
+from run.card import Kind, write_card
 from run.inference import pick_device
 from run.machine import this_machine
 from run.origin import Planned, Start, refuse_length, refuse_other_settings
-from run.results import print_data, spelled, write_score_files
+from run.results import print_data, shown, spelled, write_score_files
 from tasks import demo
 from tasks.symptoms import LEXICON, Symptoms, first_match
 
@@ -261,8 +262,28 @@ def follow_recipe(args):
     with locked(directory), whole_directory(directory) as path:
         write_score_files(directory.parent, task, {**record, "history": history[:-1]})
         write_answers(path / "predictions.csv", task, splits, probabilities)
+        write_card(path, task, record, kind_of_recipe(record))
         write_json(path / "run.json", record)
     return directory
+
+
+def kind_of_recipe(record):
+    """What its card says of it."""
+    told, data = record["arguments"], record["data"]
+    return Kind(
+        library=None,
+        how=(
+            f"technique: {record['technique']}, as the authors' code does it (`--recipe paper`)",
+            f"model: {shown(str(told['model']))}; {told['max_length']} tokens per row",
+        ),
+        use="Nothing to load: the weights are not kept. It is for the comparison with what was published.",
+        privacy="`predictions.csv` is about single notes; remove it before you pass this directory on.",
+        limits=(
+            "No validation split: the test notes were scored after each epoch, and "
+            f"{data['copied']} of {data['sizes']['test']} are copies of training notes. So its scores are no "
+            "estimate for other notes.",
+        ),
+    )
 
 
 def write_answers(path, task, splits, probabilities):

@@ -5,6 +5,7 @@ import stat
 
 import numpy as np
 import pytest
+import yaml
 
 import baselines
 import benchmark
@@ -50,6 +51,20 @@ def test_a_baseline_is_stored_like_a_run_and_answers_the_same_again(fitted, task
         stored = read_csv(run / "predictions.csv")
         assert [row["row_id"] for row in stored] == [example.row_id for example in examples]
         assert [row["predicted"] for row in stored] == [cells[0] for cells in again]
+
+
+def test_a_baseline_has_a_card_of_its_own(fitted):
+    for task, out in fitted.items():
+        for name in FITTED[task]:
+            card, facts = (out / name / "README.md").read_text(), read_json(out / name / "run.json")
+            head = yaml.safe_load(card.split("---\n", 2)[1])
+            assert {task, name} <= set(head["tags"]) and ("library_name" in head) == (name == "tfidf")
+            assert f"{facts['sizes']['bytes']:,} bytes" in card and "\nLatency: not measured" in card
+            assert "predict.py and evaluate.py do not" in card and "must not be published" in card
+            assert "tokens per row" not in card and str(out) not in card
+            scores, told = read_json(out / name / "eval_metrics.json"), facts["test"]["overall"]
+            assert scores["eval_samples"] == facts["data"]["sizes"]["test"]
+            assert scores["eval_f1"] == told["F1"] and f"| {told['F1']:.4f}" in card
 
 
 def test_what_the_baselines_score(fitted):

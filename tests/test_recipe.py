@@ -1,5 +1,6 @@
 """--recipe paper: what the authors' code does, and the report's three columns."""
 
+import re
 import shutil
 from collections import Counter
 from types import SimpleNamespace
@@ -161,7 +162,12 @@ def test_a_run_scores_the_test_notes_after_each_epoch(made):
         assert abs(right - run["test"]["overall"]["Accuracy"]) < 1e-9
         assert sum(row["in_train"] == "1" for row in answers) == run["data"]["copied"]
         assert {path.name for path in (made / "recipe/seed-1" / technique).iterdir()} == {
-            "run.json", "predictions.csv"}  # fmt: skip
+            "run.json", "predictions.csv", "eval_metrics.json", "README.md"}  # fmt: skip
+        card, scores = ((made / "recipe/seed-1" / technique / name).read_text() for name in
+                        ("README.md", "eval_metrics.json"))  # fmt: skip
+        assert f'"eval_accuracy": {run["test"]["overall"]["Accuracy"]}' in scores
+        assert "the weights are not kept" in card and "bytes of weights" not in card
+        assert f"{run['data']['copied']} of {len(answers)} are copies of training notes" in card
     base = [read_json(made / f"recipe/seed-{seed}/base/run.json") for seed in (1, 2)]
     assert base[0]["data"] == base[1]["data"] and base[0]["history"] != base[1]["history"]
 
@@ -217,6 +223,11 @@ def test_the_report_of_recipe_runs_alone(made, capsys):
     assert "| edema, pruning | 0.909 / 0.918 / 0.914 / 0.969 |" in text
     columns_again = read_json(made / "results.json")["columns"]
     assert "\n".join(columns.column_lines(columns_again, "##")) in text
+    html = (made / "report.html").read_text()
+    cells = re.findall(r"<t[hd](?: [^>]*)?>(.*?)</t[hd]>", html)
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    assert html.count("<tr>") == len(lines)  # headers among them; |--- is no row
+    assert [cell.strip() for line in lines for cell in line[1:-1].split("|")] == cells
 
 
 def test_three_columns_side_by_side(made, runs, tmp_path):
