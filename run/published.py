@@ -20,37 +20,49 @@ def published_facts(task, reference):
     rows = read_rows(Path(reference) / "overall.csv", names=("task", "score"))
     scores = {row["score"]: row["value"] for row in rows if row["task"] == task.name}
     line, table = task.published, read_rows(Path(reference) / f"{task.name}.csv", TEXT)
+    name, members = table_of(table, task.labels)
+    if name and name not in (line or ""):
+        line = None  # it is about another table of this task
     by_epoch = [f"{row['epochs']}: {row['accuracy']:.4f}" for row in table if "epochs" in row]
     line = f"{line} {', '.join(by_epoch)}." if by_epoch else line
     return {
         "published": line,
         "published_scores": {score: value for score, value in scores.items() if score in task.overall},
-        "published_labels": label_cells(table, task.labels),
+        "published_labels": label_cells(members, task.labels),
     }
 
 
-def label_cells(rows, labels):
-    """{label of ours: {encoder: {score: value}}} of the published table that has all our labels.
-
-    Its averages come along if it has no other label either. {} if there is no such table.
-    """
-    ours, tables = {plain_name(label): label for label in labels}, {}
+def table_of(rows, labels):
+    """(name, rows) of the published table that has all our labels; (None, []) if there is none."""
+    ours, tables = set(map(plain_name, labels)), {}
     for row in rows:
         if "table" in row:
             tables.setdefault(row["table"], []).append(row)
-    for members in tables.values():
-        names = {plain_name(row["label"]) for row in members if not row["label"].endswith(AVERAGE)}
-        if len(ours) < 2 or not ours.keys() <= names:
-            continue
-        found = {}
-        for row in members:
-            average = row["label"].endswith(AVERAGE)
-            label = row["label"] if average and names == ours.keys() else ours.get(plain_name(row["label"]))
-            if label:
-                scores = {key: value for key, value in row.items() if key not in TEXT}
-                found.setdefault(label, {})[row["encoder"]] = scores
-        return found
-    return {}
+    for name, members in tables.items():
+        if len(ours) > 1 and ours <= label_names(members):
+            return name, members
+    return None, []
+
+
+def label_names(rows):
+    """The labels of a published table, its averages left out."""
+    return {plain_name(row["label"]) for row in rows if not row["label"].endswith(AVERAGE)}
+
+
+def label_cells(rows, labels):
+    """{label of ours: {encoder: {score: value}}} of a published table's rows.
+
+    Its averages come along if it has no other label than ours.
+    """
+    ours, found = {plain_name(label): label for label in labels}, {}
+    same = label_names(rows) == ours.keys()
+    for row in rows:
+        average = row["label"].endswith(AVERAGE)
+        label = row["label"] if average and same else ours.get(plain_name(row["label"]))
+        if label:
+            scores = {key: value for key, value in row.items() if key not in TEXT}
+            found.setdefault(label, {})[row["encoder"]] = scores
+    return found
 
 
 def plain_name(label):

@@ -4,7 +4,7 @@ import pytest
 
 from conftest import ROOT
 from run import tables
-from run.published import label_cells, published_facts
+from run.published import label_cells, published_facts, table_of
 from run.results import read_rows
 from tasks import TASKS
 
@@ -40,15 +40,24 @@ def test_the_averages_follow_from_the_rows_of_the_labels(table, encoder):
         )
 
 
+def cells_beside(labels):
+    """The published cells that a run with these labels gets."""
+    return label_cells(table_of(ROWS, labels)[1], labels)
+
+
 def test_a_table_stands_beside_a_run_that_has_its_labels():
     reasons = list(dict.fromkeys(row["label"] for row in ROWS if row["table"] == "stop reasons"))
     classes = [label for label in reasons if not label.endswith(" avg")]
-    found = label_cells(ROWS, [label.replace("_", " ").lower() for label in classes])
+    found = cells_beside([label.replace("_", " ").lower() for label in classes])
     assert len(classes) == 17 and len(found) == 21 and found["another study"]["plain"]["f1"] == 0.9158
     assert found["micro avg"]["adapted"]["f1"] == 0.9585
-    gender = label_cells(ROWS, ["All", "Female", "Male"])  # without its fourth, so without its averages
+    gender = cells_beside(["All", "Female", "Male"])  # without its fourth, so without its averages
     assert list(gender) == ["All", "Male", "Female"] and gender["Male"]["adapted"]["support"] == 1646
-    assert label_cells(ROWS, ["All", "Other"]) == label_cells(ROWS, []) == label_cells([], ["a", "b"]) == {}
+    assert cells_beside(["All", "Other"]) == cells_beside([]) == label_cells([], ["a", "b"]) == {}
+    assert "micro-F1 0.8709" in facts_of("trials", classes)["published"]
+    assert (
+        facts_of("trials", ["All", "Female", "Male"])["published"] is None
+    )  # the line is of the other table
     assert facts_of("symptoms", ["pain", "cough"])["published_labels"] == {}  # they have columns of their own
 
     facts = {
