@@ -32,7 +32,7 @@ from bench import gpu, memory, processes, serving, shape, training, volume
 from cli import BadInput, Parser, number, run_script
 from fast import cpu
 from files import writable_directory, write_csv, write_json, write_whole
-from run import arguments, baseline, checkpoint
+from run import arguments, baseline, checkpoint, engine
 from run.card import write_latency
 from run.inference import pick_device
 from run.machine import this_machine
@@ -104,7 +104,8 @@ def reading_part(args, words, out):
 def serving_part(args, words, out):
     """serve.py under load: the run of --run, that of --chain, and a plain server of the first."""
     rounds = max(3, args.rounds // 2)
-    rows = serving.serving_rows(run_to_use(args, out), args.chain, args.seconds, rounds)
+    run = run_to_use(args, out)
+    rows = serving.serving_rows(run, args.chain, args.seconds, rounds, engine=args.engine)
     told = f"Medians of {rounds} alternating rounds of {args.seconds} s, on the loopback; {shown_run(args)}."
     return Measured(rows, serving.serving_table(rows), told)
 
@@ -191,6 +192,7 @@ def shown_arguments(args, parts):
     told = [f"{flag}={value}" for flag, value in flags.items()]
     if "serving" in parts:
         told += [f"--chain={shown(args.chain)}"] if args.chain else []
+        told += [f"--engine={args.engine}"] if args.engine else []
         told += [f"--seconds={args.seconds}"]
     return told + [f"--training={' '.join(map(shown, words))}" for words in args.training or []]
 
@@ -337,6 +339,7 @@ def benchmark_arguments(argv):
     )
     add("--run", help="run directory for volume, reading and serving (a run of the demonstration)")
     add("--chain", help="further run directory for the part serving (none)")
+    add("--engine", choices=engine.ENGINES, help="engine of one more server of --run, part serving (none)")
     add("--seconds", type=number(int, 1, 3600), default=10, help="of a round of the part serving (10)")
     add(
         "--notes",

@@ -10,6 +10,7 @@ it has answered what it has taken. Needs pip install -r requirements-serve.lock;
 """
 
 import contextlib
+import os
 import signal
 import socket
 import sys
@@ -54,17 +55,26 @@ def read_token(path):
     return token
 
 
-def listen(host, port):
-    """A socket that listens there. Raises BadInput if the system refuses it."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+@contextlib.contextmanager
+def listening_at(host, port):
+    """Within, what the system refuses is BadInput."""
     try:
-        listening = socket.create_server((host, port), family=family, backlog=2048)
-        # for the sockets that it accepts, too: without it each answer waits 40 ms for the head's receipt
-        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return listening
+        yield
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise BadInput(f"--host {host} --port {port}: cannot listen there ({reason})") from None
+
+
+def reserve(host, port):
+    """A socket with this address that nobody can reach until it listens. Raises BadInput if it is taken."""
+    with listening_at(host, port):
+        reserved = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        if os.name == "posix":  # elsewhere it would let others take the address, too
+            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # for the sockets that it accepts, too: without it each answer waits 40 ms for the head's receipt
+        reserved.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        reserved.bind((host, port))
+        return reserved
 
 
 def load_run(args):
@@ -84,15 +94,15 @@ def load_run(args):
 
 
 def serve(args):
-    """Load the run, listen, answer until a signal comes."""
+    """Load the run, choose what answers, listen, answer until a signal comes."""
     uvicorn, web = web_libraries()
     limits = web.Limits(args.max_characters, args.max_notes, args.max_body_mb * 10**6)
     if args.max_held < limits.notes:
         raise BadInput(f"--max-held {args.max_held}: less than the {limits.notes} notes of one request")
-    token, run, listening = read_token(args.token_file), load_run(args), listen(args.host, args.port)
+    token, run, reserved = read_token(args.token_file), load_run(args), reserve(args.host, args.port)
     facts = card_facts(run.task, run.facts)
 
-    with listening, answered_by(args, run) as torch_itself, open_service(args, run, torch_itself) as service:
+    with reserved, answered_by(args, run) as torch_itself, open_service(args, run, torch_itself) as service:
         app = web.build_app(service, facts, limits, token, args.log)
         server = uvicorn.Server(
             uvicorn.Config(
@@ -106,10 +116,12 @@ def serve(args):
                 timeout_graceful_shutdown=FLUSH_SECONDS,
             )  # fmt: skip
         )
-        tell(args, run, listening, token)
+        with listening_at(args.host, args.port):
+            reserved.listen(2048)
+        tell(args, run, reserved, token)
         for number_of in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them again when it has ended
             signal.signal(number_of, lambda *_: None)
-        server.run(sockets=[listening])
+        server.run(sockets=[reserved])
     print(f"ended; {service.totals['notes']} notes answered")
 
 
@@ -140,9 +152,9 @@ def open_service(args, run, torch_itself):
     return serving(run, args.batch_tokens, args.max_held, onednn, frozen=torch_itself)
 
 
-def tell(args, run, listening, token):
+def tell(args, run, reserved, token):
     """Print where it listens, and what is unwise about that."""
-    host, port = listening.getsockname()[:2]
+    host, port = reserved.getsockname()[:2]
     if not host.startswith("127.") and host != "::1":
         more = "" if token else " and without --token-file"
         print(f"warning: others can reach {host}{more}; plain HTTP, so put TLS before it (docs/serving.md)")

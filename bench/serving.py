@@ -73,7 +73,8 @@ def free_port():
 def server(*words):
     """(port, process number) of a server once it answers; `words`: its command after Python but the port.
 
-    Raises BadInput if it ends or does not answer within two minutes. At the end it gets SIGTERM.
+    Raises BadInput if it ends or does not answer within ten minutes, which may have to do for the choice of
+    an engine. At the end it gets SIGTERM.
     """
     port = free_port()
     with tempfile.TemporaryFile() as told:
@@ -91,7 +92,7 @@ def server(*words):
             process.wait()
 
 
-def wait_for_port(port, process, told, seconds=120):
+def wait_for_port(port, process, told, seconds=600):
     """Wait until somebody listens. Raises BadInput with the last line that the process printed."""
     until = time.monotonic() + seconds
     while process.poll() is None and time.monotonic() < until:
@@ -124,14 +125,19 @@ def plain_server(directory, run):
 # --- clients --------------------------------------------------------------------------------------
 
 
+def file_of(run, folder):
+    """The run's own file; of a demonstration one made in the folder."""
+    path = run.facts["arguments"]["data"]
+    path = str(demo.make(folder, run.task.name)[0]) if path == "demo" else path
+    if not Path(path).exists():
+        raise BadInput(f"{path}: the run's own notes are not there; the part serving sends them")
+    return Path(path).resolve()
+
+
 def texts_of(run, count):
     """Up to `count` texts of the run's own file, as the task shows them to the model."""
     with tempfile.TemporaryDirectory() as folder:
-        path = run.facts["arguments"]["data"]
-        path = str(demo.make(folder, run.task.name)[0]) if path == "demo" else path
-        if not Path(path).exists():
-            raise BadInput(f"{path}: the run's own notes are not there; the part serving sends them")
-        examples = list(itertools.islice(run.task.unlabelled(path, Counter()), count))
+        examples = list(itertools.islice(run.task.unlabelled(str(file_of(run, folder)), Counter()), count))
     return [" ".join(e.words) if hasattr(e, "words") else e.text for e in examples]
 
 
@@ -192,10 +198,11 @@ async def load(port, process, requests, clients, seconds, warm_up):
 # --- the part -------------------------------------------------------------------------------------
 
 
-def serving_rows(directory, chain=None, seconds=10, rounds=3, clients=CLIENTS, warm_up=3):
+def serving_rows(directory, chain=None, seconds=10, rounds=3, clients=CLIENTS, warm_up=3, engine=None):
     """Rows, a dict each: server, clients, notes/s, p50, p99 and CPU ms, medians over the rounds.
 
-    directory: a base run, served by both; chain: another run, served by serve.py alone.
+    directory: a base run, served by both, and once more by another engine if one is given (--engine of
+    serve.py, chosen on the run's own file); chain: another run, served by serve.py alone.
     """
     if not find_spec("fastapi") or not find_spec("uvicorn"):
         raise BadInput("the part serving needs pip install -r requirements-serve.lock")
@@ -205,6 +212,10 @@ def serving_rows(directory, chain=None, seconds=10, rounds=3, clients=CLIENTS, w
     words |= {f"serve.py, {Path(chain).name}": our_server(chain)} if chain else {}
     table = []
     with contextlib.ExitStack() as opened:
+        if engine:
+            notes = file_of(run, opened.enter_context(tempfile.TemporaryDirectory()))
+            flags = ["--engine", engine, "--notes", notes]
+            words[f"serve.py --engine {engine}, {Path(directory).name}"] = our_server(directory, *flags)
         servers = {name: opened.enter_context(server(*each)) for name, each in words.items()}
         for count in clients:
             found = {name: [] for name in servers}

@@ -62,7 +62,8 @@ def served(arguments, demos, tmp_path_factory):
 @contextlib.contextmanager
 def up(run, limits=WIDE, token=None, most=1024, tokens=256, log=False):
     """(port, Service) of a server in a thread."""
-    with service.serving(run, tokens, most, onednn=False) as one, serve.listen("127.0.0.1", 0) as listening:
+    with service.serving(run, tokens, most, onednn=False) as one, serve.reserve("127.0.0.1", 0) as listening:
+        listening.listen()
         app = web.build_app(one, card_facts(run.task, run.facts), limits, token, log)
         server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None, log_level="error"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
@@ -364,8 +365,11 @@ def test_what_cannot_be_served_is_refused_in_one_line(served, demos, tmp_path, r
     words = run_words(demos, "mlm", tmp_path, "--technique", "base", "--epochs 1")
     masked = train.run_all(train.parse_arguments(words))
     assert "a run of mlm has no answers to serve" in refuses(serve.main, [masked])
-    with serve.listen("127.0.0.1", 0) as taken:
+    with serve.reserve("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
+        with pytest.raises(ConnectionRefusedError):  # nobody waits while the engine is chosen
+            socket.create_connection(("127.0.0.1", port))
+        taken.listen()
         assert "cannot listen there" in refuses(serve.main, [served["symptoms"], "--port", port])
         assert taken.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
     (tmp_path / "token").write_text("short")
@@ -421,13 +425,15 @@ def test_the_plain_server_and_ours_are_measured_by_turns(served, monkeypatch):
     @contextlib.contextmanager
     def either(*words):  # ours in this process, which is quicker to start
         ours = words[0] == "serve.py"
+        assert "--engine" not in words or words[words.index("--notes") + 1].exists()
         with up(checkpoint.load(words[1])) if ours else really(*words) as (port, process):
             yield port, os.getpid() if ours else process
 
     monkeypatch.setattr(load_test, "server", either)
-    table = load_test.serving_rows(served["symptoms"], None, 0.4, 1, (1, 3), 0.2)
+    table = load_test.serving_rows(served["symptoms"], None, 0.4, 1, (1, 3), 0.2, engine="auto")
+    ours = [f"serve.py{flags}, base" for flags in ("", " --engine auto")]
     assert [(row["row"], row["clients"]) for row in table] == [
-        (name, clients) for clients in (1, 3) for name in (load_test.PLAIN, "serve.py, base")
+        (name, clients) for clients in (1, 3) for name in (load_test.PLAIN, *ours)
     ]
     for row in table:
         assert 0 < row["p50_ms"] <= row["p99_ms"] and row["notes"] == pytest.approx(row["notes_per_s"] * 0.4)
