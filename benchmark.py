@@ -5,7 +5,7 @@ Without a directory it measures these parts (bench/ has a file for each):
     training  notes/s beside the Hugging Face Trainer, on the notes of --training
     memory    BERT-base on those notes: time and memory of LoRA beside training all weights
     processes train.py on those notes in one process and in two: tokens/s
-    volume    predict.py over 20,000 and 200,000 notes: notes/s end to end, peak memory
+    volume    predict.py over notes by the hundred thousand (--notes): notes/s end to end, peak memory
     reading   notes as in MIMIC, from CSV to labels (beside pandas) and to the first batch: notes/s, memory
     serving   serve.py at 1, 8 and 64 clients beside FastAPI around the transformers pipeline
     gpu       BERT-base in bf16, where there is a GPU
@@ -289,7 +289,8 @@ def time_runs(args):
         row = {"technique": name, **facts["sizes"], **measured[name], **machine}
         row["finished"] = facts["finished"]
         rows.append(row)
-        write_latency(path, row)
+        words = baseline.is_baseline(path)
+        write_latency(path, row, "words, from text to answer on one thread," if words else "tokens")
         print(run_line(row, rows[0]))
     if out:
         write_csv(Path(out) / "benchmark.csv", COLUMNS, [[row[column] for column in COLUMNS] for row in rows])

@@ -35,6 +35,7 @@ from run.results import (
 )
 from run.tables import described, report_page
 from run.untrusted import REPORTED, fitting, read_run, read_task
+from tasks import demo
 
 # published figures as data; SOURCE.md there says where they come from
 REFERENCE = Path(__file__).parent / "reference"
@@ -361,7 +362,8 @@ def report_recipe(out):
     """Write the report of a directory that has runs of --recipe paper and no others: no plots, no CSV."""
     columns = gather(out, {}, REFERENCE)
     write_json(out / "results.json", {"columns": columns})
-    lines = ["# The paper's recipe", "", *column_lines(columns, "##"), ""]
+    banner = [f"**{demo.BANNER}**", ""] if columns["rerun"]["demonstration"] else []
+    lines = ["# The paper's recipe", "", *banner, *column_lines(columns, "##"), ""]
     write_whole(out / "results.md", "\n".join(lines))
     write_whole(out / "report.html", page.plain_page(lines))
     print("\n".join(lines))

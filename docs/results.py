@@ -228,7 +228,7 @@ def readme(root):
 
 
 def short_table(rows, facts):
-    """Lines: run, first score, points from base, bytes and times; what is told from base; the conditions.
+    """Lines: run, first score, points from base, bytes and times; what differs significantly; the conditions.
 
     Models and TF-IDF; the other baselines stand in docs/results.md.
     """
@@ -250,13 +250,17 @@ def short_table(rows, facts):
 
 
 def told_in_short(rows, facts, score):
-    """Lines: which rows are told from base, in one sentence; none if nothing was tested."""
+    """Lines: which rows differ from base significantly, in one sentence; none if nothing was tested."""
     told = {way: [row["run"] for row in rows if row.get("told") == way] for way in ("better", "worse", "no")}
     if not any(told.values()):
         return []
-    named = [f"{way} than base: {', '.join(told[way])}" for way in ("better", "worse") if told[way]]
-    named += ["the others are not told from it, which does not mean equal"] if told["no"] else []
-    said = f"In {facts['headline'][score]} {'; '.join(named)} ([evidence.md](docs/evidence.md))."
+    named = [
+        f"significantly {way} than base: {', '.join(told[way])}" for way in ("better", "worse") if told[way]
+    ]
+    named += (
+        ["the others do not differ from it significantly, which does not mean equal"] if told["no"] else []
+    )
+    said = f"By {facts['headline'][score]} {'; '.join(named)} ([evidence.md](docs/evidence.md))."
     return [said, ""]
 
 

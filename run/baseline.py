@@ -262,12 +262,14 @@ def fit_and_store(args, name, directory):
 
 def kind_of_baseline(baseline):
     """What its card says of it."""
-    words = "words" if isinstance(baseline, (TfIdf, Dictionary)) else "the shares of the labels"
+    words = "words or pairs of words" if isinstance(baseline, TfIdf) else "words"
+    words = words if isinstance(baseline, (TfIdf, Dictionary)) else "the shares of the labels"
     return Kind(
         library="scikit-learn" if isinstance(baseline, TfIdf) else None,
         how=(f"baseline, no neural network: {first_line(baseline)}",),
         use="`report.py` and `benchmark.py` read it beside the models, to be compared with them; "
         "predict.py and evaluate.py do not.",
+        holds=f"`{CONTENT}` and weights" if hasattr(baseline, "tensors") else f"`{CONTENT}`",
         privacy=f"`{CONTENT}` holds {words} of the training notes, and `predictions.csv` is about single "
         "notes. A baseline of credentialed notes, such as MIMIC's, must not be published.",
     )

@@ -43,6 +43,7 @@ class Kind(NamedTuple):
     use: str  # which program reads it
     privacy: str
     limits: tuple = ()  # beside the task's and LIMITS
+    holds: str = "weights"  # what its bytes are
 
 
 def write_run_files(path, task, record, examples, predictions):
@@ -177,7 +178,7 @@ def use_lines(record, kind):
     cost = []
     if sizes := record.get("sizes"):
         counts = f"{sizes['parameters']:,} parameters, {sizes['nonzero']:,} of them not zero"
-        cost = [f"{sizes['bytes']:,} bytes of weights, {counts}.", "", LATENCY, ""]
+        cost = [f"{sizes['bytes']:,} bytes of {kind.holds}, {counts}.", "", LATENCY, ""]
     return ["## Cost and use", "", *cost, kind.use, ""]
 
 
@@ -194,11 +195,14 @@ def kind_of_model(task, record, plain):
         use="`python predict.py RUN notes.csv` and `python evaluate.py RUN --data labelled.csv` load it; "
         + loads,
         privacy=PRIVACY,
+        limits=("Before it reads notes of another source, score it there with evaluate.py.",),
     )
 
 
-def write_latency(directory, row):
+def write_latency(directory, row, read="tokens"):
     """Replace the line on latency in a run's card by what benchmark.py measured; row: of benchmark.csv.
+
+    read: what the row's length counts.
 
     A card without that line, or in a directory that cannot be written, stays as it is.
     """
@@ -206,7 +210,7 @@ def write_latency(directory, row):
     if not path.exists() or not os.access(directory, os.W_OK):
         return
     measured = (
-        f"Latency: one row of {row['length']} tokens {row['p50_ms']:.1f} ms (median; 95% within "
+        f"Latency: one row of {row['length']} {read} {row['p50_ms']:.1f} ms (median; 95% within "
         f"{row['p95_ms']:.1f}), batches of {row['batch']} {row['notes_per_s']:,.1f} rows/s; "
         f"{described(row)}, {row['device']}; {time.strftime('%Y-%m-%d')}."
     )
@@ -218,7 +222,7 @@ def write_latency(directory, row):
 
 LIMITS = (
     "The test notes are of the same source as the training notes. Notes of another hospital, another kind or "
-    "another time are another matter: score them with evaluate.py.",
+    "another time are another matter.",
     "It is no medical device. Nobody has checked that its answers are safe to act on.",
 )
 PRIVACY = (

@@ -90,6 +90,7 @@ def rerun(out):
         found = together([(run["technique"], run["test"]) for _, run in runs])
     return found | {
         "seeds": sorted({run["arguments"]["seed"] for _, run in runs}),
+        "demonstration": any(run["demonstration"] for _, run in runs),
         "label_seed": first["arguments"]["label_seed"],
         "rates": {run["technique"]: run["learning_rate"] for _, run in runs},
         "data": shown(first["arguments"]["data"]),

@@ -186,8 +186,9 @@ def from_finished(planned, task, facts, test):
     origin = finished_run(directory, "--start", planned, task, facts, test)
     earlier = origin.compression
     if compress.final(earlier):
+        what = "bf16" if earlier[-1]["technique"] == "bf16" else "int8"
         raise BadInput(
-            f"--start {directory}: is int8 already, which can be neither trained nor compressed further"
+            f"--start {directory}: is {what} already, which can be neither trained nor compressed further"
         )
     if compress.trains(args.parts, args):
         earlier = [

@@ -82,11 +82,17 @@ def cut(lines):
 
 
 def as_html(lines, name=""):
-    """Lines of headings, tables and paragraphs, one line each, as HTML; name: what their tables are about."""
+    """Lines of headings, tables, items and paragraphs, one line each, as HTML; name: of their tables."""
     html = []
-    for is_table, group in groupby(filter(None, lines), lambda line: line.startswith("|")):
+    for kind, group in groupby(filter(None, lines), lambda line: "|" if line[0] == "|" else line[:2]):
         together = list(group)
-        html += [table_html(together, name)] if is_table else map(line_html, together)
+        if kind == "|":
+            html.append(table_html(together, name))
+        elif kind == "- ":
+            items = (f"<li>{inline(line[2:])}</li>" for line in together)
+            html.append("\n".join(["<ul>", *items, "</ul>"]))
+        else:
+            html += map(line_html, together)
     return "\n".join(html)
 
 

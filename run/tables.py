@@ -74,7 +74,7 @@ def sweep_table(rows, facts):
     means = [f"{facts['headline'][s]}, {mean_of(facts)}" for s in scores]
     heads = [head + " [95% interval]" * (f"{s}_low" in base) for head, s in zip(means, scores, strict=True)]
     points = f"{facts['headline'][scores[0]]} from base (points)"
-    points = [points, "told from base"] if any("told" in row for row in rows) else [points]
+    points = [points, "significant"] if any("told" in row for row in rows) else [points]
     header = ["run", *heads, *points, "MB", f"{unit}/s", "p50 ms", "on the Pareto front of"]
     body = [
         [
@@ -89,7 +89,7 @@ def sweep_table(rows, facts):
 
 
 def points_cells(row, base, score):
-    """Cells: points from base; if tested, with their interval, and whether the run is told from base."""
+    """Cells: points from base; if tested, with their interval, and whether they are significant."""
     points = in_points(row[f"{score}_from_base"])
     if f"{score}_p" not in base:
         return [points]
@@ -97,7 +97,7 @@ def points_cells(row, base, score):
 
 
 def distance_cells(row, key):
-    """'+0.52 [-0.40, +1.44]' and 'no, p = 0.270': points from base, and whether they tell the run from it."""
+    """'+0.52 [-0.40, +1.44]' and 'no, p = 0.270': points from base, and whether they are significant."""
     points, low, high = (in_points(row[f"{key}{end}"]) for end in ("", "_low", "_high"))
     told = row["told"] if row["told"] == "no" else f"**{row['told']}**"
     return [f"{points} [{low}, {high}]", f"{told}, p {p_value(row['p_holm'])}"]
@@ -145,7 +145,7 @@ def row_unit(facts):
 
 
 def told_lines(rows, facts):
-    """Sentences on which runs can be told from base, and how they stand to a regression on word counts."""
+    """Sentences on which runs differ from base, and how they stand to a regression on word counts."""
     score = facts["headline"][next(iter(facts["headline"]))]
     groups = {told: [row["run"] for row in rows if row.get("told") == told] for told in WORDING}
     lines = [
@@ -160,9 +160,9 @@ def told_lines(rows, facts):
 
 
 WORDING = {
-    "better": "Better than base in {1}: {0}.",
-    "worse": "Worse than base in {1}: {0}.",
-    "no": "Not told from base, which does not mean equal to it: {0}.",
+    "better": "Significantly better than base in {1}: {0}.",
+    "worse": "Significantly worse than base in {1}: {0}.",
+    "no": "Not significantly different from base, which does not mean equal to it: {0}.",
 }
 
 
@@ -212,7 +212,7 @@ def sweep_brackets(facts):
         drawn += f" by their {evidence['clusters']:,} patients or documents"
     over = f"over seeds and {drawn} together" if several else f"over {drawn}, of that seed's models"
     return (
-        f"Brackets after scores and points: 95% interval {over}; {points} Told from base: paired test, "
+        f"Brackets after scores and points: 95% interval {over}; {points} Significant: paired test, "
         f"p after Holm's correction below {evidence['level']:g} (docs/evidence.md)."
     )
 
@@ -334,7 +334,7 @@ def report_reading(facts):
         "gets right, and the exact McNemar p-value."
     )
     told = (
-        f" Told from base: by a paired test of {facts['headline'][next(iter(facts['headline']))]}, "
+        f" Significant: by a paired test of {facts['headline'][next(iter(facts['headline']))]}, "
         f"p after Holm's correction below {facts['evidence']['level']:g} (docs/evidence.md)."
         if "evidence" in facts
         else ""
@@ -353,7 +353,7 @@ def report_reading(facts):
 def score_table(rows, facts):
     """Lines: every overall score, the test against base; last what another system published."""
     seeds, tested = len(facts.get("seeds", [1])), any("told" in row for row in rows)
-    against = ["differs from base"] * (seeds == 1) + ["points from base", "told from base"] * tested
+    against = ["differs from base"] * (seeds == 1) + ["points from base", "significant"] * tested
     header = ["technique", *facts["scores"].values(), *against]
     body = []
     for row in rows:

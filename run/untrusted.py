@@ -344,6 +344,7 @@ REPORTED = (
 )
 RERUN = (
     *("recipe", "technique", "finished", "learning_rate", "machine.commit", "test.overall", "test.per_label"),
+    "demonstration",
     *("task.labels", "data.sizes.train", "data.sizes.test", "data.copied", "data.rows", "history"),
     *("arguments.data", "arguments.model", "arguments.seed", "arguments.label_seed", "arguments.split_seed"),
 )

@@ -13,12 +13,13 @@ from metrics import share_interval
 
 FEWEST = 10
 OTHER, EMPTY = "(other)", "(empty)"
-NAME = re.compile(r"[\w .,:;/&()+'-]{1,60}")
+NAME = re.compile(r"[\w .,:;/&()+'%<>#?-]{1,60}")
+MOST_WORDS = 6
 
 
 def strange_names(names):
     """Those of the names that look like text: over 60 characters or six words, or with unusual characters."""
-    return [name for name in names if not NAME.fullmatch(name) or len(re.findall(r"\w+", name)) > 6]
+    return [name for name in names if not NAME.fullmatch(name) or len(re.findall(r"\w+", name)) > MOST_WORDS]
 
 
 def members_of(examples):

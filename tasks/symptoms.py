@@ -283,12 +283,21 @@ class Symptoms(LabelSets):
         return known, unknown
 
     def limits(self):
-        """That the labels are words, and what becomes of notes without one."""
-        found = [
-            "Its labels are silver: the first of the words above that a note names. A negated word counts, a "
-            "synonym does not. High scores mean that it finds words, not symptoms."
-        ]
-        if NONE not in self.labels:
+        """That the labels are words, which of a note's words they are, and what notes without one get."""
+        chosen = self.options
+        which = "the first of the words above that a note names"
+        if self.sets:
+            which = "the words above that a note names"
+        elif chosen.top_k:
+            which = f"the first of {len(LEXICON)} words that a note names, where it is one of those above"
+        counts = "A synonym does not count, a negated word does."
+        if chosen.negation != "keep":
+            counts = "A synonym does not count; what is negated is found by a rule that misses some."
+        means = "High scores mean that it finds words, not symptoms."
+        if self.hidden:
+            means = "The words are hidden from the model, so it infers them from the rest of the note."
+        found = [f"Its labels are silver: {which}. {counts} {means}"]
+        if not (self.sets or NONE in self.labels):
             found.append("A note that names none of these words still gets one of them as its answer.")
         return found
 

@@ -105,7 +105,7 @@ def test_they_stand_in_reports_and_timings_beside_models(fitted, runs, arguments
     assert rows["rule"]["told"] == "better" and "told" not in rows["base"]
     text = (out / "results.md").read_text()
     assert "TF-IDF and logistic regression, without a network, has accuracy" in text
-    assert "differs from base" in text and "told from base" in text
+    assert "differs from base" in text and "significant |" in text
     record = read_json(out / "results.json")
     assert record["evidence"]["notes"] == record["data"]["sizes"]["test"] and not record["differing"]
 

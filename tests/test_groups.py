@@ -11,7 +11,7 @@ from cli import BadInput
 from conftest import read_csv, run_words, write_notes
 from data import Note
 from files import read_json
-from tasks.groups import members_of
+from tasks.groups import members_of, strange_names
 from tasks.readmission import Readmission
 from tasks.symptoms import MENTION, Symptoms
 from tasks.trials import Trials
@@ -153,3 +153,10 @@ def test_another_task_notes_that_it_has_no_groups(demos, tmp_path, capsys):
     train.main(run_words(demos, "ner", tmp_path, "--subgroups X --epochs 1"))
     assert "--technique base: --rank, --subgroups" in capsys.readouterr().out
     assert read_json(tmp_path / "base" / "run.json")["groups"] == {}
+
+
+def test_names_of_diagnoses_are_names_and_sentences_are_not():
+    names = ["LVEF <40%", "Stage 3 (GFR 30-59%)", "COPD #2", "Dementia?", "Alzheimer's", "Früh/spät"]
+    assert strange_names(names) == []
+    texts = ["a b c d e f g", "x" * 61, "a\nb", "[a]", "{a}", '"a"', "=a", "a|b", "a*b"]
+    assert strange_names(texts) == texts

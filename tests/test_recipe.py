@@ -3,6 +3,7 @@
 import re
 import shutil
 from collections import Counter
+from html import escape
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +16,7 @@ from conftest import ROOT, read_csv, write_notes
 from files import read_json, write_json
 from run import columns, recipe
 from run.arguments import parse_arguments
-from tasks import TASKS
+from tasks import TASKS, demo
 from tasks.symptoms import LEXICON
 
 FIVE = TASKS["symptoms"].techniques
@@ -226,8 +227,21 @@ def test_the_report_of_recipe_runs_alone(made, capsys):
     html = (made / "report.html").read_text()
     cells = re.findall(r"<t[hd](?: [^>]*)?>(.*?)</t[hd]>", html)
     lines = [line for line in text.splitlines() if line.startswith("| ")]
+    assert "<p>- " not in html and html.count("<li>") == sum(line[:2] == "- " for line in text.splitlines())
+    assert "DEMONSTRATION" not in text + html  # these notes are given, not the demonstration's
     assert html.count("<tr>") == len(lines)  # headers among them; |--- is no row
     assert [cell.strip() for line in lines for cell in line[1:-1].split("|")] == cells
+
+
+def test_a_demonstration_says_so_before_its_figures(made, tmp_path):
+    out = shutil.copytree(made, tmp_path / "out")
+    run = read_json(out / "recipe/seed-1/base/run.json")
+    write_json(out / "recipe/seed-1/base/run.json", {**run, "demonstration": True})
+    report.main([str(out)])
+    assert (out / "results.md").read_text().splitlines()[2] == f"**{demo.BANNER}**"
+    assert (
+        f'<p class="warning"><strong>{escape(demo.BANNER)}</strong></p>' in (out / "report.html").read_text()
+    )
 
 
 def test_three_columns_side_by_side(made, runs, tmp_path):

@@ -207,4 +207,4 @@ def test_a_report_over_seeds_has_means_and_marks(runs, tmp_path, capsys):
     assert rows["quantization"]["told"] in ("no", "better", "worse") and rows["quantization"]["p_holm"] <= 1
     text = (out / "results.md").read_text()
     assert "over the 2 seeds and" in text and "seeds 1, 2, split seed" in text and "mean of 2 seeds" in text
-    assert "differs from base" not in text and "told from base" in text
+    assert "differs from base" not in text and "significant |" in text

@@ -214,7 +214,7 @@ def test_folds_are_joined_and_processes_share_the_training(tmp_path, arguments, 
     assert rows[0]["Accuracy_low"] < rows[0]["Accuracy"] < rows[0]["Accuracy_high"]
     assert rows[1]["told"] in ("no", "better", "worse") and "told" not in rows[0]
     text = (tmp_path / "out" / "sweep.md").read_text()
-    assert f"{len(tested)} notes in 2 folds" in text and "told from base" in text
+    assert f"{len(tested)} notes in 2 folds" in text and "significant |" in text
 
 
 def test_tuning_gives_every_row_as_many_trials_and_keeps_the_best_on_validation(tmp_path, arguments, refuses):

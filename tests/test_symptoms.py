@@ -266,3 +266,19 @@ def test_a_run_with_everything_predicts_what_it_was_scored_on(small, arguments, 
     report.main([str(tmp_path)])
     text = (tmp_path / "results.md").read_text()
     assert "micro-F1" in text and "paper" not in text
+
+
+@pytest.mark.parametrize(
+    "options, said, unsaid",
+    [
+        ({}, ("the first of the words above", "a negated word does", "still gets one"), ("hidden",)),
+        ({"with_none": True}, ("the first of the words above",), ("still gets one",)),
+        ({"top_k": 5}, ("the first of 40 words that a note names, where",), ("of the words above",)),
+        ({"multi_label": True}, ("silver: the words above",), ("the first of", "still gets one")),
+        ({"negation": "drop"}, ("by a rule that misses some",), ("a negated word does",)),
+        ({"mask_labels": True}, ("hidden from the model",), ("it finds words",)),
+    ],
+)
+def test_the_limits_are_those_of_its_own_rule(options, said, unsaid):
+    limits = " ".join(Symptoms(**options).limits())
+    assert all(words in limits for words in said) and not any(words in limits for words in unsaid)
