@@ -283,8 +283,8 @@ HOLDS, AGAINST, OPEN = "holds", "contradicted", "cannot be told"
 def verdict(differences):
     """The verdict on a claim of several stats.Difference that should be above 0.
 
-    It holds if all are told from 0, each at 5%. It is contradicted if one is told to be below 0 after Holm's
-    correction for all of them; else nothing can be told.
+    It holds if all are significantly above 0, each at 5%. It is contradicted if one is significantly below 0
+    after Holm's correction for all of them; else nothing can be told.
     """
     if all(found.mean > 0 and found.p < LEVEL for found in differences):
         return HOLDS
@@ -346,8 +346,7 @@ from the best to the worst accuracy they span 2.3 points.
   products.
 
 Brackets are 95% intervals. Unless it is said otherwise they count both samples, seeds and test notes
-([evidence.md](evidence.md)); notes with the same text are drawn together. With two seeds they are wide, since
-two seeds say little of a third.
+([evidence.md](evidence.md)); notes with the same text are drawn together.
 
 ```bash
 bash experiments/replication.sh                                # the runs, results/replication
@@ -529,7 +528,7 @@ def claim_lines(scores):
     body = [row for claim in CLAIMS for row in claim_rows(claim, scores)]
     rule = (
         "In points, better minus worse as the paper has it. A claim holds if every difference below it is "
-        "told to be above 0 (paired t test, 5%). It is contradicted if one is told to be below 0 after "
+        "significantly above 0 (paired t test, 5%). It is contradicted if one is significantly below 0 after "
         "Holm's correction for the differences of that claim. Else these runs cannot tell. Low rank done "
         "properly has five epochs here, as the paper's; they are too few for it (below), so what it loses is "
         "not what low rank must cost."
