@@ -32,13 +32,15 @@ from bench import gpu, memory, processes, serving, shape, training, volume
 from cli import BadInput, Parser, number, run_script
 from fast import cpu
 from files import writable_directory, write_csv, write_json, write_whole
-from run import arguments, baseline, checkpoint, engine
+from run import arguments, baseline, checkpoint, engine, forms
 from run.card import write_latency
 from run.inference import pick_device
 from run.machine import this_machine
+from run.onnx_file import INSTALL
 from run.results import find_runs, markdown_table, shown
 from run.untrusted import read_run
 
+OTHERS = tuple(name for name in engine.ENGINES if name != "torch")
 COLUMNS = ("technique", "bytes", "parameters", "nonzero", "macs", "p50_ms", "p95_ms", "notes_per_s",
            "length", "batch", "rounds", "device", "threads", "cpu", "torch", "finished")  # fmt: skip
 
@@ -172,6 +174,8 @@ def check_parts(args):
     for flag, run in (("--run", args.run), ("--chain", args.chain)):
         if run and not checkpoint.is_finished(run):
             raise BadInput(f"{flag} {run}: no finished run; train one, e.g. python train.py")
+    if args.engine not in (None, "auto") and not forms.installed(args.engine):
+        raise BadInput(f"--engine {args.engine}: is not installed; {INSTALL}")
 
 
 def planned_calls(parts, trainings):
@@ -289,8 +293,8 @@ def time_runs(args):
         row = {"technique": name, **facts["sizes"], **measured[name], **machine}
         row["finished"] = facts["finished"]
         rows.append(row)
-        words = baseline.is_baseline(path)
-        write_latency(path, row, "words, from text to answer on one thread," if words else "tokens")
+        words = not isinstance(runs[name], checkpoint.Run)
+        write_latency(path, row, "words, from text to answer," if words else "tokens")
         print(run_line(row, rows[0]))
     if out:
         write_csv(Path(out) / "benchmark.csv", COLUMNS, [[row[column] for column in COLUMNS] for row in rows])
@@ -340,7 +344,7 @@ def benchmark_arguments(argv):
     )
     add("--run", help="run directory for volume, reading and serving (a run of the demonstration)")
     add("--chain", help="further run directory for the part serving (none)")
-    add("--engine", choices=engine.ENGINES, help="engine of one more server of --run, part serving (none)")
+    add("--engine", choices=OTHERS, help="--engine of one more server of --run, part serving (none)")
     add("--seconds", type=number(int, 1, 3600), default=10, help="of a round of the part serving (10)")
     add(
         "--notes",

@@ -1,10 +1,11 @@
 """Results of many runs -> one table, the paper's beside it, and plots: python report.py results/symptoms
 
 Writes results.csv, results.json, results.md, PNGs and report.html, which holds them all, into the results
-directory. Reads run.json and predictions.csv of every finished run there, benchmark.csv if benchmark.py was
-run, and the runs of --recipe paper; nothing is scored again. Where the directory holds no runs but seed1,
-seed2 and so on, as run_all.sh --seeds makes them, scores are means over the seeds; sizes, times, curves and
-confusion matrices are those of the first. Intervals and tests: docs/evidence.md.
+directory; of runs of --recipe paper alone no CSV and no PNGs. Reads run.json and predictions.csv of every
+finished run there, benchmark.csv if benchmark.py was run, and the runs of --recipe paper; nothing is scored
+again. Where the directory holds no runs but seed1, seed2 and so on, as run_all.sh --seeds makes them, scores
+are means over the seeds; sizes, times, curves and confusion matrices are those of the first. Intervals and
+tests: docs/evidence.md.
 """
 
 import math
@@ -359,7 +360,7 @@ def draw_all(out, task, rows, facts, drawn):
 
 
 def report_recipe(out):
-    """Write the report of a directory that has runs of --recipe paper and no others: no plots, no CSV."""
+    """Write the report of a directory that has runs of --recipe paper and no others."""
     columns = gather(out, {}, REFERENCE)
     write_json(out / "results.json", {"columns": columns})
     banner = [f"**{demo.BANNER}**", ""] if columns["rerun"]["demonstration"] else []

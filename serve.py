@@ -66,15 +66,23 @@ def listening_at(host, port):
 
 
 def reserve(host, port):
-    """A socket with this address that nobody can reach until it listens. Raises BadInput if it is taken."""
-    with listening_at(host, port):
-        reserved = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    """A socket with this address that nobody can reach until it listens.
+
+    Raises BadInput if the system refuses it, as where another listens already. Of two that are reserved the
+    second to listen is refused, then.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with listening_at(host, port), contextlib.ExitStack() as opened:
+        reserved = opened.enter_context(socket.socket(family))
+        if family == socket.AF_INET6:  # so "::" takes IPv6 alone
+            reserved.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if os.name == "posix":  # elsewhere it would let others take the address, too
             reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         # for the sockets that it accepts, too: without it each answer waits 40 ms for the head's receipt
         reserved.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         reserved.bind((host, port))
-        return reserved
+        opened.pop_all()  # closed by whoever asked for it
+    return reserved
 
 
 def load_run(args):

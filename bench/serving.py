@@ -71,7 +71,9 @@ def free_port():
 
 @contextlib.contextmanager
 def server(*words):
-    """(port, process number) of a server once it answers; `words`: its command after Python but the port.
+    """(port, process number, what it prints, a function) of a server once it answers.
+
+    words: its command after Python but the port.
 
     Raises BadInput if it ends or does not answer within ten minutes, which may have to do for the choice of
     an engine. At the end it gets SIGTERM.
@@ -83,7 +85,8 @@ def server(*words):
         )
         try:
             wait_for_port(port, process, told)
-            yield port, process.pid
+            # told.read() would move the place at which the server writes
+            yield port, process.pid, lambda: os.pread(told.fileno(), 10**5, 0).decode(errors="replace")
         finally:
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -201,8 +204,9 @@ async def load(port, process, requests, clients, seconds, warm_up):
 def serving_rows(directory, chain=None, seconds=10, rounds=3, clients=CLIENTS, warm_up=3, engine=None):
     """Rows, a dict each: server, clients, notes/s, p50, p99 and CPU ms, medians over the rounds.
 
-    directory: a base run, served by both, and once more by another engine if one is given (--engine of
-    serve.py, chosen on the run's own file); chain: another run, served by serve.py alone.
+    directory: a base run, served by both; chain: another run, served by serve.py alone. engine: --engine of
+    one more server of the base run, chosen on the run's own file and kept in its directory; the row names
+    what was chosen.
     """
     if not find_spec("fastapi") or not find_spec("uvicorn"):
         raise BadInput("the part serving needs pip install -r requirements-serve.lock")
@@ -220,13 +224,20 @@ def serving_rows(directory, chain=None, seconds=10, rounds=3, clients=CLIENTS, w
         for count in clients:
             found = {name: [] for name in servers}
             for name in alternating(servers, rounds, f"{count} clients"):
-                port, process = servers[name]
+                port, process, _ = servers[name]
                 measured = load(port, process, requests, count, seconds, warm_up)
                 found[name].append(asyncio.run(measured))
             for name, measured in found.items():
                 medians = {key: statistics.median(each[key] for each in measured) for key in measured[0]}
-                table.append({"row": name, "clients": count, **medians, "seconds": seconds, "rounds": rounds})
+                row = with_engine(name, servers[name][2]())
+                table.append({"row": row, "clients": count, **medians, "seconds": seconds, "rounds": rounds})
     return table
+
+
+def with_engine(name, printed):
+    """A server's name with the engine that it says it has chosen."""
+    found = re.search(r"(?m)^engine: ([^,;]+)", printed)
+    return f"{name} ({found[1]})" if found else name
 
 
 def serving_table(rows):

@@ -24,7 +24,7 @@ from files import locked, read_json, whole_directory, write_json, write_tensors,
 from metrics import undefined_note
 from run import checkpoint
 from run.arguments import options_of, settings
-from run.card import Kind, write_card
+from run.card import CardText, write_card
 from run.machine import this_machine
 from run.origin import Planned, refuse_other_settings
 from run.results import print_data, spelled, write_predictions, write_score_files
@@ -256,29 +256,27 @@ def fit_and_store(args, name, directory):
             write_tensors(path / TENSORS, tensors)
         write_predictions(path, task, examples["test"], predictions["test"])
         record["sizes"] = sizes_of(path, baseline)
-        write_card(path, task, record, kind_of_baseline(baseline))
+        write_card(path, task, record, card_of_baseline(baseline, record["sizes"]))
         write_json(path / "run.json", record)
 
 
-def kind_of_baseline(baseline):
+def card_of_baseline(baseline, sizes):
     """What its card says of it."""
-    words = "words or pairs of words" if isinstance(baseline, TfIdf) else "words"
-    words = words if isinstance(baseline, (TfIdf, Dictionary)) else "the shares of the labels"
-    return Kind(
-        library="scikit-learn" if isinstance(baseline, TfIdf) else None,
-        how=(f"baseline, no neural network: {first_line(baseline)}",),
+    words, counted = "the shares of the labels", "numbers"
+    if isinstance(baseline, TfIdf):
+        words = "words" if baseline.content["ngrams"] == 1 else "words and pairs of words"
+    elif isinstance(baseline, Dictionary):
+        words = counted = "words"
+    files = f"`{CONTENT}` and `{TENSORS}`" if hasattr(baseline, "tensors") else f"`{CONTENT}`"
+    return CardText(
+        library=None,
+        how=(f"baseline, no neural network. {type(baseline).__doc__.splitlines()[0]}",),
+        cost=f"{sizes['bytes']:,} bytes of {files}, {sizes['parameters']:,} {counted}.",
         use="`report.py` and `benchmark.py` read it beside the models, to be compared with them; "
         "predict.py and evaluate.py do not.",
-        holds=f"`{CONTENT}` and weights" if hasattr(baseline, "tensors") else f"`{CONTENT}`",
         privacy=f"`{CONTENT}` holds {words} of the training notes, and `predictions.csv` is about single "
         "notes. A baseline of credentialed notes, such as MIMIC's, must not be published.",
     )
-
-
-def first_line(thing):
-    """Of its class's docstring, the first letter small."""
-    line = type(thing).__doc__.splitlines()[0]
-    return line[0].lower() + line[1:]
 
 
 def sizes_of(path, baseline):

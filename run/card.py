@@ -2,7 +2,7 @@
 
 The card is made from the run's own facts and holds no row and no path above a directory's name. Its latency
 comes later: benchmark.py writes it in. Baselines and runs of --recipe paper have cards, too: what differs by
-how a run was made is its Kind.
+how a run was made is its CardText.
 """
 
 import os
@@ -16,6 +16,7 @@ from huggingface_hub import ModelCardData
 from files import write_json, write_whole
 from metrics import Scores
 from run.results import (
+    as_cell,
     calibration_cells,
     eval_metrics,
     group_metrics,
@@ -31,19 +32,18 @@ from tasks.task import listed
 
 MOST_LABELS = 50  # rows of the table of labels
 LATENCY = "Latency: not measured; it depends on the machine. `python benchmark.py RUN` writes it here."
-NEURAL = ("transformers", "pytorch")  # libraries that open weights
 METRICS = {"AUROC": "roc_auc", "Brier": "brier_score"}  # names on the hub, where they are others
 
 
-class Kind(NamedTuple):
-    """What a card says by how the run was made."""
+class CardText(NamedTuple):
+    """What a card says by how its run was made."""
 
     library: str | None  # that opens it, by its name on the hub
     how: tuple  # it was made: items
+    cost: str  # bytes and parameters; empty where nothing was kept
     use: str  # which program reads it
     privacy: str
     limits: tuple = ()  # beside the task's and LIMITS
-    holds: str = "weights"  # what its bytes are
 
 
 def write_run_files(path, task, record, examples, predictions):
@@ -53,29 +53,29 @@ def write_run_files(path, task, record, examples, predictions):
     """
     write_predictions(path, task, examples, predictions)
     plain = (path / "model.safetensors").exists()
-    write_card(path, task, record, kind_of_model(task, record, plain))
+    write_card(path, task, record, card_of_model(task, record, plain))
 
 
-def write_card(path, task, record, kind):
+def write_card(path, task, record, text):
     """eval_metrics.json and README.md of a run directory."""
     scores = eval_metrics(Scores(**record["test"]), record["data"]["sizes"]["test"])
     write_json(path / "eval_metrics.json", {**scores, **group_metrics(record.get("groups", {}))})
-    write_whole(path / "README.md", model_card(task, record, kind))
+    write_whole(path / "README.md", model_card(task, record, text))
 
 
-def model_card(task, record, kind):
+def model_card(task, record, text):
     """The text of a model card with its front matter."""
-    limits = [*task.limits(), *kind.limits, *LIMITS]
+    limits = [*task.limits(), *text.limits, *LIMITS]
     parts = [
-        ["---", front_matter(task, record, kind), "---", ""],
+        ["---", front_matter(task, record, text), "---", ""],
         [f"# {record['name']}: {task.name}", ""],
         [f"**{demo.BANNER}**", ""] if record["demonstration"] else [],
-        what_it_is(task, record, kind),
+        what_it_is(task, text),
         data_lines(task, record),
         score_lines(task, record),
-        use_lines(record, kind),
+        use_lines(text),
         ["## Limits", "", *(f"- {limit}" for limit in limits), ""],
-        ["## Privacy", "", kind.privacy, ""],
+        ["## Privacy", "", text.privacy, ""],
     ]
     return "\n".join(line for part in parts for line in part)
 
@@ -104,20 +104,20 @@ def card_facts(task, record):
         "calibration": calibration_cells(test.get("calibration")),
         "sizes": record.get("sizes"),
         "checksum": record.get("checksum"),
-        "limits": [*task.limits(), *LIMITS],
+        "limits": [*task.limits(), *ELSEWHERE, *LIMITS],
         "privacy": PRIVACY,
     }
 
 
-def front_matter(task, record, kind):
+def front_matter(task, record, text):
     """The YAML of the Hugging Face hub. Licence and language are no facts of a run: correct them."""
     model = record["arguments"]["model"]
-    hub_name = kind.library in NEURAL and model.count("/") == 1 and not Path(model).exists()
+    hub_name = text.library and model.count("/") == 1 and not Path(model).exists()
     return ModelCardData(
         language="en",
         license="other",
         license_name="unknown",
-        library_name=kind.library,
+        library_name=text.library,
         pipeline_tag=task.pipeline_tag,
         tags=["clinical", task.name, *record["technique"].split("+")],
         base_model=model if hub_name else None,
@@ -125,10 +125,10 @@ def front_matter(task, record, kind):
     ).to_yaml()
 
 
-def what_it_is(task, record, kind):
+def what_it_is(task, text):
     """Lines: the task, how the run was made, the labels."""
-    lines = [type(task).__doc__.splitlines()[0], "", *(f"- {item}" for item in kind.how)]
-    labels = [f"- labels: {listed(task.labels, MOST_LABELS)}"] if task.labels else []
+    lines = [type(task).__doc__.splitlines()[0], "", *(f"- {item}" for item in text.how)]
+    labels = [f"- labels: {as_cell(listed(task.labels, MOST_LABELS))}"] if task.labels else []
     return [*lines, *labels, ""]
 
 
@@ -173,44 +173,42 @@ def score_lines(task, record):
     return lines
 
 
-def use_lines(record, kind):
+def use_lines(text):
     """Lines: bytes and latency, where anything was kept, and how to use it."""
-    cost = []
-    if sizes := record.get("sizes"):
-        counts = f"{sizes['parameters']:,} parameters, {sizes['nonzero']:,} of them not zero"
-        cost = [f"{sizes['bytes']:,} bytes of {kind.holds}, {counts}.", "", LATENCY, ""]
-    return ["## Cost and use", "", *cost, kind.use, ""]
+    cost = [text.cost, "", LATENCY, ""] if text.cost else []
+    return ["## Cost and use", "", *cost, text.use, ""]
 
 
-def kind_of_model(task, record, plain):
-    """The Kind of a model that train.py trained. plain: whether plain transformers loads it, too."""
-    told, origin = record["arguments"], record["start"] or record["teacher"]
+def card_of_model(task, record, plain):
+    """The CardText of a model that train.py trained. plain: whether plain transformers loads it, too."""
+    told, origin, sizes = record["arguments"], record["start"] or record["teacher"], record["sizes"]
     loads = f"`{task.auto_class.__name__}.from_pretrained` loads it too." if plain else "transformers cannot."
-    return Kind(
+    return CardText(
         library="transformers" if plain else "pytorch",
         how=(
             f"technique: {record['technique']}" + (f", from the run {Path(origin).name}" if origin else ""),
             f"model: {shown(str(told['model']))}; {told['max_length']} tokens per row",
         ),
+        cost=f"{sizes['bytes']:,} bytes of weights, {sizes['parameters']:,} parameters, "
+        f"{sizes['nonzero']:,} of them not zero.",
         use="`python predict.py RUN notes.csv` and `python evaluate.py RUN --data labelled.csv` load it; "
         + loads,
         privacy=PRIVACY,
-        limits=("Before it reads notes of another source, score it there with evaluate.py.",),
+        limits=ELSEWHERE,
     )
 
 
-def write_latency(directory, row, read="tokens"):
-    """Replace the line on latency in a run's card by what benchmark.py measured; row: of benchmark.csv.
+def write_latency(directory, row, unit="tokens"):
+    """Replace the line on latency in a run's card by what benchmark.py measured.
 
-    read: what the row's length counts.
-
-    A card without that line, or in a directory that cannot be written, stays as it is.
+    row: of benchmark.csv; unit: of its length. A card without that line, or in a directory that cannot be
+    written, stays as it is.
     """
     path = Path(directory) / "README.md"
     if not path.exists() or not os.access(directory, os.W_OK):
         return
     measured = (
-        f"Latency: one row of {row['length']} {read} {row['p50_ms']:.1f} ms (median; 95% within "
+        f"Latency: one row of {row['length']} {unit} {row['p50_ms']:.1f} ms (median; 95% within "
         f"{row['p95_ms']:.1f}), batches of {row['batch']} {row['notes_per_s']:,.1f} rows/s; "
         f"{described(row)}, {row['device']}; {time.strftime('%Y-%m-%d')}."
     )
@@ -220,6 +218,7 @@ def write_latency(directory, row, read="tokens"):
         write_whole(path, after)
 
 
+ELSEWHERE = ("Before it reads notes of another source, score it there with evaluate.py.",)
 LIMITS = (
     "The test notes are of the same source as the training notes. Notes of another hospital, another kind or "
     "another time are another matter.",

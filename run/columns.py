@@ -20,6 +20,7 @@ WORDING = {
     "F1": "macro-F1",
     "AUROC": "AUROC",
 }
+NEVER_GIVEN = "Precision: the mean over the seeds that answered with the label at all."
 SAME = (
     "data",
     "model",
@@ -152,6 +153,7 @@ def column_lines(columns, level):
         *(f"{level} As published, re-run, done properly", "", *told(columns), ""),
         *markdown_table(["technique", "score", *heads], body),
         *("", f"{level} The same per symptom: precision / recall / F1 / AUROC", ""),
+        *(NEVER_GIVEN, ""),
         *markdown_table(["symptom, technique", *heads], [row for row in per_label if any(row[1:])]),
     ]
 

@@ -14,7 +14,7 @@ from cli import BadInput
 from run.results import read_table
 from run.untrusted import COMPARED, fitting, read_run
 
-LEVEL = 0.05  # of the p values, after Holm's correction, below which a run is told from base
+LEVEL = 0.05  # of the p values, after Holm's correction, below which a difference from base is significant
 
 
 class SeedAnswers(NamedTuple):
@@ -115,7 +115,7 @@ def base_cells(name, scored, base, clusters):
 
 
 def compare_runs(task, made):
-    """{name: cells} of every headline score of runs, and whether they can be told from the run "base".
+    """{name: cells} of every headline score of runs, and whether they differ significantly from "base".
 
     made {name: [[run directory of each fold] of each seed]}. The first score is tested: `p_holm` is its p
     value after Holm's correction for all runs, `told` "better", "worse" or "no". A run that answered other

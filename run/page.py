@@ -45,7 +45,7 @@ def html_page(rows, facts, figures=()):
 
 
 def plain_page(lines):
-    """The same of lines of Markdown with a heading on top, without pictures."""
+    """A page of lines of Markdown with a heading on top, without pictures."""
     title, before, parts = cut(lines)
     html = [line_html(title), as_html(before)]
     for name, *body in parts:
@@ -128,7 +128,10 @@ def table_html(lines, name):
 
 def cells_of(line):
     """The cells of a line of run.results.markdown_table."""
-    return [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line.strip()[1:-1])]
+    return [
+        cell.strip().replace("\\|", "|").replace("\\<", "<")
+        for cell in re.split(r"(?<!\\)\|", line.strip()[1:-1])
+    ]
 
 
 def figures_html(figures):

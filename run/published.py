@@ -21,8 +21,8 @@ def published_facts(task, reference):
     scores = {row["score"]: row["value"] for row in rows if row["task"] == task.name}
     line, table = task.published, read_rows(Path(reference) / f"{task.name}.csv", TEXT)
     name, members = table_of(table, task.labels)
-    if name and name not in (line or ""):
-        line = None  # it is about another table of this task
+    if any("table" in row for row in table) and (name is None or name not in line):
+        line = None  # it is about one table, and these labels are not that table's
     by_epoch = [f"{row['epochs']}: {row['accuracy']:.4f}" for row in table if "epochs" in row]
     line = f"{line} {', '.join(by_epoch)}." if by_epoch else line
     return {

@@ -44,7 +44,7 @@ from files import locked, whole_directory, write_csv, write_json
 from metrics import single_label
 from run import checkpoint, processes
 from run.arguments import RECIPE_FLAGS, options_of
-from run.card import Kind, write_card
+from run.card import CardText, write_card
 from run.inference import pick_device
 from run.machine import this_machine
 from run.origin import Planned, Start, refuse_length, refuse_other_settings
@@ -262,16 +262,17 @@ def follow_recipe(args):
     with locked(directory), whole_directory(directory) as path:
         write_score_files(directory.parent, task, {**record, "history": history[:-1]})
         write_answers(path / "predictions.csv", task, splits, probabilities)
-        write_card(path, task, record, kind_of_recipe(record))
+        write_card(path, task, record, card_of_recipe(record))
         write_json(path / "run.json", record)
     return directory
 
 
-def kind_of_recipe(record):
+def card_of_recipe(record):
     """What its card says of it."""
     told, data = record["arguments"], record["data"]
-    return Kind(
+    return CardText(
         library=None,
+        cost="",
         how=(
             f"technique: {record['technique']}, as the authors' code does it (`--recipe paper`)",
             f"model: {shown(str(told['model']))}; {told['max_length']} tokens per row",

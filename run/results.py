@@ -164,8 +164,9 @@ def markdown_table(header, rows):
 
 
 def as_cell(text):
-    """A text as a cell of a Markdown table: a label may have | or a new line in it."""
-    return re.sub(r"\s", " ", text).replace("|", "\\|")
+    """A text as a cell of a Markdown table: a label may have | or < or a new line in it."""
+    text = re.sub(r"\s", " ", text).replace("|", "\\|")
+    return re.sub(r"<(?=[A-Za-z/!?])", r"\\<", text)  # what would open a tag
 
 
 def shown(source):

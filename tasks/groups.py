@@ -13,12 +13,16 @@ from metrics import share_interval
 
 FEWEST = 10
 OTHER, EMPTY = "(other)", "(empty)"
-NAME = re.compile(r"[\w .,:;/&()+'%<>#?-]{1,60}")
-MOST_WORDS = 6
+SIGNS, MOST_LETTERS, MOST_WORDS = ".,:;/&()+'%<>#?-", 60, 6
+NAME = re.compile(rf"[\w {re.escape(SIGNS)}]{{1,{MOST_LETTERS}}}")
+LIKE_TEXT = (
+    f"look like text: over {MOST_LETTERS} characters or {MOST_WORDS} words, or signs other than "
+    + " ".join(SIGNS)
+)
 
 
 def strange_names(names):
-    """Those of the names that look like text: over 60 characters or six words, or with unusual characters."""
+    """Those of the names that look like text, as LIKE_TEXT says."""
     return [name for name in names if not NAME.fullmatch(name) or len(re.findall(r"\w+", name)) > MOST_WORDS]
 
 
@@ -42,7 +46,7 @@ def refuse_strange_groups(examples):
     """Raises BadInput if a group that would be shown looks like text, not like a name."""
     for column, groups in members_of(examples).items():
         if strange := strange_names(groups):
-            what = f"{len(strange)} of its {len(groups)} groups look like text, not like names"
+            what = f"{len(strange)} of its {len(groups)} groups {LIKE_TEXT}"
             raise BadInput(f"--subgroups {column}: {what}; name another column")
 
 

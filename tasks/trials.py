@@ -15,7 +15,7 @@ import metrics
 from cli import BadInput
 from data import fold_duplicates
 from tasks.demo_trials import write_both
-from tasks.groups import MOST_WORDS, strange_names
+from tasks.groups import LIKE_TEXT, strange_names
 from tasks.label_sets import LABEL_SETS, LabelSets
 from tasks.task import CLASS_WEIGHTS, COLUMNS, LABEL_COLUMN, SUBGROUPS
 
@@ -26,11 +26,8 @@ def refuse_strange_labels(labels, texts, path):
     if len(labels) > max(2, texts / 3):
         raise BadInput(f"{count}; is --label-column right?")
     if strange := strange_names(labels):
-        what = f"{len(strange)} of {len(labels)} labels look like text, not like names"
-        longest = (
-            f"over 60 characters or {MOST_WORDS} words, or other signs than . , : ; / & ( ) + ' % < > # ? -"
-        )
-        raise BadInput(f"{path}: {what} ({longest}); use codes, or is --label-column right?")
+        what = f"{len(strange)} of {len(labels)} labels {LIKE_TEXT}"
+        raise BadInput(f"{path}: {what}; use codes, or is --label-column right?")
     if not 2 <= len(labels) <= 500:
         raise BadInput(f"{count}; needs 2 to 500")
 

@@ -196,7 +196,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
 
     wanted, seconds = right_answers(checkpoint.load(args.run), args.notes), 60 * args.minutes
-    with server(*our_server(args.run, *FLAGS)) as (port, process):
+    with server(*our_server(args.run, *FLAGS)) as (port, process, _):
         found, memory = asyncio.run(soak(port, process, wanted, seconds, args.clients, args.tolerance))
     sizes, grown = [size for _, size in memory], growth(memory, seconds)
     rows = [*found.counts.items(), ("wrong or lost", len(found.wrong))]

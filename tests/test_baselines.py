@@ -58,7 +58,8 @@ def test_a_baseline_has_a_card_of_its_own(fitted):
         for name in FITTED[task]:
             card, facts = (out / name / "README.md").read_text(), read_json(out / name / "run.json")
             head = yaml.safe_load(card.split("---\n", 2)[1])
-            assert {task, name} <= set(head["tags"]) and ("library_name" in head) == (name == "tfidf")
+            assert {task, name} <= set(head["tags"]) and "library_name" not in head
+            assert f"no neural network. {baseline.BASELINES[name].__doc__.splitlines()[0]}" in card
             assert f"{facts['sizes']['bytes']:,} bytes" in card and "\nLatency: not measured" in card
             assert "predict.py and evaluate.py do not" in card and "must not be published" in card
             assert "tokens per row" not in card and str(out) not in card

@@ -18,6 +18,7 @@ from conftest import OTHER_TASKS, read_csv, run_words, write_notes
 from data import SPLITS, Note
 from files import read_json
 from run import checkpoint
+from run.card import write_latency
 from run.results import snake_case
 from run.seen import KEYS, learnt_from, salted_keys, training_keys
 from tasks import TASKS
@@ -273,6 +274,8 @@ def test_benchmark_writes_the_latency_into_the_card(runs, tmp_path):
         assert [a for a in card.splitlines() if a != line] == [
             b for b in before.splitlines() if not b.startswith("Latency: ")
         ]
+    write_latency(run, {**row, "p50_ms": 2.0, "p95_ms": 3.0, "batch": 2, "notes_per_s": 9.0}, "words")
+    assert "\nLatency: one row of 16 words 2.0 ms" in (run / "README.md").read_text()
     (run / "README.md").write_text("mine")
     benchmark.main([str(tmp_path), "--rounds", "2", "--length", "16", "--batch-size", "2"])
     assert (run / "README.md").read_text() == "mine"

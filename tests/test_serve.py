@@ -397,6 +397,40 @@ def test_another_engine_answers_as_torch_does(served, small, capsys, refuses):
     assert "leave it out" in refuses(serve.main, [*words, "--deterministic", "--port", "0"])
 
 
+def test_nobody_can_connect_before_the_engine_is_chosen(served, monkeypatch):
+    with serve.reserve("127.0.0.1", 0) as free:
+        port = free.getsockname()[1]
+    tried = []
+
+    def connects(*_, **__):
+        try:
+            socket.create_connection(("127.0.0.1", port), 5).close()
+            tried.append(True)
+        except ConnectionRefusedError:
+            tried.append(False)
+
+    @contextlib.contextmanager
+    def choosing(args, run):
+        connects()
+        yield True
+
+    monkeypatch.setattr(serve, "answered_by", choosing)
+    monkeypatch.setattr(uvicorn.Server, "run", connects)
+    monkeypatch.setattr(serve.signal, "signal", lambda *_: None)
+    serve.main([str(served["symptoms"]), "--port", str(port)])
+    assert tried == [False, True]
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 here")
+def test_an_ipv6_address_takes_ipv6_alone():
+    try:
+        reserved = serve.reserve("::", 0)
+    except serve.BadInput:
+        pytest.skip("no IPv6 address here")
+    with reserved:
+        assert reserved.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+
+
 def test_a_token_is_read_from_its_file(tmp_path, capsys):
     (tmp_path / "token").write_text("0123456789abcdef\n")
     (tmp_path / "token").chmod(0o600)
@@ -426,12 +460,17 @@ def test_the_plain_server_and_ours_are_measured_by_turns(served, monkeypatch):
     def either(*words):  # ours in this process, which is quicker to start
         ours = words[0] == "serve.py"
         assert "--engine" not in words or words[words.index("--notes") + 1].exists()
-        with up(checkpoint.load(words[1])) if ours else really(*words) as (port, process):
-            yield port, os.getpid() if ours else process
+        if not ours:
+            with really(*words) as found:
+                yield found
+            return
+        printed = "engine: openvino bf16, with\n" if "--engine" in words else "serving\n"
+        with up(checkpoint.load(words[1])) as (port, _):
+            yield port, os.getpid(), lambda: printed
 
     monkeypatch.setattr(load_test, "server", either)
     table = load_test.serving_rows(served["symptoms"], None, 0.4, 1, (1, 3), 0.2, engine="auto")
-    ours = [f"serve.py{flags}, base" for flags in ("", " --engine auto")]
+    ours = ["serve.py, base", "serve.py --engine auto, base (openvino bf16)"]
     assert [(row["row"], row["clients"]) for row in table] == [
         (name, clients) for clients in (1, 3) for name in (load_test.PLAIN, *ours)
     ]

@@ -357,7 +357,7 @@ def test_what_is_fitted_after_training_and_what_plain_transformers_cannot_rebuil
         ("readmission", "--data negative.csv", "has no admission 'readmitted'"),
         ("readmission", "--epochs 0", "--epochs 0: nothing would be learnt"),
         ("trials", "--label-column a", "no column 'a'; found context"),
-        ("trials", "--data text.csv", "labels look like text, not like names"),
+        ("trials", "--data text.csv", "labels look like text: over 60 characters"),
         ("trials", "--data sets.csv --label-column a,b", "sets.csv, line 3: column 'b' is neither 0 nor 1"),
         ("trials", "--data onelabel.csv", "1 distinct labels among"),
         ("trials", "--threshold 2", "--threshold: 2 is outside (0, 1)"),
