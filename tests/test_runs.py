@@ -619,8 +619,8 @@ def test_a_damaged_run_directory_is_refused(runs, tmp_path, refuses):
 def test_commands_exist_as_the_readme_and_docs_write_them():
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "experiments").glob("*.md")]
     blocks = "\n".join("\n".join(re.findall(r"```bash\n(.*?)```", page.read_text(), re.S)) for page in pages)
-    for name, words in re.findall(r'^(\w+)="(.*)"$', blocks, re.M):
-        blocks = blocks.replace(f"${name}", words)
+    for name, lines in re.findall(r"^cat > (\S+) <<'END'\n(.*?)^END$", blocks, re.M | re.S):
+        blocks = blocks.replace(f"@{name}", " ".join(lines.splitlines()))
     scripts = re.findall(r'^(?:\w+=(?:"[^"]*"|\S+) )*(python|bash) ([\w./]+)(.*)$', blocks, re.M)
     named = {script for _, script, _ in scripts}
     every = {
