@@ -32,6 +32,7 @@ from run.tables import described, with_interval  # noqa: E402
 from run.untrusted import LOADED, RERUN, read_run  # noqa: E402
 
 FIVE = ("base", "distillation", "pruning", "lowrank", "quantization")  # the paper's order, best first
+FROM_BASE = "from base"  # further runs done properly: low rank that starts from the base run
 KINDS = {"recipe": "the recipe", "rate": "the recipe at one higher rate", "proper": "done properly"}
 
 # --- runs -> files ---------------------------------------------------------------------------------
@@ -60,7 +61,7 @@ def collect(source, folder):
 
 
 def runs_of_kinds(source):
-    """{kind: [(path, its run.json)]} of the five rows: by the recipe, at one rate, done properly."""
+    """{kind: [(path, its run.json)]}: the five by the recipe, at one rate, properly; low rank from base."""
     places = {"recipe": source, "rate": source / "rate"}
     runs = {
         kind: [(p, read_run(p, *RERUN)) for p in columns.recipe_runs(place)] for kind, place in places.items()
@@ -69,6 +70,11 @@ def runs_of_kinds(source):
         (path, read_run(path, *LOADED, "test.overall", "data.sizes", "machine"))
         for path in sorted(source.glob("proper-*/*"))
         if checkpoint.is_finished(path) and path.name in FIVE
+    ]
+    runs[FROM_BASE] = [
+        (path, read_run(path, *LOADED, "test.overall", "data.sizes", "machine"))
+        for path in sorted(source.glob("proper-*/lowrank-from-base"))
+        if checkpoint.is_finished(path)
     ]
     return {kind: found for kind, found in runs.items() if found}
 
@@ -375,6 +381,7 @@ def replication_page(folder):
         *["", "![accuracy of each row by seed, beside the paper's](results/replication/seeds.png)"],
         *["", "## The order of the five rows", "", *order_lines(answers, paper, facts)],
         *["", "## The claims, one by one", "", *claim_lines(scores)],
+        *start_lines([row for row in rows if row["kind"] == FROM_BASE], scores.get("proper", {}), facts),
         *["", "## Copies of training notes", "", *copy_lines(answers)],
         *["", "## All stable at the last epoch?", "", *stable_lines(epochs)],
         *[
@@ -452,12 +459,9 @@ def spread_lines(answers, scores, paper):
             if name not in members:
                 cells += ["", ""]
                 continue
-            scored, notes = members[name]["Accuracy"], len(answers[kind][1])
-            each, mean = scored.values, fmean(scored.values)
+            scored, each = members[name]["Accuracy"], members[name]["Accuracy"].values
             spans.setdefault(kind, []).append(max(each) - min(each))
-            variance = stats.variance_of_mean(each, scored.resampled, scored.clusters)
-            low, high = stats.interval(mean, variance, notes)
-            cells += [f"{mean:.4f} [{low:.3f}, {high:.3f}]", f"{min(each):.4f} to {max(each):.4f}"]
+            cells += [mean_cell(scored, len(answers[kind][1])), f"{min(each):.4f} to {max(each):.4f}"]
         body.append(cells)
     lines = [*markdown_table(head, body), ""]
     for kind, found in spans.items():
@@ -534,6 +538,39 @@ def claim_lines(scores):
         "not what low rank must cost."
     )
     return [rule, "", *markdown_table(["the paper's claim", *(KINDS[kind] for kind in scores)], body)]
+
+
+def start_lines(rows, proper, facts):
+    """Lines: low rank that starts from the base run, beside the proper rows; none without such runs."""
+    if not rows or not {"base", "lowrank"} <= proper.keys():
+        return []
+    runs, texts, _ = answers_of(rows)
+    members = {
+        "base": proper["base"],
+        "low rank, from the pre-trained model": proper["lowrank"],
+        "low rank, from the fine-tuned base": scored_rows(runs, texts)["lowrank"],
+    }
+    body = []
+    for name, scored in members.items():
+        found = apart(scored["F1"], proper["base"]["F1"])
+        cells = [mean_cell(scored[score], len(texts)) for score in ("Accuracy", "F1", "AUROC")]
+        body.append([name, *cells, "" if name == "base" else points(*found[:3])])
+    header = ["done properly", "accuracy", "macro-F1", "AUROC", "macro-F1 from base, points"]
+    told = (
+        "The low-rank row above starts from the pre-trained model. Here it starts from the fine-tuned base "
+        f"run and trains for {facts[FROM_BASE]['arguments']['epochs']} epochs more, on the same notes, with "
+        "the same seeds and rank. So it is trained twice as long as base."
+    )
+    lines = ["", "## Low rank from the fine-tuned model", "", told, "", *markdown_table(header, body)]
+    return [*lines, *trained_lines(facts[FROM_BASE])]
+
+
+def mean_cell(scored, notes):
+    """'0.9872 [0.961, 0.996]': a row's mean over seeds, with its interval; notes: how many were tested."""
+    mean = fmean(scored.values)
+    variance = stats.variance_of_mean(scored.values, scored.resampled, scored.clusters)
+    low, high = stats.interval(mean, variance, notes)
+    return f"{mean:.4f} [{low:.3f}, {high:.3f}]"
 
 
 def copy_lines(answers):

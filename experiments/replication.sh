@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Every run behind docs/replication.md: bash experiments/replication.sh [PART ...]
-#   PART: recipe, rate, labels, proper, lowrank (all)    SIDE_BY_SIDE=8 SEEDS=10 EPOCHS=5 by default
+#   PART: recipe, rate, labels, proper, start, lowrank (all)    SIDE_BY_SIDE=8 SEEDS=10 EPOCHS=5 by default
 # Runs stand under results/replication; finished ones are kept, so an interrupted call goes on. Then:
 #   python docs/replication.py --collect results/replication
 set -euo pipefail
@@ -32,6 +32,12 @@ proper() { # $1: the techniques; those that start from base or learn from it com
     echo "$proper --seed $seed --technique $technique --epochs $epochs --out $out/proper-$seed"
   done; done
 }
+start() { # low rank from the fine-tuned base run, which proper makes
+  for seed in $seeds; do
+    echo "$proper --seed $seed --technique lowrank --epochs $epochs --out $out/proper-$seed" \
+      "--start $out/proper-$seed/base --name lowrank-from-base"
+  done
+}
 lowrank() { # real low rank, and base, by epochs
   for seed in $(echo $seeds | cut -d ' ' -f 1-3); do for factor in 1 2 4 8; do
     longer=$((factor * epochs)) place="--seed $seed --out $out/lowrank-$seed"
@@ -45,7 +51,7 @@ make() { # every line is the end of a command
   xargs -P "${SIDE_BY_SIDE:-8}" -L 1 "$python" train.py @experiments/replication.args $WORDS
 }
 
-for part in ${@:-recipe rate labels proper lowrank}; do
+for part in ${@:-recipe rate labels proper start lowrank}; do
   if [ "$part" = proper ]; then
     proper base | make
     proper "${five#base }" | make

@@ -153,9 +153,15 @@ def column_lines(columns, level):
         *(f"{level} As published, re-run, done properly", "", *told(columns), ""),
         *markdown_table(["technique", "score", *heads], body),
         *("", f"{level} The same per symptom: precision / recall / F1 / AUROC", ""),
-        *(NEVER_GIVEN, ""),
+        *([NEVER_GIVEN, ""] if several_seeds(columns) else []),
         *markdown_table(["symptom, technique", *heads], [row for row in per_label if any(row[1:])]),
     ]
+
+
+def several_seeds(columns):
+    """Whether a column has means over seeds."""
+    rerun, proper = columns["rerun"] or {}, columns["proper"] or {}
+    return len(rerun.get("seeds", ())) > 1 or proper.get("seeds", 1) > 1
 
 
 def told(columns):

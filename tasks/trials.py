@@ -50,7 +50,7 @@ def listed_names(cell):
 
 
 class Trials(LabelSets):
-    """Classes or label sets, scored by a classification report as in the reference."""
+    """Classes or label sets of texts, scored by a classification report."""
 
     name, unit = "trials", "texts"
     reads_rows = True

@@ -158,11 +158,13 @@ def test_the_files_are_made_from_runs(small, runs, tmp_path, refuses):
     for name in ("base", "lowrank"):
         shutil.copytree(runs / name, source / "proper-42" / name)
         shutil.copytree(runs / name, source / "lowrank-42" / f"{name}-2")
+    shutil.copytree(runs / "lowrank", source / "proper-42/lowrank-from-base")
     replication.main(["--collect", str(source)], root=tmp_path)
     folder = tmp_path / "docs/results/replication"
     answers = read_rows(folder / "answers.csv", names=("kind", "technique"))
     made = {f"{row['kind']} {row['technique']} {row['seed']}" for row in answers}
-    assert made == {"recipe base 3", "recipe pruning 3", "proper base 42", "proper lowrank 42"}
+    proper = {"proper base 42", "proper lowrank 42", "from base lowrank 42"}
+    assert made == {"recipe base 3", "recipe pruning 3"} | proper
     facts = read_json(folder / "facts.json")
     assert facts["proper"]["sizes"] == read_json(runs / "base/run.json")["data"]["sizes"]
     assert facts["proper"]["copied"] is None
@@ -181,6 +183,9 @@ def test_the_files_are_made_from_runs(small, runs, tmp_path, refuses):
     held = read_json(source / "proper-42/base/run.json")["test"]["overall"]["Accuracy"]
     row = next(line for line in text.splitlines() if line.startswith("| base (paper"))
     assert f"| {held:.4f} [" in row
+    held = read_json(source / "proper-42/lowrank-from-base/run.json")["test"]["overall"]["Accuracy"]
+    row = next(line for line in text.splitlines() if line.startswith("| low rank, from the fine-tuned base"))
+    assert row.split(" | ")[1].startswith(f"{held:.4f} [") and row.count("[") == 4
     assert "no runs in there" in refuses(replication.main, ["--collect", tmp_path / "none"])
 
 
