@@ -26,6 +26,7 @@ from pathlib import Path
 from bench.shape import alternating
 from cli import BadInput
 from run import checkpoint
+from run.engine import ENGINES
 from tasks import demo
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -236,8 +237,8 @@ def serving_rows(directory, chain=None, seconds=10, rounds=3, clients=CLIENTS, w
 
 def with_engine(name, printed):
     """A server's name with the engine that it says it has chosen."""
-    found = re.search(r"(?m)^engine: ([^,;]+)", printed)
-    return f"{name} ({found[1]})" if found else name
+    found = re.findall(rf"engine: ((?:{'|'.join(ENGINES)})[^,;:]*)[,;]", printed)  # behind what it converted
+    return f"{name} ({found[-1]})" if found else name
 
 
 def serving_table(rows):
