@@ -464,7 +464,8 @@ def test_the_plain_server_and_ours_are_measured_by_turns(served, monkeypatch):
             with really(*words) as found:
                 yield found
             return
-        printed = "engine: openvino bf16, with\n" if "--engine" in words else "serving\n"
+        told = "engine: converting the model for openvino bf16 engine: openvino bf16, with the same answers\n"
+        printed = told if "--engine" in words else "serving\n"
         with up(checkpoint.load(words[1])) as (port, _):
             yield port, os.getpid(), lambda: printed
 
