@@ -66,16 +66,12 @@ def runs_of_kinds(source):
     runs = {
         kind: [(p, read_run(p, *RERUN)) for p in columns.recipe_runs(place)] for kind, place in places.items()
     }
-    runs["proper"] = [
-        (path, read_run(path, *LOADED, "test.overall", "data.sizes", "machine"))
-        for path in sorted(source.glob("proper-*/*"))
-        if checkpoint.is_finished(path) and path.name in FIVE
-    ]
-    runs[FROM_BASE] = [
-        (path, read_run(path, *LOADED, "test.overall", "data.sizes", "machine"))
-        for path in sorted(source.glob("proper-*/lowrank-from-base"))
-        if checkpoint.is_finished(path)
-    ]
+    for kind, names in (("proper", FIVE), (FROM_BASE, ("lowrank-from-base",))):
+        runs[kind] = [
+            (path, read_run(path, *LOADED, "test.overall", "data.sizes", "machine"))
+            for path in sorted(source.glob("proper-*/*"))
+            if checkpoint.is_finished(path) and path.name in names
+        ]
     return {kind: found for kind, found in runs.items() if found}
 
 
