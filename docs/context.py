@@ -140,9 +140,9 @@ and seeds. Some rows start from base, so they train longer than base; "base-twic
 longer training gains without any compression.
 
 ```bash
-python sweep.py @experiments/spotting.args
+python sweep.py @experiments/mtsamples.args
 python sweep.py @experiments/masked.args
-python docs/context.py --collect results/spotting results/masked
+python docs/context.py --collect results/mtsamples results/masked
 ```
 """
 

@@ -47,6 +47,8 @@ def heading(name):
         "shape_short": "BERT-base beside other engines, 16 tokens",
         "shape_amx": "BERT-base beside other engines, on a CPU with AMX",
         "shape_short_amx": "BERT-base, 16 tokens, on a CPU with AMX",
+        "shape_zen5": "BERT-base beside other engines, on an EPYC of family 26",
+        "shape_short_zen5": "BERT-base, 16 tokens, on an EPYC of family 26",
     }
     return names.get(name, name.replace("_", " ").capitalize())
 
@@ -73,7 +75,7 @@ def command(root, name, script):
 
     Figures of another kind of CPU, such as shape_amx, are those of the same command.
     """
-    name = name.removesuffix("_amx")
+    name = name.removesuffix("_amx").removesuffix("_zen5")
     if not (Path(root) / "experiments" / f"{name}.args").exists():
         return []
     return ["```bash", f"python {script} @experiments/{name}.args", "```", ""]

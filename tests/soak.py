@@ -1,6 +1,6 @@
 """Minutes of mixed requests against serve.py: valid ones, oversized, malformed, broken off.
 
-python tests/soak.py results/mtsamples/seed1/base --minutes 10 --csv soak.csv
+python tests/soak.py results/mtsamples/seed1/fold1/base --minutes 10 --csv soak.csv
 
 Every valid request must get the answer that predict.py gives for that note, within --tolerance and with the
 same label, every other one its status in one line without a note's text, and none may be lost. The server's
