@@ -45,6 +45,7 @@ ROWS = {  # name: technique, its options, whether it runs as plain torch, withou
     "bf16": ("bf16", {}, False),
     "quantization --fp32-embeddings": ("quantization", {"fp32_embeddings": True}, False),
     "quantization": ("quantization", {}, False),
+    "lowrank+bf16": ("lowrank+bf16", {"rank": 32}, False),
     "lowrank+quantization": ("lowrank+quantization", {"rank": 32}, False),
     "pruning+quantization": ("pruning+quantization", HALF, False),
     "distillation+quantization, 4 layers of 312": ("distillation+quantization", STUDENT, False),

@@ -167,12 +167,15 @@ def products(module, query, key, value, attention_mask, scaling=None, dropout=0.
             module, query, key, value, mask, scaling=scaling, dropout=dropout, **keywords
         )
     scaling = 1 / math.sqrt(query.shape[-1]) if scaling is None else scaling
-    scores = (query * scaling).bfloat16() @ key.bfloat16().transpose(-1, -2)  # (B, heads, T, T)
+    q, k, v = (x.bfloat16().flatten(0, 1) for x in (query, key, value))  # (B * heads, T, d)
+    scores = torch.baddbmm(q.new_empty(1, 1, 1), q, k.transpose(1, 2), beta=0, alpha=scaling)
+    scores = scores.unflatten(0, query.shape[:2])  # (B, heads, T, T)
     if attention_mask is not None:
         scores += attention_mask
     shares = scores.softmax(-1)
     shares = drop(shares, dropout) if dropout else shares
-    return (shares @ value.bfloat16()).transpose(1, 2).to(value.dtype).contiguous(), None
+    context = torch.bmm(shares.flatten(0, 1), v).unflatten(0, query.shape[:2])
+    return context.transpose(1, 2).to(value.dtype).contiguous(), None
 
 
 def fused(module, query, key, value, attention_mask, **keywords):

@@ -88,6 +88,18 @@ def eight_bits(x):
     return torch.empty(0, dtype=torch.uint8).set_(q.untyped_storage(), 0, q.shape, q.stride()), scale, zero
 
 
+class Factors(nn.Module):
+    """Both products of a low-rank layer; the second adds what is to be added."""
+
+    def __init__(self, down, up):
+        super().__init__()
+        self.down, self.up = down, up
+
+    def forward(self, x, added):
+        """x (..., in), added (..., out) -> (..., out)."""
+        return self.up(self.down(x), added)
+
+
 class AddAndNorm(nn.Module):
     """BERT's output layers: a product, the hidden states added to it, a layer norm."""
 
@@ -120,7 +132,8 @@ def faster_int8(model):
 
 def join_passes(layer, name, places, bf16):
     """Let the products in a BERT layer, {name: Int8Product}, do what follows them; changes `places`."""
-    for product in ("joined", "query") if bf16 and isinstance(layer.attention.self, ShortAttention) else ():
+    takes_bf16 = bf16 and isinstance(layer.attention.self, ShortAttention)
+    for product in ("joined", "query", "query.up", "key.up", "value.up") if takes_bf16 else ():
         if f"{name}.attention.self.{product}" in places:
             places[f"{name}.attention.self.{product}"].answers = torch.bfloat16
     gelu = layer.intermediate.intermediate_act_fn
@@ -130,5 +143,9 @@ def join_passes(layer, name, places, bf16):
             product.gelu = True
             places[f"{name}.intermediate.intermediate_act_fn"] = nn.Identity()
     for part in ("attention.output", "output"):
-        if product := places.pop(f"{name}.{part}.dense", None):
-            places[f"{name}.{part}"] = AddAndNorm(product, layer.get_submodule(part).LayerNorm)
+        dense, norm = f"{name}.{part}.dense", layer.get_submodule(part).LayerNorm
+        product = places.pop(dense, None)
+        if not product and {f"{dense}.down", f"{dense}.up"} <= places.keys():
+            product = Factors(places.pop(f"{dense}.down"), places.pop(f"{dense}.up"))
+        if product:
+            places[f"{name}.{part}"] = AddAndNorm(product, norm)

@@ -121,8 +121,7 @@ def possible(asked, files):
     for name, form in list(FORMS.items())[1:]:
         there = asked in ("auto", form.engine) and installed(form.engine)
         if form.precision == "bf16":
-            model = files.run.model  # which may be this form itself, or has no bf16 of its int8
-            again = not form.file and (has_bf16(model) or has_int8(model))
+            again = not form.file and has_bf16(files.run.model)  # which is this form itself
             there = there and multiplies_bf16() and not again
         if form.precision == "int8":
             there = there and files.has(form)

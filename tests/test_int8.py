@@ -118,7 +118,9 @@ def test_a_model_answers_as_with_its_own_layers(technique, options, bf16):
             assert all(id(module) in wrapped for module in inside if is_int8(module))
             assert sum(getattr(module, "gelu", False) is True for module in inside) == 2
             sums = [m for m in inside if isinstance(m, int8.AddAndNorm)]
-            assert len(sums) == (4 if "lowrank" not in technique else 0)
+            assert len(sums) == 4
+            halves = sum(m.answers == torch.bfloat16 for m in inside if isinstance(m, int8.Int8Product))
+            assert (halves > 0) == (bf16 is not None)  # queries, keys and values
             found = model(**INPUTS).logits
             assert (found - expected).norm() < 0.05 * expected.norm()
             assert first or multiply_adds(model, 9) == counted
