@@ -6,7 +6,7 @@ writes nothing and exits with 1 if the page differs from what the files say.
     answers.csv   probabilities of each run for each test note; no text, no row id
     labels.csv    base by the recipe under other orders of the 40 symptoms
     lowrank.csv   low rank and base, trained properly, by rank and epochs
-    facts.json    data, labels, counts, rates, machine
+    facts.json    of the recipe, at one rate, done properly: data, labels, counts, rates, machine
 """
 
 import sys
@@ -32,6 +32,7 @@ from run.tables import described, with_interval  # noqa: E402
 from run.untrusted import LOADED, RERUN, read_run  # noqa: E402
 
 FIVE = ("base", "distillation", "pruning", "lowrank", "quantization")  # the paper's order, best first
+MADE_BY = ("machine", "commit")  # columns of labels.csv and lowrank.csv
 FROM_BASE = "from base"  # further runs done properly: low rank that starts from the base run
 KINDS = {"recipe": "the recipe", "rate": "the recipe at one higher rate", "proper": "done properly"}
 
@@ -51,13 +52,8 @@ def collect(source, folder):
     epochs = [row for kind in ("recipe", "rate") for row in epoch_rows(kind, runs.get(kind, ()))]
     answers = [row for kind in runs for row in answer_rows(kind, runs[kind])]
     write_files(folder, epochs, answers, label_rows(further), curve_rows(further))
-    facts = {kind: kind_facts(found) for kind, found in runs.items()}
     kept = read_json(path) if (path := folder / "facts.json").exists() else {}
-    for kind, found in further.items():
-        facts[kind] = made_by(found)
-        before = kept.get(kind, {}).get("commits", [])  # of rows that stay
-        facts[kind]["commits"] = sorted({*before, *facts[kind]["commits"]})
-    write_json(path, {**kept, **facts})
+    write_json(path, {**kept, **{kind: kind_facts(found) for kind, found in runs.items()}})
 
 
 def runs_of_kinds(source):
@@ -81,7 +77,7 @@ def further_runs(source):
     curve = [run for run in sorted(source.glob("lowrank-*/*")) if checkpoint.is_finished(run)]
     runs = {
         "labels": [(path, read_run(path, *RERUN)) for path in orders],
-        "lowrank": [(path, read_run(path, *LOADED, "test.overall", "machine.commit")) for path in curve],
+        "lowrank": [(path, read_run(path, *LOADED, "test.overall", "machine")) for path in curve],
     }
     return {kind: found for kind, found in runs.items() if found}
 
@@ -145,6 +141,7 @@ def label_rows(further):
             "copied": run["data"]["copied"],
         }
         | {score: run["test"]["overall"][score] for score in OVERALL}
+        | made_by(run)
         for _, run in further.get("labels", ())
     ]
 
@@ -158,16 +155,14 @@ def curve_rows(further):
         }
         | {"epochs": run["arguments"]["epochs"], "seed": run["arguments"]["seed"]}
         | {score: run["test"]["overall"][score] for score in OVERALL}
+        | made_by(run)
         for _, run in further.get("lowrank", ())
     ]
 
 
-def made_by(runs):
-    """The machine and the commits of runs."""
-    return {
-        "machine": runs[0][1]["machine"],
-        "commits": sorted({str(run["machine"]["commit"]) for _, run in runs}),
-    }
+def made_by(run):
+    """Cells on the machine and the commit of a run."""
+    return {"machine": described(run["machine"]), "commit": run["machine"]["commit"]}
 
 
 def kind_facts(runs):
@@ -183,7 +178,8 @@ def kind_facts(runs):
         "rows": first["data"].get("rows"),
         "copied": first["data"].get("copied"),
         "rates": {run["technique"]: run.get("learning_rate") for _, run in runs},
-        **made_by(runs),
+        "machine": first["machine"],
+        "commits": sorted({str(run["machine"]["commit"]) for _, run in runs}),
     }
 
 
@@ -370,7 +366,8 @@ def replication_page(folder):
         answers[kind] = answers_of([row for row in rows if row["kind"] == kind])
         scores[kind] = scored_rows(*answers[kind][:2])
     paper = columns.published(ROOT / "reference")["overall"]
-    labels = read_rows(folder / "labels.csv", names=("labels",))
+    labels = read_rows(folder / "labels.csv", names=("labels", *MADE_BY))
+    curve = read_rows(folder / "lowrank.csv", names=("technique", *MADE_BY))
     sections = [
         *[TOP, *run_lines(facts, kinds)],
         *["## By seed alone", "", *spread_lines(answers, scores, paper)],
@@ -384,15 +381,15 @@ def replication_page(folder):
             "",
             "## Does low rank need more epochs?",
             "",
-            *curve_lines(read_rows(folder / "lowrank.csv")),
-            *trained_lines(facts.get("lowrank")),
+            *curve_lines(curve),
+            *trained_lines(curve, "seed"),
         ],
         *[
             "",
             "## Another order of the same list",
             "",
             *label_lines(labels),
-            *trained_lines(facts.get("labels")),
+            *trained_lines(labels, "label_seed"),
         ],
         *["", *columns.column_lines(columns_of(facts, answers), "##")],
         *["", "## Readmission", "", *readmission_lines(folder.parent)],
@@ -437,11 +434,16 @@ def columns_of(facts, answers):
     return found
 
 
-def trained_lines(facts):
-    """Lines: on what these runs were trained."""
-    if not facts:
-        return []
-    return ["", f"Trained on {described(facts['machine'])}; commit {', '.join(facts['commits'])}."]
+def trained_lines(rows, seed):
+    """Lines: on what the runs of some rows were trained; by seeds, the cells so named, if that differs."""
+    places = {}
+    for row in rows:
+        places.setdefault((row["machine"], row["commit"]), set()).add(row[seed])
+    lines = []
+    for (machine, commit), seeds in places.items():
+        whose = f"{seed.replace('_', ' ').capitalize()} {', '.join(map(str, sorted(seeds)))}: trained"
+        lines += ["", f"{whose if len(places) > 1 else 'Trained'} on {machine}; commit {commit}."]
+    return lines
 
 
 def spread_lines(answers, scores, paper):
@@ -558,7 +560,8 @@ def start_lines(rows, proper, facts):
         "the same seeds and rank. So it is trained twice as long as base."
     )
     lines = ["", "## Low rank from the fine-tuned model", "", told, "", *markdown_table(header, body)]
-    return [*lines, *trained_lines(facts[FROM_BASE])]
+    of = facts[FROM_BASE]
+    return [*lines, "", f"Trained on {described(of['machine'])}; commit {', '.join(of['commits'])}."]
 
 
 def mean_cell(scored, notes):

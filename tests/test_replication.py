@@ -51,12 +51,14 @@ def folder(tmp_path):
         for name in QUALITY for seed in (1, 2, 3) for epoch in (4, 5)
     ])  # fmt: skip
     write_rows(place / "labels.csv", [
-        {"label_seed": seed, "labels": labels, "notes": 90, "test": 9, "copied": 5, "Accuracy": 0.5, **scores}
+        {"label_seed": seed, "labels": labels, "notes": 90, "test": 9, "copied": 5, "Accuracy": 0.5, **scores,
+         "machine": "a CPU", "commit": "abc"}
         for seed, labels in ((1, "pain, rash"), (2, "pain, fever"))
     ])  # fmt: skip
     write_rows(place / "lowrank.csv", [
         {"technique": "lowrank" if rank else "base", "rank": rank, "epochs": epochs, "seed": seed,
-         "Accuracy": 0.5, "F1": 0.5 + 0.01 * epochs * (rank > 0) + 0.001 * seed * epochs, "AUROC": 0.5}
+         "Accuracy": 0.5, "F1": 0.5 + 0.01 * epochs * (rank > 0) + 0.001 * seed * epochs, "AUROC": 0.5,
+         "machine": "a CPU", "commit": f"c{seed}"}
         for rank in (0, 32) for epochs in (5, 40) for seed in (1, 2)
     ])  # fmt: skip
     write_json(place / "facts.json", {"recipe": {
@@ -97,7 +99,9 @@ def test_the_page_says_what_the_files_say(folder, tmp_path, capsys):
     )  # tau-b of 4 pairs of 10, 6 tied; seeds may tie more
     assert "| 0.5075 | 0.5600 | +5.2 [" in rows["base"] and "| +40.2 [" in rows["rank 32"]
     assert 'The claim "low rank needs more than 5 epochs": **holds** at rank 32.' in text
+    assert "Seed 1: trained on a CPU; commit c1.\n\nSeed 2: trained on a CPU; commit c2." in text
     assert "2 different sets of five labels; in all of them: pain" in text
+    assert "\nTrained on a CPU; commit abc." in text
     assert "The paper's rows, one seed each: 2.3." in text and "base (paper 0.9356)" in rows
     replication.main(["--check"], root=tmp_path)
     write_rows(folder / "labels.csv", [])
