@@ -1,7 +1,7 @@
-"""docs/results.md and the table in README.md, made from the files in docs/results/: python docs/results.py
+"""docs/results.md, and a table each in README.md and docs/engines.md: python docs/results.py
 
-With --check it writes nothing and exits with 1 if either differs from what the files say. It reads what is
-there:
+All are made from the files in docs/results/. With --check it writes nothing and exits with 1 if one differs
+from what these files say. It reads what is there:
     NAME/sweep.csv, sweep.json        as sweep.py writes them
     NAME/results.csv, results.json    as report.py writes them
     NAME/PART.csv, benchmark.json     as benchmark.py writes them
@@ -75,7 +75,8 @@ def command(root, name, script):
 
     Figures of another kind of CPU, such as shape_amx, are those of the same command.
     """
-    name = name.removesuffix("_amx").removesuffix("_zen5")
+    for end in CPUS:
+        name = name.removesuffix(end)
     if not (Path(root) / "experiments" / f"{name}.args").exists():
         return []
     return ["```bash", f"python {script} @experiments/{name}.args", "```", ""]
@@ -164,6 +165,19 @@ PARTS = {
         None, (),
     ),
 }  # fmt: skip
+STUDENT = "distillation+quantization, 4 layers of 312"
+HALVED = "distillation+pruning+quantization, 4 of 312, half"
+BESIDE = {  # column of docs/engines.md: our row, OpenVINO's
+    "base, bf16": ("bf16", "OpenVINO, bf16"),
+    "base, int8": ("quantization", "OpenVINO, int8"),
+    "structured half, int8": ("pruning+quantization", "OpenVINO, int8 of pruning+quantization"),
+    "low rank, int8": ("lowrank+quantization", "OpenVINO, int8 of lowrank+quantization"),
+    "low rank, bf16": ("lowrank+bf16", "OpenVINO, int8 of lowrank+quantization"),
+    "4 x 312 student, int8": (STUDENT, f"OpenVINO, int8 of {STUDENT}"),
+    "half of it, int8": (HALVED, f"OpenVINO, int8 of {HALVED}"),
+    "half of it beside OpenVINO's base": (HALVED, "OpenVINO, int8"),
+}
+CPUS = {"": "EPYC, family 25", "_zen5": "EPYC, family 26", "_amx": "Xeon with AMX"}  # ends of folders' names
 # what a column is shown in, if not in ones
 UNITS = {"bytes": 1e6, "macs": 1e6, "peak_bytes": 1e6, "flops_per_s": 1e12}
 LESS_IS_BETTER = ("bytes", "p50_ms", "peak_bytes")
@@ -213,20 +227,21 @@ def speed_cell(key, form, row, other):
 # --- README.md ------------------------------------------------------------------------------------
 
 
-def readme(root):
-    """README.md with the table of one sweep between its marks; as it is if that sweep is not there.
-
-    Raises BadInput if README.md lacks the marks.
-    """
-    text = (Path(root) / "README.md").read_text(encoding="utf-8")
-    sweeps = found(Path(root) / "docs" / "results", "sweep")
-    if IN_README not in sweeps:
-        return text
-    before, opened, rest = text.partition(MARKS[0])
+def between_marks(path, lines):
+    """The text of a page with lines between its marks. Raises BadInput if it lacks the marks."""
+    before, opened, rest = path.read_text(encoding="utf-8").partition(MARKS[0])
     _, closed, after = rest.partition(MARKS[1])
     if not (opened and closed):
-        raise BadInput(f"README.md: has no place for the table; put it between {MARKS[0]} and {MARKS[1]}")
-    return "\n".join([before + MARKS[0], *short_table(*sweeps[IN_README]), MARKS[1]]) + after
+        raise BadInput(f"{path.name}: has no place for the table; put it between {MARKS[0]} and {MARKS[1]}")
+    return "\n".join([before + MARKS[0], *lines, MARKS[1]]) + after
+
+
+def readme(root):
+    """README.md with the table of one sweep; as it is if that sweep is not there."""
+    path, sweeps = Path(root) / "README.md", found(Path(root) / "docs" / "results", "sweep")
+    if IN_README not in sweeps:
+        return path.read_text(encoding="utf-8")
+    return between_marks(path, short_table(*sweeps[IN_README]))
 
 
 def short_table(rows, facts):
@@ -266,12 +281,39 @@ def told_in_short(rows, facts, score):
     return [said, ""]
 
 
+# --- engines.md -----------------------------------------------------------------------------------
+
+
+def beside_openvino(folder):
+    """Lines: our speed as a share of OpenVINO's on the same weights, by CPU and shape; [] without figures."""
+    body = []
+    for end, cpu in CPUS.items():
+        for path in (folder / f"shape{end}" / "shape.csv", folder / f"shape_short{end}" / "shape.csv"):
+            rows = {row["row"]: row for row in read_rows(path, names=("row",))} if path.exists() else {}
+            for key, batch in (("notes_per_s", 16), ("p50_ms", 1)) if rows else ():
+                length = rows["base"]["length"]
+                cells = [speed_share(rows, ours, theirs, key) for ours, theirs in BESIDE.values()]
+                body.append([f"{cpu}, {batch} x {length:.0f}", *cells])
+    return ["", *markdown_table(["CPU, notes x tokens", *BESIDE], body), ""] if body else []
+
+
+def speed_share(rows, ours, theirs, key):
+    """'0.94': the speed of one row over another's; empty if one was not measured."""
+    if not {ours, theirs} <= rows.keys():
+        return ""
+    first, second = rows[ours][key], rows[theirs][key]
+    return f"{second / first if key in LESS_IS_BETTER else first / second:.2f}"
+
+
 # --- all of it ------------------------------------------------------------------------------------
 
 
 def wanted(root):
     """{path: the text it should have}."""
-    return {Path(root) / "docs" / "results.md": page(root), Path(root) / "README.md": readme(root)}
+    docs = Path(root) / "docs"
+    pages = {docs / "results.md": page(root), Path(root) / "README.md": readme(root)}
+    lines = beside_openvino(docs / "results")
+    return pages | ({docs / "engines.md": between_marks(docs / "engines.md", lines)} if lines else {})
 
 
 def differing_files(root):
@@ -309,7 +351,7 @@ def main(argv=None, root=ROOT):
     for path, text in wanted(root).items():
         write_whole(path, text)
     draw(root)
-    print("docs/results/ -> docs/results.md, README.md and the plots")
+    print("docs/results/ -> docs/results.md, README.md, docs/engines.md and the plots")
 
 
 if __name__ == "__main__":

@@ -142,6 +142,25 @@ def test_check_says_what_differs_and_writes_nothing(root, capsys):
         results.main(["--check"], root)
 
 
+def test_engines_page_shares_are_of_one_cpu_and_shape(root, refuses):
+    results = script()
+    rows = [
+        {"row": name, "notes_per_s": speed, "p50_ms": ms, "length": 16}
+        for name, speed, ms in (
+            ("base", 1, 9), ("quantization", 90, 3), ("OpenVINO, int8", 100, 6), (results.HALVED, 500, 2)
+        )
+    ]  # fmt: skip
+    (folder := root / "docs" / "results" / "shape_short_amx").mkdir()
+    write_rows(folder / "shape.csv", rows)
+    (root / "docs" / "engines.md").write_text("no place\n")
+    assert "engines.md: has no place for the table" in refuses(lambda words: results.main(words, root), [])
+    (root / "docs" / "engines.md").write_text("Before\n<!-- results --><!-- /results -->\nAfter\n")
+    results.main([], root)
+    page = (root / "docs" / "engines.md").read_text()
+    assert "| Xeon with AMX, 16 x 16 |  | 0.90 |  |  |  |  |  | 5.00 |" in page and page.endswith("After\n")
+    assert "| Xeon with AMX, 1 x 16 |  | 2.00 |  |  |  |  |  | 3.00 |" in page and "EPYC" not in page
+
+
 def test_results_that_are_not_there_are_left_out(root, refuses):
     results = script()
     shutil.rmtree(root / "docs" / "results" / "speed")
