@@ -17,7 +17,6 @@ What it does not save: bytes. The first two know BERT's layers and those built l
 import contextlib
 import functools
 import math
-import time
 
 import torch
 from torch import nn
@@ -26,6 +25,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from fast import cpu
 from fast.dropout import drop
 from layers import exchanged, find_layers, is_int8
 
@@ -209,9 +209,7 @@ def for_reading():
 
     With --deterministic and in several processes no clock chooses, so that all have the same bits: products.
     """
-    alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
-    timed = alone and not torch.are_deterministic_algorithms_enabled()
-    return faster() if timed and multiplies_bf16() else "bf16_products"
+    return faster() if cpu.may_time() and multiplies_bf16() else "bf16_products"
 
 
 @functools.cache
@@ -219,13 +217,10 @@ def for_reading():
 def faster():
     """The name in BF16 of what is a tenth faster at 8 notes of 128 tokens, or products; timed once, 50 ms."""
     parts, module = [torch.randn(8, 12, 128, 64) for _ in range(3)], nn.Module()
-    module.is_causal, times = False, {name: [] for name in BF16}
-    for _ in range(6):
-        for name, attend in BF16.items():
-            began = time.perf_counter()
-            attend(module, *parts, None)
-            times[name].append(time.perf_counter() - began)
-    return "bf16_fused" if 1.1 * min(times["bf16_fused"]) < min(times["bf16_products"]) else "bf16_products"
+    module.is_causal = False
+    calls = [lambda f=f: f(module, *parts, None) for f in (BF16["bf16_products"], BF16["bf16_fused"])]
+    products_took, fused_took = cpu.least_seconds(calls, 6)
+    return "bf16_fused" if 1.1 * fused_took < products_took else "bf16_products"
 
 
 @contextlib.contextmanager

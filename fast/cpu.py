@@ -31,6 +31,29 @@ def keep_memory():
         libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never trim
 
 
+# --- choices by the clock ---------------------------------------------------------------------------
+
+
+def may_time():
+    """Whether a clock may choose: not with --deterministic, nor in processes that must have the same bits."""
+    alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
+    return alone and not torch.are_deterministic_algorithms_enabled()
+
+
+def least_seconds(calls, turns=10):
+    """[the least seconds of each call], by turns, so that a busy moment strikes all."""
+    times = [[] for _ in calls]
+    for _ in range(turns):
+        for call, taken in zip(calls, times, strict=True):
+            began = time.perf_counter()
+            call()
+            taken.append(time.perf_counter() - began)
+    return [min(taken) for taken in times]
+
+
+# --- products by oneDNN -----------------------------------------------------------------------------
+
+
 class OneDNNLinear(nn.Module):
     """An nn.Linear's product by oneDNN, from a copy of the weights in oneDNN's order. No gradients."""
 
@@ -63,15 +86,11 @@ def onednn_is_faster(dtype):
     if not torch.backends.mkldnn.is_available() or dtype not in (torch.float32, torch.bfloat16):
         return False
     own = nn.Linear(768, 768, dtype=dtype)
-    layers, gains = (own, OneDNNLinear(own)), []
+    other, gains = OneDNNLinear(own), []
     for rows in (16, 512):
-        x, times = torch.randn(rows, 768, dtype=dtype), ([], [])
-        for _ in range(10):  # by turns, so that a busy moment strikes both
-            for layer, taken in zip(layers, times, strict=True):
-                began = time.perf_counter()
-                layer(x)
-                taken.append(time.perf_counter() - began)
-        gains.append(min(times[0]) / min(times[1]))
+        x = torch.randn(rows, 768, dtype=dtype)
+        ours, theirs = least_seconds([lambda f=f, x=x: f(x) for f in (own, other)])
+        gains.append(ours / theirs)
     return max(gains) > 1.1 and min(gains) > 0.95
 
 
