@@ -179,20 +179,21 @@ def answer_lines(rows, facts):
     tested = [row for row in rows if row["score"] == TESTED and row.get("p_holm") is not None]
     base = next(row for row in rows if row["score"] == TESTED and row["run"] == "base")
     told = [row for row in tested if row["told"] != "no"]
-    sides = {"worse": [], "better": []}
+    sides = {"lost": [], "gained": []}
     for row in told:
-        sides[row["told"]].append(f"{row['run']} ({signed(row, LOST)})")
+        sides["lost" if row["told"] == "worse" else "gained"].append(f"{row['run']} ({signed(row, LOST)})")
     found = [
-        f"against base, {', '.join(names)} did {side} without the words than with them"
+        f"compared with base, {', '.join(names)} {side} more without the words than with them"
         for side, names in sides.items()
         if names
     ]
     rest = len(tested) - len(told)
-    others = f"of {counted(rest, 'row')} it cannot be told" if rest else ""
+    found += ["no row is shown to lose more"] * (not sides["lost"])
+    found += [f"for {counted(rest, 'row')} it cannot be told"] * (rest > 0)
     return [
         f"Base has a macro-F1 of {base['spotting']:.3f} with the words and {base['masked']:.3f} without. By "
-        f"macro-F1, in points: {'; '.join([*found, *([others] if others else [])])} (paired t test, Holm's "
-        f"correction for {counted(len(tested), 'row')})."
+        f"macro-F1, in points: {'; '.join(found)} (paired t test, Holm's correction for "
+        f"{counted(len(tested), 'row')})."
     ]
 
 

@@ -7,6 +7,7 @@ from what these files say. It reads what is there:
     NAME/PART.csv, benchmark.json     as benchmark.py writes them
 """
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -43,8 +44,8 @@ def heading(name):
         "stop_reasons_sets_20": "Stop reasons sets, 20 epochs",
         "gpu": "GPU",
         "memory": "Training memory",
-        "shape": "BERT-base beside other engines",
-        "shape_short": "BERT-base beside other engines, 16 tokens",
+        "shape": "BERT-base beside other engines, on an EPYC of family 25",
+        "shape_short": "BERT-base, 16 tokens, on an EPYC of family 25",
         "shape_amx": "BERT-base beside other engines, on a CPU with AMX",
         "shape_short_amx": "BERT-base, 16 tokens, on a CPU with AMX",
         "shape_zen5": "BERT-base beside other engines, on an EPYC of family 26",
@@ -64,31 +65,64 @@ PLACES = (
 def page(root):
     """The text of docs/results.md."""
     folder = Path(root) / "docs" / "results"
-    sections = [sweep_section(name, *data) for name, data in found(folder, "sweep").items()]
+    sections = [sweep_section(root, name, *data) for name, data in found(folder, "sweep").items()]
     sections += [report_section(root, name, *data) for name, data in found(folder, "results").items()]
     sections += [speed_section(root, path.parent) for path in sorted(folder.glob("*/benchmark.json"))]
     return "\n".join([HEAD, *("\n".join([*section, ""]) for section in sections)])
 
 
-def command(root, name, script):
-    """Lines of a code block: the command with the arguments in experiments/, if they are there.
-
-    Figures of another kind of CPU, such as shape_amx, are those of the same command.
-    """
+def published_name(name):
+    """The name in experiments/ of figures: those of another kind of CPU, such as shape_amx, have the same."""
     for end in CPUS:
         name = name.removesuffix(end)
+    return name
+
+
+def command(root, name, script):
+    """Lines of a code block: the command with the arguments in experiments/, if they are there."""
+    name = published_name(name)
     if not (Path(root) / "experiments" / f"{name}.args").exists():
         return []
     return ["```bash", f"python {script} @experiments/{name}.args", "```", ""]
 
 
-def sweep_section(name, rows, facts):
+def flags_and_values(words):
+    """{flag: its values in one text} of arguments; one with blanks is a value."""
+    found, flag = {}, None
+    for word in words:
+        name, _, value = word.partition("=")
+        flag, value = (name, value) if name.startswith("--") and " " not in name else (flag, word)
+        found[flag] = f"{found.get(flag, '')} {value}".strip()
+    return found
+
+
+def outdated(root, name, recorded):
+    """Lines: which flags in experiments/ the figures were not made with, by the arguments on record."""
+    path = Path(root) / "experiments" / f"{name}.args"
+    if not path.exists():
+        return []
+    wanted, made = flags_and_values(shlex.split(path.read_text(), comments=True)), flags_and_values(recorded)
+    other = [flag for flag, value in wanted.items() if flag != "--out" and made.get(flag) != value]
+    return [f"**Not made again since its arguments changed: {', '.join(other)}.**", ""] if other else []
+
+
+def sweep_arguments(rows, facts):
+    """What a sweep was told, its own flags included."""
+    seeds = facts["seeds"]
+    first = seeds == list(range(1, len(seeds) + 1))
+    words = [*facts["arguments"], "--seeds", str(len(seeds)) if first else ",".join(map(str, seeds))]
+    words += ["--folds", str(tables.folds_of(facts))] if tables.folds_of(facts) > 1 else []
+    return words + ["--baselines"] * (not all(tables.is_model(row, facts) for row in rows))
+
+
+def sweep_section(root, name, rows, facts):
     """Lines on a sweep: command, conditions, table, plots, what each row was told."""
     score = facts["headline"][next(iter(facts["headline"]))]
     told = tables.told_words(facts)
     return [
         *(f"## {heading(name)}", ""),
         *("```bash", f"python sweep.py @experiments/{name}.args", "```", ""),
+        *outdated(root, name, sweep_arguments(rows, facts)),
         *(tables.sweep_conditions(facts), ""),
         *(*tables.sweep_table(rows, facts), ""),
         *(line for sentence in tables.told_lines(rows, facts) for line in (sentence, "")),
@@ -187,14 +221,18 @@ def speed_section(root, folder):
     """Lines on what benchmark.py measured: its machine, then a table for each part and file."""
     facts = read_json(folder / "benchmark.json")
     lines = [f"## {heading(folder.name)}", "", *command(root, folder.name, "benchmark.py")]
+    lines += outdated(root, published_name(folder.name), facts.get("arguments", []))
     lines += [f"{tables.described(facts['machine'])}; commit {facts['machine']['commit']}."]
-    for part in PARTS:
-        for path in sorted(folder.glob(f"{part}*.csv"), key=lambda path: (len(path.name), path.name)):
-            told = facts["conditions"].get(path.stem, facts["conditions"].get(part, ""))
-            lines += (
-                ["", f"### {heading(path.stem.replace('-', ' '))}", ""] if path.stem != folder.name else [""]
-            )
-            lines += speed_table(part, read_rows(path, names=("row",)), told)
+    files = [
+        (part, path)
+        for part in PARTS
+        for path in sorted(folder.glob(f"{part}*.csv"), key=lambda path: (len(path.name), path.name))
+    ]
+    for part, path in files:
+        told = facts["conditions"].get(path.stem, facts["conditions"].get(part, ""))
+        named = len(files) > 1 and path.stem != folder.name
+        lines += ["", *([f"### {heading(path.stem.replace('-', ' '))}", ""] if named else [])]
+        lines += speed_table(part, read_rows(path, names=("row",)), told)
     return lines
 
 

@@ -81,7 +81,7 @@ def test_what_two_sweeps_lost_is_compared(sweeps, capsys):
     assert found["lowrank", "Accuracy"].get("p_holm") is None
 
     text = (sweeps / "docs/context.md").read_text()
-    assert "lowrank (-" in text and "did worse without the words" in text and "One seed:" in text
+    assert "lowrank (-" in text and "lost more without the words" in text and "One seed:" in text
     context.main(["--check"], root=sweeps)
     write_rows(sweeps / "docs/results/context/context.csv", [row for row in rows if row["run"] != "lowrank"])
     with pytest.raises(SystemExit, match="not what"):

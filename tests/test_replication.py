@@ -52,7 +52,7 @@ def folder(tmp_path):
     ])  # fmt: skip
     write_rows(place / "labels.csv", [
         {"label_seed": seed, "labels": labels, "notes": 90, "test": 9, "copied": 5, "Accuracy": 0.5, **scores,
-         "machine": "a CPU", "commit": "abc"}
+         "lr": 2e-4, "machine": "a CPU", "commit": "abc"}
         for seed, labels in ((1, "pain, rash"), (2, "pain, fever"))
     ])  # fmt: skip
     write_rows(place / "lowrank.csv", [
