@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from compress.quantization import Quantization
+from compress.quantization import Quantization, fp32_copy
 from compress.technique import Technique
 from fast.attention import multiplies_bf16
-from layers import encoder_linears, millions, parameter_count, replace_module
+from layers import encoder_linears, has_int8, millions, parameter_count, replace_module
 
 KINDS = (nn.Linear, nn.Embedding, nn.LayerNorm)
 
@@ -60,8 +60,8 @@ def round_to_bf16(model):
 
 
 def bf16_copy(model):
-    """A copy of a model, rounded, to read with; the model stays as it is."""
-    copied = copy.deepcopy(model).eval()
+    """A copy of a model, int8 layers included, rounded, to read with; the model stays as it is."""
+    copied = (fp32_copy(model) if has_int8(model) else copy.deepcopy(model)).eval()
     round_to_bf16(copied)
     return copied
 

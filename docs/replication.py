@@ -352,7 +352,7 @@ bash experiments/replication.sh                                # the runs, resul
 python docs/replication.py --collect results/replication       # this page and its files
 ```
 
-The script makes more than is shown here: all five rows at one higher rate, and low rank for 40 epochs.
+The second command takes what has been run so far.
 """
 
 

@@ -96,14 +96,26 @@ def flags_and_values(words):
     return found
 
 
-def outdated(root, name, recorded):
-    """Lines: which flags in experiments/ the figures were not made with, by the arguments on record."""
+def outdated(root, name, recorded, whole=False):
+    """Lines: in which flags the arguments on record differ from those in experiments/ today.
+
+    whole: the record holds nothing but what was told, so what it has besides differs, too.
+    """
     path = Path(root) / "experiments" / f"{name}.args"
     if not path.exists():
         return []
     wanted, made = flags_and_values(shlex.split(path.read_text(), comments=True)), flags_and_values(recorded)
-    other = [flag for flag, value in wanted.items() if flag != "--out" and made.get(flag) != value]
+    flags = dict.fromkeys([*wanted, *(made if whole else ())])
+    other = [flag for flag in flags if flag != "--out" and not same_value(wanted.get(flag), made.get(flag))]
     return [f"**Not made again since its arguments changed: {', '.join(other)}.**", ""] if other else []
+
+
+def same_value(ours, theirs):
+    """Whether two values of a flag are the same, as text or as numbers."""
+    try:
+        return ours == theirs or float(ours) == float(theirs)
+    except (TypeError, ValueError):  # one is no number, or not there
+        return False
 
 
 def sweep_arguments(rows, facts):
@@ -122,7 +134,7 @@ def sweep_section(root, name, rows, facts):
     return [
         *(f"## {heading(name)}", ""),
         *("```bash", f"python sweep.py @experiments/{name}.args", "```", ""),
-        *outdated(root, name, sweep_arguments(rows, facts)),
+        *outdated(root, name, sweep_arguments(rows, facts), whole=True),
         *(tables.sweep_conditions(facts), ""),
         *(*tables.sweep_table(rows, facts), ""),
         *(line for sentence in tables.told_lines(rows, facts) for line in (sentence, "")),

@@ -162,6 +162,7 @@ def products(module, query, key, value, attention_mask, scaling=None, dropout=0.
     few = query.shape[:3].numel() * key.shape[2] < FEWEST and not dropout
     grouped = key.shape[1] != query.shape[1]
     if few or grouped or key.shape[2] > LONGEST or getattr(module, "is_causal", False):
+        query, key = query.to(value.dtype), key.to(value.dtype)  # of an int8 layer beside another kind
         mask = attention_mask if attention_mask is None else attention_mask.to(query.dtype)
         return sdpa_attention_forward(
             module, query, key, value, mask, scaling=scaling, dropout=dropout, **keywords

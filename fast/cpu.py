@@ -35,7 +35,7 @@ def keep_memory():
 
 
 def may_time():
-    """Whether a clock may choose: not with --deterministic, nor in processes that must have the same bits."""
+    """Whether a clock may choose what processes do not agree on: alone, and not with --deterministic."""
     alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
     return alone and not torch.are_deterministic_algorithms_enabled()
 

@@ -133,11 +133,12 @@ def faster_int8(model):
 def join_passes(layer, name, places, bf16):
     """Let the products in a BERT layer, {name: Int8Product}, do what follows them; changes `places`."""
     takes_bf16 = bf16 and isinstance(layer.attention.self, ShortAttention)
-    for product in ("joined", "query", "query.up", "key.up", "value.up") if takes_bf16 else ():
+    ends = ["joined", *(f"{part}{end}" for part in ("query", "key", "value") for end in ("", ".up"))]
+    for product in ends if takes_bf16 else ():  # a low-rank layer ends in its second factor
         if f"{name}.attention.self.{product}" in places:
             places[f"{name}.attention.self.{product}"].answers = torch.bfloat16
     gelu = layer.intermediate.intermediate_act_fn
-    for dense in ("dense", "dense.up"):  # a low-rank layer ends in its second factor
+    for dense in ("dense", "dense.up"):
         product = places.get(f"{name}.intermediate.{dense}")
         if product and isinstance(gelu, GELUActivation) and gelu.act is F.gelu:
             product.gelu = True

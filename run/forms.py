@@ -218,7 +218,7 @@ def call_of(name, run, files, opened):
     if form.engine == "torch":
         model = run.model
         if form.precision == "bf16":
-            model = opened.enter_context(reading(bf16_copy(in_fp32(model)), run.task, frozen=True))
+            model = opened.enter_context(reading(bf16_copy(model), run.task, frozen=True))
         return torch_call(model, run.task.reads_first)
     return open_file(form, files.find(form))
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from bench.shape import compressed, multiply_adds
 from compress.quantization import quantize_linears
-from fast import int8, speedups
+from fast import attention, int8, speedups
 from layers import is_int8
 from test_speed import CONFIG
 
@@ -111,6 +111,7 @@ def test_a_model_answers_as_with_its_own_layers(technique, options, bf16):
     model = compressed(technique, {"importance": "magnitude", **options}, CONFIG)
     names, kinds = list(model.state_dict()), [type(module) for module in model.modules()]
     expected, counted = model(**INPUTS).logits, multiply_adds(model, 9)
+    in_bf16 = bf16 is not None and attention.multiplies_bf16()
     for first in (False, True):
         with speedups(model, reads_first=first, bf16_attention=bf16, frozen=True):
             inside = list(model.modules())
@@ -119,13 +120,36 @@ def test_a_model_answers_as_with_its_own_layers(technique, options, bf16):
             assert sum(getattr(module, "gelu", False) is True for module in inside) == 2
             sums = [m for m in inside if isinstance(m, int8.AddAndNorm)]
             assert len(sums) == 4
-            halves = sum(m.answers == torch.bfloat16 for m in inside if isinstance(m, int8.Int8Product))
-            assert (halves > 0) == (bf16 is not None)  # queries, keys and values
+            for name, module in model.named_modules():
+                if isinstance(module, int8.Int8Product):  # queries, keys and values, but no first factor
+                    half = ".attention.self." in name and not name.endswith(".down")
+                    assert (module.answers == torch.bfloat16) == (half and in_bf16), name
             found = model(**INPUTS).logits
             assert (found - expected).norm() < 0.05 * expected.norm()
             assert first or multiply_adds(model, 9) == counted
     assert list(model.state_dict()) == names and [type(module) for module in model.modules()] == kinds
     assert model(**INPUTS).logits.equal(expected)
+
+
+@by_onednn
+@torch.inference_mode()
+@pytest.mark.parametrize("fewest", [0, attention.FEWEST])
+@pytest.mark.parametrize("dense", [("key",), ("query", "value"), ("query", "key")])
+def test_thin_and_dense_projections_meet_in_one_layer(dense, fewest, monkeypatch):
+    monkeypatch.setattr(attention, "FEWEST", fewest)
+    model = compressed("lowrank", {"rank": 8}, CONFIG)
+    for layer in model.bert.encoder.layer:
+        for name in dense:
+            thin = getattr(layer.attention.self, name)
+            whole = nn.Linear(thin.down.in_features, thin.up.out_features)
+            whole.weight.copy_(thin.up.weight @ thin.down.weight)
+            whole.bias.copy_(thin.up.bias)
+            setattr(layer.attention.self, name, whole)
+    model = quantize_linears(model)
+    expected = model(**INPUTS).logits
+    for first in (False, True):
+        with speedups(model, reads_first=first, bf16_attention="bf16_products", frozen=True):
+            assert (model(**INPUTS).logits - expected).norm() < 0.05 * expected.norm()
 
 
 @torch.inference_mode()

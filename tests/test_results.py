@@ -142,6 +142,28 @@ def test_check_says_what_differs_and_writes_nothing(root, capsys):
         results.main(["--check"], root)
 
 
+def test_a_table_older_than_its_arguments_says_so(root):
+    results, place = script(), root / "experiments"
+    place.mkdir()
+    path = root / "docs/results/stop_reasons/sweep.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"arguments": ["--epochs", "3"]}))
+
+    def said(name, words):
+        (place / f"{name}.args").write_text("# a comment\n" + "\n".join(words))
+        page = results.page(root)
+        return page.partition("**Not made again since its arguments changed: ")[2].partition(".**")[0]
+
+    assert said("stop_reasons", ["--epochs 3.0", "--seeds 3", "--out x"]) == ""
+    assert said("stop_reasons", ["--seeds 3", "--baselines"]) == "--baselines, --epochs"
+    assert said("stop_reasons", ["--epochs 4 --seeds 9"]) == "--epochs, --seeds"
+    (place / "stop_reasons.args").unlink()
+    path = root / "docs/results/speed/benchmark.json"
+    words = ["--parts=shape,training", "--rounds=7", "--training=--task a --lr 2e-4", "--training=--task b"]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"arguments": [*words, "--length=256"]}))
+    asked = ["--parts shape,training --rounds 7", '--training "--task a --lr 2e-4" --training "--task b"']
+    assert said("speed", asked) == "" and said("speed", [*asked, "--engine auto"]) == "--engine"
+
+
 def test_engines_page_shares_are_of_one_cpu_and_shape(root, refuses):
     results = script()
     rows = [
