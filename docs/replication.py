@@ -444,7 +444,8 @@ def trained_lines(rows, seed):
         places.setdefault((row["machine"], row["commit"]), set()).add(row[seed])
     lines = []
     for (machine, commit), seeds in places.items():
-        whose = f"{seed.replace('_', ' ').capitalize()} {', '.join(map(str, sorted(seeds)))}: trained"
+        plural = f"{seed.replace('_', ' ').capitalize()}{'s' * (len(seeds) > 1)}"
+        whose = f"{plural} {', '.join(map(str, sorted(seeds)))}: trained"
         lines += ["", f"{whose if len(places) > 1 else 'Trained'} on {machine}; commit {commit}."]
     return lines
 
