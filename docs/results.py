@@ -335,7 +335,7 @@ def told_in_short(rows, facts, score):
 
 
 def beside_openvino(folder):
-    """Lines: our speed as a share of OpenVINO's on the same weights, by CPU and shape; [] without figures."""
+    """Lines: our speed as a share of OpenVINO's, by CPU and shape; [] without figures."""
     body = []
     for end, cpu in CPUS.items():
         for path in (folder / f"shape{end}" / "shape.csv", folder / f"shape_short{end}" / "shape.csv"):
