@@ -380,13 +380,7 @@ def replication_page(folder):
         *start_lines([row for row in rows if row["kind"] == FROM_BASE], scores.get("proper", {}), facts),
         *["", "## Copies of training notes", "", *copy_lines(answers)],
         *["", "## All stable at the last epoch?", "", *stable_lines(epochs)],
-        *[
-            "",
-            "## Does low rank need more epochs?",
-            "",
-            *curve_lines(curve),
-            *trained_lines(curve, "seed"),
-        ],
+        *["", "## Does low rank need more epochs?", "", *curve_lines(curve), *trained_lines(curve, "seed")],
         *[
             "",
             "## Another order of the same list",
