@@ -170,12 +170,11 @@ def products(module, query, key, value, attention_mask, scaling=None, dropout=0.
     scaling = 1 / math.sqrt(query.shape[-1]) if scaling is None else scaling
     q, k, v = (x.bfloat16().flatten(0, 1) for x in (query, key, value))  # (B * heads, T, d)
     scores = torch.baddbmm(q.new_empty(1, 1, 1), q, k.transpose(1, 2), beta=0, alpha=scaling)
-    scores = scores.unflatten(0, query.shape[:2])  # (B, heads, T, T)
-    if attention_mask is not None:
-        scores += attention_mask
-    shares = scores.softmax(-1)
+    if attention_mask is not None:  # past autograd, which would copy the gradient for a sum in a view
+        scores.detach().unflatten(0, query.shape[:2]).add_(attention_mask)
+    shares = scores.softmax(-1)  # (B * heads, T, T)
     shares = drop(shares, dropout) if dropout else shares
-    context = torch.bmm(shares.flatten(0, 1), v).unflatten(0, query.shape[:2])
+    context = torch.bmm(shares, v).unflatten(0, query.shape[:2])
     return context.transpose(1, 2).to(value.dtype).contiguous(), None
 
 

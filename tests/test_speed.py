@@ -136,6 +136,21 @@ def test_the_faster_attention_is_timed_unless_bits_are_to_be_the_same(monkeypatc
     attention.faster.cache_clear()
 
 
+def test_products_have_the_gradients_of_attention(monkeypatch):
+    monkeypatch.setattr(attention, "FEWEST", 0)
+    torch.manual_seed(0)
+    parts = [torch.randn(2, 3, 5, 8, requires_grad=True) for _ in range(3)]
+    mask = torch.ones(2, 1, 5, 5, dtype=torch.bool)
+    mask[1, :, :, 3:] = False
+    added = torch.where(mask, 0.0, torch.finfo(torch.bfloat16).min).bfloat16()
+    weights = torch.randn(2, 5, 3, 8)
+    own = nn.functional.scaled_dot_product_attention(*parts, attn_mask=mask).transpose(1, 2)
+    expected = torch.autograd.grad((own * weights).sum(), parts)
+    found = torch.autograd.grad((attention.products(None, *parts, added)[0] * weights).sum(), parts)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.allclose(one, other, atol=0.05) and other.abs().max() > 0.5
+
+
 def test_products_read_only_what_the_mask_allows(monkeypatch):
     monkeypatch.setattr(attention, "FEWEST", 0)
     torch.manual_seed(0)
