@@ -183,7 +183,8 @@ def sweep_conditions(facts):
         f"in batches of {timing['batch_tokens']:,} tokens. p50: one {one} of {timing['length']} tokens. "
         f"Medians of {counted(timing['rounds'], 'round')} in rotating order, seed {timing['seed']}, "
         f"{described(machine)}. {commits_of(facts)} "
-        "Rows on the Pareto front: no other row has an equal or better validation score at a lower cost."
+        "Rows on the Pareto front: no other row has an equal or better validation score at a lower cost"
+        f"{', the labelling rule aside' if 'rule' in facts['grid'] else ''}."
     )
 
 

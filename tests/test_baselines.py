@@ -118,7 +118,9 @@ def test_a_sweep_has_them_as_rows(tmp_path, arguments):
     sweep.main([*call, "--seeds", "1", "--rounds", "1"])
     rows = {row["run"]: row for row in read_rows(tmp_path / "out" / "sweep.csv")}
     assert list(rows) == ["base", *FITTED["symptoms"]] and rows["tfidf"]["rows_per_s"] > 0
-    assert "- tfidf: `baselines.py`" in (tmp_path / "out" / "sweep.md").read_text()
+    assert not rows["rule"]["front_bytes"] and rows["majority"]["front_bytes"]
+    text = (tmp_path / "out" / "sweep.md").read_text()
+    assert "- tfidf: `baselines.py`" in text and "cost, the labelling rule aside." in text
 
 
 def test_what_no_baseline_is_is_refused(fitted, refuses, tmp_path, arguments):
