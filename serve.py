@@ -60,7 +60,7 @@ def listening_at(host, port):
     """Within, what the system refuses is BadInput."""
     try:
         yield
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, TypeError, ValueError) as error:  # the last two: no name of a host
         reason = getattr(error, "strerror", None) or error
         raise BadInput(f"--host {host} --port {port}: cannot listen there ({reason})") from None
 
@@ -126,9 +126,9 @@ def serve(args):
         )
         with listening_at(args.host, args.port):
             reserved.listen(2048)
+        for number_of in (signal.SIGINT, signal.SIGTERM):  # until uvicorn hears them, and after it has ended
+            signal.signal(number_of, lambda *_: setattr(server, "should_exit", True))
         tell(args, run, reserved, token)
-        for number_of in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them again when it has ended
-            signal.signal(number_of, lambda *_: None)
         server.run(sockets=[reserved])
     print(f"ended; {service.totals['notes']} notes answered")
 

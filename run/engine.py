@@ -143,16 +143,17 @@ def enough_notes(run, examples, tokens=FIRST):
     return examples[:count], encode_examples(run, examples[:count])
 
 
-def conditions(names, key):
-    """What a choice depends on besides the notes: machine, versions, run, and the forms that there were."""
+def conditions(names, files):
+    """What a choice depends on besides the notes: machine, versions, run, forms, exported int8 files."""
     engines = sorted({FORMS[name].engine for name in names})
     return {
         "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
         "processes": processes.world()[1],
         "versions": {engine: installed(engine) for engine in engines},
-        "run": key,
+        "run": files.key,
         "forms": names,
+        "int8": {name: files.mark(FORMS[name]) for name in names if FORMS[name].precision == "int8"},
     }
 
 
@@ -257,7 +258,7 @@ def choose_form(asked, run, directory, files, examples, tokens=None):
     examples, encoded = enough_notes(run, examples)
     if not len(encoded.lengths):
         return "torch"
-    path, held = Path(directory) / "engine.json", conditions(names, files.key)
+    path, held = Path(directory) / "engine.json", conditions(names, files)
     kind = kind_of(asked, encoded, tokens)
     if name := remembered(path, held, kind, names):
         files.say(f"engine: {name}, as chosen before under the same conditions ({path})")

@@ -161,6 +161,10 @@ class Files:
         """Whether a form's file is in RUN/engines and may be trusted."""
         return is_ours(self.home / form.file, self.key)
 
+    def mark(self, form):
+        """Hex digits that change with the bytes of a form's file in RUN/engines."""
+        return mark_of(self.home / form.file, self.key).name
+
     def find(self, form):
         """The path of a form's file: that in RUN/engines, or one that is made for it."""
         if self.has(form):

@@ -40,6 +40,7 @@ class Request:
 
     def __init__(self, texts, future):
         self.texts, self.future, self.answers = texts, future, [None] * len(texts)
+        self.failed = False
 
     def ended(self):
         """Whether all notes have their answers."""
@@ -113,7 +114,7 @@ class Service:
             self.held -= len(texts)
 
     def close(self):
-        """Take no more requests, answer those that were taken, end the thread."""
+        """Take no more requests, answer those that somebody still waits for, end the thread."""
         self.closing = True
         self._arrivals.put(None)
         self._thread.join()
@@ -126,7 +127,8 @@ class Service:
         while open_ or rows:
             arrived = self._arrived(wait=open_ and not rows)
             open_ = open_ and None not in arrived
-            requests = [request for request in arrived if request is not None]
+            requests = [request for request in arrived if request and not request.future.done()]
+            rows = [row for row in rows if not row.note.request.future.done()]  # whom somebody waits for
             try:
                 rows += self._encoded(requests)
                 if rows:
@@ -205,12 +207,15 @@ class Service:
             encoded = pack([each.ids for each in note.rows], np.zeros(len(note.rows)), labels)
             prediction = self.run.task.combine([note.example], encoded, note.results)[0]
             request.answers[note.place] = self.run.task.answer(note.example, prediction)
+            self.totals["notes"] += 1
         except Exception as error:  # a fault in a task; the other requests are to be answered
             self._fail([request], error)
-        self.totals["notes"] += 1
 
     def _fail(self, requests, error):
         """Tell requests that they failed, and standard error where; the error's words may quote a note."""
+        requests = [request for request in requests if not request.failed]
+        for request in requests:
+            request.failed = True
         self.totals["failed"] += len(requests)
         print(f"error: {place_of(error)}; a request is answered with 500", file=sys.stderr, flush=True)
         deliver(requests, Failed())

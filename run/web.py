@@ -4,6 +4,8 @@ No note's text is written or sent back: errors name a place and a rule in one li
 paths of ours and nothing behind a "?", and FastAPI's telemetry is off, whatever the environment asks for.
 """
 
+import asyncio
+import functools
 import hmac
 import json
 import math
@@ -18,7 +20,7 @@ from typing import Annotated, NamedTuple
 
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, Field, TypeAdapter, ValidationError
 from starlette.requests import ClientDisconnect
 
 from run.page import source_hash
@@ -53,7 +55,13 @@ class SentNote(BaseModel):
     row_id: Annotated[str, Field(max_length=200)] | Annotated[int, Field(ge=-MOST, le=MOST)] | None = None
 
 
-ONE, MANY = TypeAdapter(SentNote), TypeAdapter(list[SentNote])
+ONE = TypeAdapter(SentNote)
+
+
+@functools.cache
+def list_of(most):
+    """What reads a list of at most so many notes. It stops at the first fault: each one costs memory."""
+    return TypeAdapter(Annotated[list[SentNote], Field(max_length=most), FailFast()])
 
 
 # --- a body -> notes ------------------------------------------------------------------------------
@@ -80,13 +88,13 @@ def parse_notes(body, limits):
     """(notes, whether the body is a list of them). Raises HTTPException 413 or 422, a line without text."""
     many = body.lstrip()[:1] == b"["
     try:
-        notes = MANY.validate_json(body) if many else [ONE.validate_json(body)]
+        notes = list_of(limits.notes).validate_json(body) if many else [ONE.validate_json(body)]
     except ValidationError as error:
+        if error.errors(include_url=False, include_input=False)[0]["type"] == "too_long":
+            raise HTTPException(413, f"more than {limits.notes} notes; send them in parts") from None
         raise HTTPException(422, fault_of(error, many)) from None
     if not notes:
         raise HTTPException(422, "the list holds no note")
-    if len(notes) > limits.notes:
-        raise HTTPException(413, f"{len(notes)} notes; at most {limits.notes} per request")
     for number, note in enumerate(notes):
         where = f"note {number}" if many else "the note"
         if len(note.text) > limits.characters:
@@ -110,7 +118,11 @@ def fault_of(error, many):
         "string_too_long": "is longer than 200 characters",
     }.get(first["type"])
     rule = rule or (
-        "is no JSON object" if not at else "is no text" if at[0] == "text" else "is no text or number"
+        "is no JSON object"
+        if not at
+        else "is no text"
+        if at[0] == "text"
+        else "is no text or whole number below 2^63"
     )
     return ", ".join([where, *map(str, at[:1])]) + f" {rule}"
 
@@ -132,7 +144,7 @@ class Figures:
     def add(self, path, status, seconds):
         """Count a request."""
         self.requests[path, status] += 1
-        if path == "/predict":
+        if path == "/predict" and status == 200:
             self.seconds[next((i for i, s in enumerate(SECONDS) if seconds <= s), len(SECONDS))] += 1
             self.total += seconds
 
@@ -142,7 +154,9 @@ class Figures:
         yield from metric("requests_total", "counter", "Requests by path and status.")
         for (path, status), count in sorted(self.requests.items()):
             yield f'serve_requests_total{{path="{path}",status="{status}"}} {count}'
-        yield from metric("predict_seconds", "histogram", "Seconds from request to answer.")
+        yield from metric(
+            "predict_seconds", "histogram", "Seconds from request to answer, of those answered 200."
+        )
         for i, bound in enumerate((*SECONDS, math.inf)):
             shown = "+Inf" if bound == math.inf else f"{bound:g}"
             yield f'serve_predict_seconds_bucket{{le="{shown}"}} {sum(self.seconds[: i + 1])}'
@@ -201,8 +215,9 @@ class Watched:
 
         try:
             await self.app(scope, receive, watched)
-        except ClientDisconnect:
-            status = status or 499  # as nginx has it: nobody is there for an answer
+        except asyncio.CancelledError:  # the time for a clean end is over
+            if status is None:
+                await JSONResponse({"detail": SAID[503]}, 503)(scope, receive, watched)
         except Exception as error:  # its words could quote a note
             print(f"error: {place_of(error)}; a request is answered with 500", file=sys.stderr, flush=True)
         finally:
@@ -211,6 +226,11 @@ class Watched:
             if self.log:
                 now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
                 print(f"{now} {scope['method'][:7]} {path} {status} {1e3 * seconds:.1f} ms", flush=True)
+
+
+async def nobody_there(request, error):
+    """The answer to a client that has gone, as nginx counts it."""
+    return Response(status_code=499)
 
 
 async def internal_error(request, error):
@@ -239,7 +259,8 @@ def build_app(service, facts, limits, token=None, log=False):
         docs_url=None,  # FastAPI's page loads scripts from elsewhere
         redoc_url=None,
         telemetry=NO_TELEMETRY,
-        exception_handlers={Exception: internal_error},
+        redirect_slashes=False,
+        exception_handlers={ClientDisconnect: nobody_there, Exception: internal_error},
     )
     paths = {"/", "/docs", "/openapi.json", "/health", "/metadata", "/metrics", "/predict"}
     figures = Figures(service, paths)

@@ -236,6 +236,17 @@ def test_an_exported_int8_form_takes_part(
     predicted(*call)
     assert clock[1] == ["torch", "onnxruntime", "onnxruntime int8"]
     assert "engine: onnxruntime int8, with " in capsys.readouterr().out
+    predicted(*call)
+    assert len(clock) == 2
+
+    onnx = pytest.importorskip("onnx")  # the same name, another file of ours: it is compared anew
+    exported = base / "engines" / "int8.onnx"
+    graph = onnx.load(exported)
+    graph.doc_string = "another"
+    onnx.save(graph, exported)
+    forms.vouch(exported, forms.run_key(checkpoint.load(base), base))
+    predicted(*call)
+    assert len(clock) == 3
 
 
 def test_spans_and_windows_are_those_of_torch(onnx, others, tmp_path, clock, no_bf16, monkeypatch):

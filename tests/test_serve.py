@@ -60,12 +60,13 @@ def served(arguments, demos, tmp_path_factory):
 
 
 @contextlib.contextmanager
-def up(run, limits=WIDE, token=None, most=1024, tokens=256, log=False):
+def up(run, limits=WIDE, token=None, most=1024, tokens=256, log=False, flush=None):
     """(port, Service) of a server in a thread."""
     with service.serving(run, tokens, most, onednn=False) as one, serve.reserve("127.0.0.1", 0) as listening:
         listening.listen()
         app = web.build_app(one, card_facts(run.task, run.facts), limits, token, log)
-        server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None, log_level="error"))
+        told = {"log_config": None, "log_level": "error", "timeout_graceful_shutdown": flush}
+        server = uvicorn.Server(uvicorn.Config(app, lifespan="off", **told))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         try:
@@ -166,15 +167,16 @@ NOTE = {"text": f"{MARKER} has fever"}
 REFUSED = {
     "a long note": ({"text": MARKER * 200}, 413, "the note has 1800 characters; at most 1000"),
     "a long note in a list": ([NOTE, {"text": MARKER * 200}], 413, "note 1 has 1800 characters"),
-    "many notes": ([NOTE] * 9, 413, "9 notes; at most 8 per request"),
+    "many notes": ([NOTE] * 9, 413, "more than 8 notes; send them in parts"),
     "a long body": ({"text": MARKER * 9000}, 413, "the body has more than 20000 bytes"),
     "a body of MB": ({"text": MARKER * 10**6}, 413, "the body has more than 20000 bytes"),
     "no text": ({"text": " \n"}, 422, "the note has no text"),
     "missing": ([NOTE, {"row_id": MARKER}], 422, "note 1, text is missing"),
     "null": ({"text": None}, 422, "the note, text is no text"),
     "another field": ({**NOTE, MARKER: MARKER}, 422, "the note has a field that is neither text nor row_id"),
-    "a row id": ({**NOTE, "row_id": {MARKER: 1}}, 422, "the note, row_id is no text or number"),
-    "a row id of many digits": ({**NOTE, "row_id": 10**30}, 422, "the note, row_id is no text or number"),
+    "a row id": ({**NOTE, "row_id": {MARKER: 1}}, 422, "the note, row_id is no text or whole number"),
+    "a row id of many digits": ({**NOTE, "row_id": 10**30}, 422, "row_id is no text or whole number below"),
+    "half a row id": ({**NOTE, "row_id": 1.5}, 422, "the note, row_id is no text or whole number"),
     "a long row id": ({**NOTE, "row_id": MARKER * 30}, 422, "the note, row_id is longer than 200"),
     "a word": (MARKER, 422, "the note is no JSON object"),
     "a word in a list": ([MARKER], 422, "note 0 is no JSON object"),
@@ -246,6 +248,57 @@ def test_a_note_that_breaks_the_model_or_the_tokenizer_fails_alone(served, monke
     assert MARKER not in told and "RuntimeError in fails, line" in told and "ValueError in refuses" in told
 
 
+def test_a_list_is_read_up_to_its_first_fault():
+    with pytest.raises(web.ValidationError) as refused:
+        web.list_of(5).validate_json(b"[1, 2, 3]")
+    assert refused.value.error_count() == 1
+
+
+def unfinished(port):
+    """A connection that has sent half of a request's body."""
+    connection = socket.create_connection(("127.0.0.1", port), timeout=30)
+    head = "POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100"
+    connection.sendall(f"{head}\r\n\r\n{{".encode())
+    return connection
+
+
+def test_half_a_request_gets_503_when_the_server_ends(served, capfd):
+    with up(checkpoint.load(served["symptoms"]), flush=1) as (port, _):
+        connection = unfinished(port)
+        ask(port, body=NOTE)  # so the server has read the half
+    with connection:
+        answer = b"".join(iter(lambda: connection.recv(4096), b""))
+    assert answer.startswith(b"HTTP/1.1 503") and answer.endswith(
+        json.dumps({"detail": web.SAID[503]}).encode().replace(b": ", b":")
+    )
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_client_that_hangs_up_is_counted_as_gone(symptoms):
+    port, line = symptoms[0], 'serve_requests_total{path="/predict",status="499"} 1\n'
+    unfinished(port).close()
+    until = time.monotonic() + 30
+    while line not in ask(port, "/metrics")[1]:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def test_what_nobody_waits_for_is_not_read(served, monkeypatch):
+    run, read, really = checkpoint.load(served["symptoms"]), [], service.predict_rows
+    monkeypatch.setattr(service, "predict_rows", lambda *words: read.append(1) or really(*words))
+
+    async def gives_up(one):
+        waiting = asyncio.ensure_future(one.answer([f"{'fever ' * n}" for n in range(1, 200)]))
+        while not read:
+            await asyncio.sleep(0.001)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+
+    with service.serving(run, 8, onednn=False) as one:
+        asyncio.run(gives_up(one))
+    assert len(read) < 199 and one.totals["failed"] == 0
+
+
 def test_the_thread_outlives_a_fault(served, monkeypatch, capfd):
     with up(checkpoint.load(served["symptoms"])) as (port, _):
         monkeypatch.setattr(service, "next_batch", lambda *_: [][1])
@@ -314,7 +367,7 @@ def test_metrics_count_what_was_asked(symptoms):
     assert more('serve_requests_total{path="/predict",status="200"}') == 1
     assert more('serve_requests_total{path="/predict",status="422"}') == 1
     assert more('serve_requests_total{path="other",status="404"}') == 1
-    assert more("serve_notes_total") == 3 and more("serve_predict_seconds_count") == 2
+    assert more("serve_notes_total") == 3 and more("serve_predict_seconds_count") == 1
     assert after['serve_predict_seconds_bucket{le="+Inf"}'] == after["serve_predict_seconds_count"]
     assert after["serve_held_notes"] == 0 and not any(MARKER in name for name in after)
 
@@ -335,6 +388,15 @@ def test_the_api_is_described_and_nothing_is_loaded_from_elsewhere(symptoms):
 
 
 # --- the script
+
+
+def test_a_signal_is_heard_as_soon_as_it_serves(served):
+    words = [sys.executable, "serve.py", str(served["symptoms"]), "--port", "0", "--device", "cpu"]
+    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    lines = iter(process.stdout.readline, "")
+    assert any(line.startswith("serving ") for line in lines)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0 and "ended; 0 notes answered\n" in list(lines)
 
 
 def test_the_script_answers_what_it_has_taken_and_logs_no_text(served, tmp_path):
