@@ -21,7 +21,7 @@ import numpy as np
 from cli import BadInput, Parser, number, run_script
 from files import writable_directory
 from run import checkpoint, untrusted
-from run.engine import compare, said_by
+from run.engine import LEAST, compare, said_by
 from run.forms import FORMS, SMALLER, Files, in_fp32, open_file, parts_of_file, torch_call
 from run.inference import Notes, encode_examples
 from run.onnx_file import onnx_library, onnx_runtime
@@ -137,6 +137,11 @@ def write_checked(run, args, name, out):
         if not found.largest <= (TOLERANCE if form.precision == "fp32" else np.inf):  # NaN too
             raise BadInput(
                 f"{args.run}: {name} and PyTorch differ by {found.largest:.2g}; nothing was written"
+            )
+        if found.same < LEAST[form.precision]:
+            told = "more --calibration-notes may help" if form.precision == "int8" else "look at the notes"
+            print(
+                f"warning: that is less than the {LEAST[form.precision]:.0%} that --engine asks for; {told}"
             )
         return files.place(form, out)
 

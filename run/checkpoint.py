@@ -290,6 +290,9 @@ def load(directory):
         )
     untrusted.check_files(directory)
     facts, path = untrusted.read_run(directory, *untrusted.LOADED), weights_path(directory)
+    if not path.exists():
+        raise BadInput(f"{directory}: holds no weights, as runs of --recipe paper and of baselines.py; "
+                       "name another run")  # fmt: skip
     with untrusted.fitting(directory):
         task = untrusted.read_task(directory, facts)
         weights = untrusted.read_header(path)

@@ -128,7 +128,7 @@ def test_what_no_baseline_is_is_refused(fitted, refuses, tmp_path, arguments):
     assert "--technique: a baseline has none" in refuses(baselines.main, [*arguments, "--technique", "lora"])
     assert "has no baselines" in refuses(baselines.main, ["--task", "mlm", "--out", tmp_path])
     tfidf = fitted["symptoms"] / "tfidf"
-    assert "cannot be read" in refuses(train.main, [*arguments, "--out", tmp_path, "--start", tfidf])
+    assert "holds no weights" in refuses(train.main, [*arguments, "--out", tmp_path, "--start", tfidf])
     assert "error" in refuses(predict.main, [tfidf, "notes.csv"])
     shutil.copytree(tfidf, tmp_path / "tfidf")
     (tmp_path / "tfidf" / baseline.CONTENT).write_text('{"vocabulary": ["one"]}')

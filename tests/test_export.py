@@ -112,9 +112,12 @@ def test_a_run_of_int8_layers_is_written_with_their_values(onnx, runs, tmp_path,
 def test_int8_and_what_is_refused(onnx, made_once, runs, tmp_path, refuses, capsys, monkeypatch):
     base, dense, small = str(runs / "base"), tmp_path / "a.onnx", tmp_path / "b.onnx"
     export.main([base, "--to", "onnx", "--out", str(dense), "--count", "8"])
+    assert "warning" not in capsys.readouterr().out
+    monkeypatch.setitem(engine.LEAST, "int8", 1.01)
     export.main([base, "--to", "onnx", "--out", str(small), "--int8", "--count", "8"])
     assert small.stat().st_size < 0.8 * dense.stat().st_size
-    assert "onnxruntime int8: 8 notes of " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "onnxruntime int8: 8 notes of " in said and "warning: that is less than the 101%" in said
 
     to = ["--to", "onnx", "--out", tmp_path / "c.onnx"]
     assert "multiplies no bf16" in refuses(export.main, [base, *to, "--bf16"])
