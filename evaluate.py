@@ -66,9 +66,13 @@ def read_labelled(task, path):
 
 
 def unknown_labels(unknown):
-    """A sentence on labels that the run does not know; it names those that look like names, not like text."""
+    """A sentence on labels that the run does not know; it names those that look like names, not like text.
+
+    One of several words, or with digits, must be there five times: it could be a person's, or a remark.
+    """
     free_text = len(unknown) > max(5, unknown.total() / 3)  # nearly every row has another
-    names = [] if free_text else [name for name, _ in unknown.most_common() if not strange_names([name])]
+    named = [name for name, count in unknown.most_common() if count >= 5 or name.replace("_", "").isalpha()]
+    names = [] if free_text else [name for name in named if not strange_names([name])]
     shown = listed([f"{name} ({unknown[name]:,})" for name in names])
     hidden = f"{len(unknown) - len(names)} that look like text" if len(names) < len(unknown) else ""
     named = " and ".join(part for part in (shown, hidden) if part)
@@ -214,6 +218,8 @@ def evaluate_file(args):
     take_options(task, args)
     if checkpoint.is_finished(out) or out.resolve() == Path(args.run).resolve().parent:
         raise BadInput(f"--out {out}: holds the run's own scores; name another directory")
+    if Path(args.data).resolve().parent == out.resolve():
+        raise BadInput(f"--out {out}: holds --data, which could be written over; name another directory")
     writable_directory(out)
     examples = read_labelled(task, args.data)
     earlier, seen = earlier_rows(examples), learnt_from(args.run, examples)

@@ -33,7 +33,7 @@ case " $given " in
 esac
 
 case $seeds in
-  *[!0-9,]* | ,*)
+  *[!0-9,]* | ,* | 0)
     echo "error: run_all.sh: --seeds $seeds: give how many, or which, such as 3 or 1,5" >&2
     exit 2
     ;;

@@ -237,6 +237,11 @@ def with_trials(jobs, search, count, common, grid):
     A row is tuned in what its technique uses and its words in the grid do not fix. count: of trials; None =
     as many as the row with the fewest combinations has.
     """
+    alike = {*COMMON, "test", "seed", "fold", "out", "name", "start", "recipe"}
+    if shared := [name for name in search if name.replace("-", "_") in alike]:
+        raise BadInput(
+            f"--search {shared[0]}: is the same for all runs; search what a technique has, as lr or rank"
+        )
     combinations = {
         row: combinations_of(job.args, search, flags_of(grid[row], job.args.out, 2))
         for row, job in {job.row: job for job in jobs}.items()

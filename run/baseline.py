@@ -63,11 +63,13 @@ class Rule(Majority):
     """The task's own rule; the commonest label where it finds none."""
 
     def predict(self, examples):
-        """Probability 1 for the rule's label."""
+        """Probability 1 for the rule's label, or for each of its set."""
         commonest = int(np.argmax(self.content["shares"]))
-        found = [self.task.rule(text) for text in self.task.texts(examples)]
-        chosen = [commonest if label is None else label for label in found]
-        return self.task.from_probabilities(np.eye(len(self.task.labels))[chosen])
+        probabilities = np.zeros((len(examples), len(self.task.labels)))
+        for row, text in zip(probabilities, self.task.texts(examples), strict=True):
+            label = self.task.rule(text)
+            row[commonest if label is None else list(label) if isinstance(label, tuple) else label] = 1
+        return self.task.from_probabilities(probabilities)
 
 
 class TfIdf:

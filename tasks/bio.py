@@ -81,9 +81,13 @@ def _word_and_tag(fields, columns, where, tagged):
 
 
 def begins_running(lines):
-    """Whether a file begins as running text: the first two lines of words differ in length, without tabs."""
+    """Whether a file begins as running text: two lines with tags, of different length, without tabs.
+
+    A table or a plain note has none, and what looks like one there is not to be printed as a label.
+    """
     first = [line.split() for line in lines if not _ends_a_sentence(line, line.split(), 2, True)][:2]
-    return len(first) == 2 and len(first[0]) != len(first[1]) and not any("\t" in line for line in lines)
+    differ = len(first) == 2 and len(first[0]) != len(first[1]) and not any("\t" in line for line in lines)
+    return differ and all(any(map(TAG.fullmatch, fields)) for fields in first)
 
 
 def running_text(fields, where):

@@ -302,10 +302,9 @@ class Symptoms(LabelSets):
         return found
 
     def rule(self, text):
-        """Index of the label that the rule finds in a prepared text; None if it is none of the run's."""
-        names = LEXICON if self.options.top_k else self.labels
-        found = first_match(text, names)
-        return None if found is None or names[found] not in self.labels else self.labels.index(names[found])
+        """A note's label by the rule, of its prepared text; None if it is none of the run's."""
+        kept = [self.names.index(label) for label in self.labels if label in self.names]
+        return self._label_of(tuple(named(text, self.symptoms, self.options.negation)), kept)
 
     # --- what the splits must hold
 

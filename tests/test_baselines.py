@@ -80,6 +80,18 @@ def test_what_the_baselines_score(fitted):
     assert read_json(fitted["ner"] / "dictionary" / "run.json")["test"]["overall"]["F1"] > 0.3
 
 
+@pytest.mark.parametrize(
+    "flags",
+    ["--with-none", "--negation drop", "--negation label", "--multi-label", "--multi-label --with-none"]
+    + ["--top-k 5 --with-none", "--mask-labels"],
+)
+def test_the_rule_is_right_whichever_labels_it_makes(tmp_path, small, flags):
+    words = ["--data", str(small[0]), "--model", str(small[1]), "--only", "rule", *flags.split()]
+    baselines.main([*words, "--out", str(tmp_path)])
+    found = read_json(tmp_path / "rule" / "run.json")["test"]["overall"]
+    assert found["MicroF1" if "--multi-label" in flags else "Accuracy"] == 1
+
+
 def test_sets_have_a_regression_per_label(tmp_path, demos):
     words = ["--task", "trials", "--multi-label", "--data", str(demos["trials"][0]), "--out", str(tmp_path)]
     baselines.main([*words, "--only", "tfidf", "--threshold", "auto"])

@@ -133,12 +133,13 @@ def test_unknown_labels_are_left_out_counted_and_named(trained, tmp_path, capsys
         (20, "x", "Flu"),
         (21, "y", "Flu"),
         (22, "z", secret),
+        (23, "q", "Jane Doe"),
     ]
     data = write_notes(tmp_path / "n.csv", rows, ("ROW_ID", "context", "label"))
     found, said = score(run, data, tmp_path / "out", capsys)
-    assert "data: 23 rows, 3 with a label that the run does not know -> 20 texts" in said
-    assert "note: 3 labels that the run does not know are left out: Flu (2) and 1 that look like text" in said
-    assert found["eval_samples"] == 20 and secret not in said
+    assert "data: 24 rows, 4 with a label that the run does not know -> 20 texts" in said
+    assert "note: 4 labels that the run does not know are left out: Flu (2) and 2 that look like text" in said
+    assert found["eval_samples"] == 20 and secret not in said and "Jane" not in said
     header = ("ROW_ID", "context", "Reason")
     other = write_notes(tmp_path / "m.csv", [(i, f"t {i}", f"Jane {i}") for i in range(9)], header)
     line = refuses(evaluate.main, [run, "--data", other, "--label-column", "reason", "--out", tmp_path / "x"])
@@ -146,6 +147,9 @@ def test_unknown_labels_are_left_out_counted_and_named(trained, tmp_path, capsys
     assert not (tmp_path / "x/eval_metrics.json").exists()
     for out in (run, run.parent):
         assert "holds the run's own scores" in refuses(evaluate.main, [run, "--data", data, "--out", out])
+    assert "holds --data, which could be" in refuses(
+        evaluate.main, [run, "--data", data, "--out", data.parent]
+    )
     mixed = write_notes(
         tmp_path / "o.csv", [*rows[:9], *((i, f"t {i}", f"Jane {i}") for i in range(9))], header
     )

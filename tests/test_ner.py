@@ -303,7 +303,9 @@ def test_the_sample_of_the_published_project_is_read_as_it_stands(tmp_path, caps
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("EU NNP B-NP B-ORG\nrejects VBZ secret\n", "line 1: a tag that follows no word"),
+        ("EU NNP B-NP B-ORG\nrejects VBZ B-NP\n", "line 1: a tag that follows no word"),
+        ("EU NNP B-NP B-ORG\nrejects VBZ secret\n", "line 2: 3 columns where there should be 4"),
+        ("ROW_ID,TEXT\n1,secret B-secret and I-131\n", "line 1: 1 columns where there should be 2"),
         ("a secret B-x\nb I-x\nO\n", "line 3: a tag that follows no word"),
         ("a O\nb O\nc secret B-x\n", "line 3: 3 columns where there should be 2"),
         ("a\tO\nb secret\tO\tO\n", "line 2: 3 columns where there should be 2"),

@@ -246,4 +246,7 @@ def test_tuning_gives_every_row_as_many_trials_and_keeps_the_best_on_validation(
     assert "other settings than --search has" in refuses(sweep.main, [*call, "--search", "lr=3e-4,5e-4"])
     assert "has only 2 combinations" in refuses(sweep.plan_sweep, [*call, "--trials", "3"])
     assert "no row is tuned in sparsity" in refuses(sweep.plan_sweep, [*call, "--search", "sparsity=0.1,0.2"])
+    for shared in ("split-seed", "seed", "fraction"):
+        line = refuses(sweep.plan_sweep, [*call, "--search", f"{shared}=1,0.5"])
+        assert f"--search {shared}: is the same for all runs" in line
     assert "such as lr=1e-5,3e-5" in refuses(sweep.plan_sweep, [*call, "--search", "lr=1"])
