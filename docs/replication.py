@@ -656,8 +656,9 @@ def more_epochs(rises, first):
     if not judged:
         return f"{claim} is not judged on one seed."
     found = verdict([over_seeds(moves) for moves in judged.values()])
+    together = " together" if len(judged) > 1 else ""
     rest = "; the other ranks have one seed" if len(judged) < len(rises) else ""
-    return f"{claim}: **{found}** at rank {', '.join(map(str, judged))}{rest}."
+    return f"{claim}: **{found}** for rank {', '.join(map(str, judged))}{together}{rest}."
 
 
 def label_lines(rows):

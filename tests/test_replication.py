@@ -98,7 +98,7 @@ def test_the_page_says_what_the_files_say(folder, tmp_path, capsys):
         0 < by_rate == pytest.approx(4 / 40**0.5, abs=0.02)
     )  # tau-b of 4 pairs of 10, 6 tied; seeds may tie more
     assert "| 0.5075 | 0.5600 | +5.2 [" in rows["base"] and "| +40.2 [" in rows["rank 32"]
-    assert 'The claim "low rank needs more than 5 epochs": **holds** at rank 32.' in text
+    assert 'The claim "low rank needs more than 5 epochs": **holds** for rank 32.' in text
     assert "Seed 1: trained on a CPU; commit c1.\n\nSeed 2: trained on a CPU; commit c2." in text
     assert "2 different sets of five labels; in all of them: pain" in text
     assert "\nTrained on a CPU; commit abc." in text
