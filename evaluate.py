@@ -71,8 +71,8 @@ def unknown_labels(unknown):
     One of several words, or with digits, must be there five times: it could be a person's, or a remark.
     """
     free_text = len(unknown) > max(5, unknown.total() / 3)  # nearly every row has another
-    named = [name for name, count in unknown.most_common() if count >= 5 or name.replace("_", "").isalpha()]
-    names = [] if free_text else [name for name in named if not strange_names([name])]
+    plain = [name for name, count in unknown.most_common() if count >= 5 or name.replace("_", "").isalpha()]
+    names = [] if free_text else [name for name in plain if not strange_names([name])]
     shown = listed([f"{name} ({unknown[name]:,})" for name in names])
     hidden = f"{len(unknown) - len(names)} that look like text" if len(names) < len(unknown) else ""
     named = " and ".join(part for part in (shown, hidden) if part)

@@ -32,7 +32,7 @@ import torch
 from tqdm import tqdm
 
 import train
-from cli import BadInput, Parser, number, run_script, seed_list
+from cli import BadInput, Parser, keyword, number, run_script, seed_list
 from data import collate, digest
 from fast import cpu
 from files import Busy, read_json, writable_directory, write_json, write_whole
@@ -238,7 +238,7 @@ def with_trials(jobs, search, count, common, grid):
     as many as the row with the fewest combinations has.
     """
     alike = {*COMMON, "test", "seed", "fold", "out", "name", "start", "recipe"}
-    if shared := [name for name in search if name.replace("-", "_") in alike]:
+    if shared := [name for name in search if keyword(name) in alike]:
         raise BadInput(
             f"--search {shared[0]}: is the same for all runs; search what a technique has, as lr or rank"
         )

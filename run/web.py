@@ -90,9 +90,10 @@ def parse_notes(body, limits):
     try:
         notes = list_of(limits.notes).validate_json(body) if many else [ONE.validate_json(body)]
     except ValidationError as error:
-        if error.errors(include_url=False, include_input=False)[0]["type"] == "too_long":
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        if first["type"] == "too_long":
             raise HTTPException(413, f"more than {limits.notes} notes; send them in parts") from None
-        raise HTTPException(422, fault_of(error, many)) from None
+        raise HTTPException(422, fault_of(first, many)) from None
     if not notes:
         raise HTTPException(422, "the list holds no note")
     for number, note in enumerate(notes):
@@ -105,9 +106,8 @@ def parse_notes(body, limits):
     return notes, many
 
 
-def fault_of(error, many):
+def fault_of(first, many):
     """The first fault of a body, in one line: its place, by names of ours and numbers, and the rule."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     if first["type"] == "json_invalid":
         return f"the body is not JSON: {first['msg'].partition(': ')[2]}"
     at = [part for part in first["loc"] if isinstance(part, int) or part in SentNote.model_fields]
@@ -117,13 +117,8 @@ def fault_of(error, many):
         "extra_forbidden": "has a field that is neither text nor row_id",
         "string_too_long": "is longer than 200 characters",
     }.get(first["type"])
-    rule = rule or (
-        "is no JSON object"
-        if not at
-        else "is no text"
-        if at[0] == "text"
-        else "is no text or whole number below 2^63"
-    )
+    kinds = {"text": "is no text", "row_id": "is no text or whole number below 2^63"}
+    rule = rule or kinds.get(at[0] if at else None, "is no JSON object")
     return ", ".join([where, *map(str, at[:1])]) + f" {rule}"
 
 
