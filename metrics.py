@@ -204,6 +204,16 @@ def answer_calibration(right, said):
     return {"ECE": gap(points), "Brier": brier(right[:, None], said[:, None]), "bins": points}
 
 
+def likeliest_answers(truth, probabilities):
+    """(which are right, their probability) of the answers that calibration is about, (N, L) each.
+
+    truth and probabilities as for fit_temperature: of classes the likeliest one, so (N, 1).
+    """
+    if truth.ndim == 2:
+        return truth, probabilities
+    return (probabilities.argmax(1) == truth)[:, None], probabilities.max(1)[:, None]
+
+
 def calibration_scores(truth, probabilities, temperature=None):
     """{"temperature", "plain": {"ECE", "Brier", "bins"}, "scaled": the same after scaling, or None}.
 
@@ -212,10 +222,8 @@ def calibration_scores(truth, probabilities, temperature=None):
     """
 
     def scores(said):
-        if truth.ndim == 2:
-            return answer_calibration(truth.ravel(), said.ravel())
-        likeliest = answer_calibration(said.argmax(1) == truth, said.max(1))
-        return {**likeliest, "Brier": brier(truth, said)}
+        found = answer_calibration(*map(np.ravel, likeliest_answers(truth, said)))
+        return found if truth.ndim == 2 else {**found, "Brier": brier(truth, said)}
 
     scaled = temperature and scores(tempered(probabilities, temperature, truth.ndim == 2))
     return {"temperature": temperature, "plain": scores(probabilities), "scaled": scaled}
@@ -475,6 +483,19 @@ def weighted_multi_label(truth, called):
         "MacroF1": weighted_sums(counts, _macro_f1_of_sums),
         "Accuracy": weighted_sums(np.stack([right, np.ones_like(right)], 1), _share_of_sums),
     }
+
+
+def weighted_calibration(truth, probabilities):
+    """{score: function of weights} for calibration_scores."""
+    right, said = likeliest_answers(truth, probabilities)
+    held = np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], said)  # the bin of each answer
+    apart = ((np.arange(BINS) == held[..., None]) * (said - right)[..., None]).sum(1)  # (N, BINS)
+    exact = probabilities if truth.ndim == 2 else probabilities / probabilities.sum(1, keepdims=True)
+    true = truth if truth.ndim == 2 else truth[:, None] == np.arange(probabilities.shape[1])
+    errors = np.square(exact - true).sum(1) / (probabilities.shape[1] if truth.ndim == 2 else 1)  # (N,)
+    share = weighted_sums(np.stack([errors, np.ones_like(errors)], 1), _share_of_sums)
+    gaps = weighted_sums(apart, lambda sums: np.abs(sums).sum(-1) / said.shape[1])
+    return {"ECE": lambda weights: gaps(weights) / weights.sum(-1), "Brier": share}
 
 
 def weighted_masked_tokens(counts):

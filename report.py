@@ -180,7 +180,8 @@ def score_cells(task, tests, found):
         apart = f"{next(iter(task.headline))}_from_base"
         cells |= {f"from_base{end}": found[apart + end] for end in ("", "_low", "_high")}
         cells |= {"p_holm": found["p_holm"], "told": found["told"]}
-    return cells | calibration_cells(tests[0].get("calibration"))
+    calibrations = [calibration_cells(test.get("calibration")) for test in tests]
+    return cells | {name: mean_or_none([own.get(name) for own in calibrations]) for name in calibrations[0]}
 
 
 def against_base_cells(out, name, runs):
@@ -222,7 +223,7 @@ def report_facts(task, homes, seeds, timings):
         "data": {key: first["data"][key] for key in ("rows", "notes", "subjects", "sizes", "splits")},
         **published_facts(task, REFERENCE),
         **label_facts(task, seeds),
-        **group_facts(task, runs),
+        **group_facts(task, seeds),
         "machine": first["machine"],
         "trained_on": {name: described(run["machine"]) for name, run in runs.items()},
         "trained_at": {name: run["machine"]["commit"] for name, run in runs.items()},
@@ -252,20 +253,29 @@ def label_facts(task, runs):
 
 
 def group_facts(task, runs):
-    """{column: {value: test notes, the score of each run}} of groups that all runs have, and which score."""
-    found, every = {}, [run.get("groups", {}) for run in runs.values()]
-    for column, groups in every[0].items():
+    """{column: {value: test notes, the score of each run}} of groups that all runs have, and which score.
+
+    runs {name: [run.json of each seed]}; a score is the mean over the seeds.
+    """
+    found = {}
+    for column, groups in next(iter(runs.values()))[0].get("groups", {}).items():
         found[column] = {
             value: {
                 "count": group["count"],
                 "score": {
-                    name: own.get(column, {}).get(value, {}).get("overall", {}).get(task.group_score)
-                    for name, own in zip(runs, every, strict=True)
+                    name: mean_or_none([group_score(task, run, column, value) for run in seeds])
+                    for name, seeds in runs.items()
                 },
             }
             for value, group in groups.items()
         }
     return {"groups": found, "group_score": task.headline.get(task.group_score, task.group_score)}
+
+
+def group_score(task, run, column, value):
+    """The score that suits groups, of one group of a run; None if the run lacks it."""
+    group = run.get("groups", {}).get(column, {}).get(value, {})
+    return group.get("overall", {}).get(task.group_score)
 
 
 def differing_arguments(runs):

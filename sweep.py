@@ -37,13 +37,15 @@ from data import collate, digest
 from fast import cpu
 from files import Busy, read_json, writable_directory, write_json, write_whole
 from run import arguments, baseline, checkpoint, inference, plots
-from run.evidence import compare_runs, evidence_facts
+from run.evidence import compare_groups, compare_runs, evidence_facts
 from run.machine import this_machine
-from run.results import pareto, read_rows, shown, techniques_of, write_rows
+from run.results import pareto, read_sweep, shown, techniques_of, write_rows
 from run.tables import FRONTS, sweep_page
 from run.tuning import combinations_of, search_facts, tune, values_of
 from run.untrusted import COMPARED, read_run
 from tasks import TASKS, demo
+from tasks.groups import members_of
+from tasks.task import Task
 
 GRID = Path(__file__).parent / "experiments" / "grid.json"
 
@@ -88,6 +90,7 @@ class Sweep(NamedTuple):
     out: Path
     rounds: int  # of the timing
     train_only: bool
+    subgroups: str | None
     jobs: list  # seed by seed, fold by fold, in the grid's order
     search: dict  # {argument: values to try}
 
@@ -208,6 +211,7 @@ def plan_sweep(argv=None):
     )  # fmt: skip
     add("--trials", type=number(int, 2, 10**4), default=None, help="settings tried for each row (all it has)")
     add("--baselines", action="store_true", help="rows of baselines.py, too (off)")
+    add("--subgroups", default=None, help="columns, comma-separated: scores of each of their values (none)")
     add(
         "--train-only",
         action="store_true",
@@ -225,7 +229,10 @@ def plan_sweep(argv=None):
     jobs, search = plan_jobs(grid, common, args.seeds, args.folds, out), dict(args.search)
     if search:
         jobs = with_trials(jobs, search, args.trials, common, grid)
-    return Sweep(common, args.seeds, args.folds, grid, out, args.rounds, args.train_only, jobs, search)
+    if args.subgroups and "--subgroups" not in TASKS[given.task].OPTIONS:
+        raise BadInput(f"--subgroups: {given.task} has no groups by column; leave it out")
+    told = args.rounds, args.train_only, args.subgroups
+    return Sweep(common, args.seeds, args.folds, grid, out, *told, jobs, search)
 
 
 # --- tuning ---------------------------------------------------------------------------------------
@@ -412,6 +419,25 @@ def sweep_rows(task, made, times):
     return rows
 
 
+def groups_of(sweep):
+    """{column: {value: row ids of its test notes, those of all folds}}; {} without groups."""
+    given = arguments.parse_arguments(sweep.common)
+    cls = TASKS[given.task]
+    if not sweep.subgroups and cls.mark is Task.mark:
+        return {}
+    own = {"subgroups": sweep.subgroups} if sweep.subgroups else {}
+    task, examples = cls(**{**arguments.options_of(cls, given), **own}), []
+    path = demo.make(sweep.out / "demo", task.name)[0] if given.data == "demo" else given.data
+    for fold in range(1, sweep.folds + 1):
+        test = [fold, sweep.folds] if sweep.folds > 1 else given.test
+        splits, _ = task.load(str(path), given.fraction, given.validation, test, given.split_seed)
+        examples += splits["test"]
+    return {
+        column: {value: {examples[i].row_id for i in numbers} for value, numbers in groups.items()}
+        for column, groups in members_of(examples).items()
+    }
+
+
 def sweep_facts(sweep, made, base, encoded):
     """What the tables need beside the rows, for sweep.json."""
     task, data = base.task, base.facts["data"]
@@ -419,6 +445,8 @@ def sweep_facts(sweep, made, base, encoded):
         "task": task.name,
         "unit": task.unit,
         "headline": task.headline,
+        "calibrated": task.sure_of,
+        "group_score": task.group_score,
         "demonstration": base.facts["demonstration"],
         "grid": sweep.grid,
         "arguments": list(map(shown, sweep.common)),
@@ -452,6 +480,7 @@ def main(argv=None):
     cpu.keep_memory()
     out = writable_directory(sweep.out)
 
+    groups = {} if sweep.train_only else groups_of(sweep)  # a wrong column is refused before the training
     train_all(sweep.jobs)
     made, first = made_runs(sweep), sweep.places[0][0]
     if sweep.train_only:
@@ -461,13 +490,14 @@ def main(argv=None):
 
     write_rows(out / "sweep.csv", sweep_rows(base.task, made, times))
     write_json(out / "sweep.json", sweep_facts(sweep, made, base, encoded))
-    rows, facts = (
-        read_rows(out / "sweep.csv"),
-        read_json(out / "sweep.json"),
-    )  # as docs/results.py reads them
-    write_whole(out / "sweep.md", sweep_page(rows, facts))
+    (out / "sweep_groups.csv").unlink(missing_ok=True)  # of an earlier call with --subgroups
+    if groups:
+        write_rows(out / "sweep_groups.csv", compare_groups(base.task, made, groups))
+
+    rows, facts, groups = read_sweep(out / "sweep.csv")  # as docs/results.py reads them
+    write_whole(out / "sweep.md", sweep_page(rows, facts, groups))
     plots.plot_sweep(rows, facts, out)
-    print(sweep_page(rows, facts))
+    print(sweep_page(rows, facts, groups))
     return out
 
 

@@ -17,6 +17,9 @@ from run.untrusted import COMPARED, fitting, read_run
 LEVEL = 0.05  # of the p values, after Holm's correction, below which a difference from base is significant
 
 
+CALIBRATION = ("ECE", "Brier", "ECE_scaled", "Brier_scaled")  # not shares; less is better
+
+
 class SeedAnswers(NamedTuple):
     """What the runs of one seed answered: one run, or one for each fold, whose test notes are joined."""
 
@@ -27,29 +30,49 @@ class SeedAnswers(NamedTuple):
     clusters: tuple  # of each note its patient's or document's number
 
 
-def read_answers(task, directories):
-    """The SeedAnswers of the runs in some directories, one for each fold."""
-    rows, clusters = [], []
-    for fold, directory in enumerate(map(Path, directories)):
-        table = read_table(directory / "predictions.csv")
-        rows += table
-        clusters += [(fold, row.get("cluster", f"row {at}")) for at, row in enumerate(table)]
+def read_answers(task, directories, only=None):
+    """The SeedAnswers of the runs in some directories, one for each fold.
+
+    only: row ids of the test notes to look at; None = all.
+    """
     runs = [read_run(directory, *COMPARED) for directory in directories]
-    split, overall = tuple(run.get("data", {}).get("split") for run in runs), runs[0]["test"]["overall"]
+    rows, clusters, temperatures = [], [], []
+    for fold, (directory, run) in enumerate(zip(directories, runs, strict=True)):
+        for at, row in enumerate(read_table(Path(directory) / "predictions.csv")):
+            if only is None or row["row_id"] in only:
+                rows.append(row)
+                clusters.append((fold, row.get("cluster", f"row {at}")))
+                temperatures.append(run.get("task", {}).get("temperature"))
+    split, test = tuple(run.get("data", {}).get("split") for run in runs), runs[0]["test"]
+    own = {**calibration_of(test), **test["overall"]} if len(runs) == 1 and only is None else {}
     if not rows:  # a task without one answer per note
-        if len(directories) > 1:
+        if not own:
             raise BadInput(f"{directories[0]}: no predictions.csv, so its folds cannot be joined")
-        return SeedAnswers(split, overall, {}, (), ())
+        return SeedAnswers(split, own, {}, (), ())
     with fitting(directories[0]):
         joined, weighted = task.rescored(rows)
+        calibrated = task.recalibrated(rows, temperatures)
+        once = np.ones((1, len(rows)), np.float32)
+        joined |= {name: float(score(once)[0]) for name, score in calibrated.items()}
     numbers = {name: at for at, name in enumerate(dict.fromkeys(clusters))}
     return SeedAnswers(
         split,
-        joined if len(directories) > 1 else overall,
-        weighted,
+        {**joined, **own},
+        {**weighted, **calibrated},
         tuple(row["row_id"] for row in rows),
         tuple(numbers[name] for name in clusters),
     )
+
+
+def calibration_of(test):
+    """{score of CALIBRATION: value} of a run's test scores; what there is."""
+    kinds = test.get("calibration") or {}
+    return {
+        f"{name}{end}": kinds[kind][name]
+        for kind, end in (("plain", ""), ("scaled", "_scaled"))
+        if kinds.get(kind)
+        for name in ("ECE", "Brier")
+    }
 
 
 class Scored(NamedTuple):
@@ -81,21 +104,24 @@ class Bootstrap:
         return Scored(values, np.stack(columns, 1))
 
 
-def spread_cells(name, scored, answers, is_share=True):
+def spread_cells(name, scored, answers, unbounded=()):
     """Cells of one score: mean, least, most, standard deviation over the seeds, 95% interval.
 
-    is_share: whether it lies between 0 and 1.
+    unbounded: positive scores that are no shares. Those of CALIBRATION have their mean alone: with few notes
+    ECE is too high by chance, which its difference from another run's is not.
     """
     values, notes, clusters = scored.values, len(answers[0].notes), len(set(answers[0].clusters))
+    if name in CALIBRATION:
+        return {name: statistics.mean(values)}
     cells = {name: statistics.mean(values), f"{name}_least": min(values), f"{name}_most": max(values)}
     if len(values) > 1:
         cells[f"{name}_sd"] = statistics.stdev(values)
     if scored.resampled is not None:
         variance = stats.variance_of_mean(values, scored.resampled, clusters)
-        if is_share:
-            low, high = stats.interval(cells[name], variance, notes)
-        else:
+        if name in unbounded:
             low, high = stats.positive_interval(cells[name], variance)
+        else:
+            low, high = stats.interval(cells[name], variance, notes)
         cells |= {f"{name}_low": low, f"{name}_high": high}
     return cells
 
@@ -114,26 +140,30 @@ def base_cells(name, scored, base, clusters):
     return cells
 
 
-def compare_runs(task, made):
-    """{name: cells} of every headline score of runs, and whether they differ significantly from "base".
+def compare_runs(task, made, only=None, scores=None):
+    """{name: cells} of scores of runs, and whether they differ significantly from "base".
 
-    made {name: [[run directory of each fold] of each seed]}. The first score is tested: `p_holm` is its p
-    value after Holm's correction for all runs, `told` "better", "worse" or "no". A run that answered other
-    notes than base is not compared with it.
+    made {name: [[run directory of each fold] of each seed]}; only: row ids of the test notes to look at, None
+    = all; scores: None = the headline scores and CALIBRATION. The first is tested: `p_holm` is its p
+    value after Holm's correction for all runs, `told` "better", "worse" or "no"; so are ECE and Brier
+    (`ECE_p_holm`, `ECE_told`). A run that answered other notes than base is not compared with it.
     """
-    answers = {name: [read_answers(task, folds) for folds in seeds] for name, seeds in made.items()}
+    answers = {name: [read_answers(task, folds, only) for folds in seeds] for name, seeds in made.items()}
     bootstrap, cells = Bootstrap(), {name: {} for name in made}
-    for score in task.headline:
+    scores = scores or tuple(dict.fromkeys((*task.headline, *CALIBRATION)))
+    for score in scores:
         scored = {name: bootstrap.score(seeds, score) for name, seeds in answers.items()}
         base = scored.get("base")
         for name, found in scored.items():
             if found is None:
                 continue
-            cells[name] |= spread_cells(score, found, answers[name], score not in task.unbounded)
+            cells[name] |= spread_cells(score, found, answers[name], task.unbounded)
             if base and same_notes(answers[name], answers["base"]):
                 clusters = len(set(answers[name][0].clusters))
                 cells[name] |= base_cells(score, found, base, clusters)
-    mark(cells, next(iter(task.headline)))
+    mark(cells, scores[0])
+    for score in ("ECE", "Brier"):
+        mark(cells, score, f"{score}_", less_is_better=True)
     return cells
 
 
@@ -142,14 +172,32 @@ def same_notes(answers, others):
     return len({(seed.split, seed.notes) for seed in [*answers, *others]}) == 1
 
 
-def mark(cells, score):
-    """Add p_holm and told to the cells of every run that was tested against base."""
+def mark(cells, score, prefix="", less_is_better=False):
+    """Add p_holm and told, behind a prefix, to the cells of every run that was tested against base."""
     tested = [name for name in cells if name != "base" and f"{score}_p" in cells[name]]
     corrected = stats.holm([cells[name][f"{score}_p"] for name in tested])
     for name, p in zip(tested, corrected, strict=True):
-        better = cells[name][f"{score}_from_base"] > 0
+        better = (cells[name][f"{score}_from_base"] > 0) != less_is_better
         told = ("better" if better else "worse") if p < LEVEL else "no"
-        cells[name] |= {"p_holm": p, "told": told}
+        cells[name] |= {f"{prefix}p_holm": p, f"{prefix}told": told}
+
+
+def compare_groups(task, made, groups):
+    """Rows: each run on each group of test notes by task.group_score, as compare_runs has them.
+
+    groups {column: {value: row ids}}. Holm's correction is for all runs and groups of a column together.
+    """
+    rows, score = [], task.group_score
+    for column, members in groups.items():
+        cells = {}
+        for value, ids in members.items():
+            for name, own in compare_runs(task, made, ids, (score,)).items():
+                cells[value, name] = {"column": column, "value": value, "notes": len(ids), "run": name} | own
+        tested = [row for row in cells.values() if "p_holm" in row]
+        for row, p in zip(tested, stats.holm([row[f"{score}_p"] for row in tested]), strict=True):
+            row |= {"p_holm": p} | ({"told": "no"} if p >= LEVEL else {})
+        rows += cells.values()
+    return rows
 
 
 def evidence_facts(task, made):

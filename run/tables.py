@@ -52,15 +52,89 @@ def described(machine):
 # --- a sweep --------------------------------------------------------------------------------------
 
 
-def sweep_page(rows, facts):
-    """sweep.md: the conditions, the table, and what train.py was told for each row."""
+def sweep_page(rows, facts, groups=()):
+    """sweep.md: the conditions, the tables, and what train.py was told for each row."""
     folds = f" in {folds_of(facts)} folds" * (folds_of(facts) > 1)
     title = f"# {facts['task']}: {len(rows)} runs, {counted(len(facts['seeds']), 'seed')}{folds}"
     banner = [f"**{demo.BANNER}**", ""] if facts["demonstration"] else []
     told = told_words(facts)
     lines = [title, "", *banner, sweep_conditions(facts), "", *sweep_table(rows, facts), ""]
     lines += [*told_lines(rows, facts), ""] if told_lines(rows, facts) else []
+    lines += sweep_details(rows, facts, groups, "##")
     return "\n".join([*lines, "What train.py was told for each run:", "", *told, ""])
+
+
+def sweep_details(rows, facts, groups, level):
+    """Lines: the calibration of a sweep's rows, their scores by group; level: the marks of the headings."""
+    lines = []
+    if any("ECE" in row for row in rows) and "calibrated" in facts:
+        lines += [f"{level} Calibration on the test split", "", calibration_reading(facts), ""]
+        lines += [*sweep_calibration(rows), "", *calibration_told(rows)]
+    for column in dict.fromkeys(row["column"] for row in groups):
+        members = [row for row in groups if row["column"] == column]
+        lines += [f"{level} By {column}", "", *sweep_groups(members, facts), ""]
+    return lines
+
+
+def sweep_calibration(rows):
+    """Lines of a table: calibration of each row, as it is and scaled, with its distance from base."""
+    tested = any("ECE_told" in row for row in rows)
+    header, names = ["run"], {"ECE": "ECE", "Brier": "Brier score"}
+    for wording in names.values():
+        header += [wording, "from base (points)", *["significant"] * tested, f"{wording}, scaled"]
+    body = []
+    for row in rows:
+        body.append([row["run"]])
+        for name in names:
+            body[-1] += [formatted(row.get(name)), *apart_cells(row, name, tested)]
+            body[-1] += [formatted(row.get(f"{name}_scaled"))]
+    return markdown_table(header, body)
+
+
+def apart_cells(row, name, tested):
+    """Cells: a row's distance from base in a score of calibration; if rows are tested, its significance."""
+    if f"{name}_told" in row:
+        told = {"told": row[f"{name}_told"], "p_holm": row[f"{name}_p_holm"]}
+        return distance_cells(row | told, f"{name}_from_base")
+    apart = row.get(f"{name}_from_base") if row["run"] != "base" else None
+    return ["" if apart is None else in_points(apart), *[""] * tested]
+
+
+def calibration_told(rows):
+    """Lines: which rows are calibrated significantly worse or better than base."""
+    found = []
+    for name, wording in (("ECE", "ECE"), ("Brier", "Brier score")):
+        for way in ("worse", "better"):
+            if runs := [row["run"] for row in rows if row.get(f"{name}_told") == way]:
+                found.append(f"By {wording} significantly {way} than base: {', '.join(runs)}.")
+    if not found and any("ECE_told" in row for row in rows):
+        found = ["No row is significantly better or worse calibrated than base."]
+    return [" ".join(found), ""] if found else []
+
+
+def sweep_groups(rows, facts):
+    """Lines: base's score on each group of a column, and how far the other rows are from it."""
+    score = facts["group_score"]
+    runs = [name for name in dict.fromkeys(row["run"] for row in rows) if name != "base"]
+    told = (
+        f"Base: {facts['headline'].get(score, score)} [95% interval]; the others: points from base, bold "
+        "where the difference is significant, with Holm's correction for all of this table. Groups of fewer "
+        "than ten are pooled."
+    )
+    body = []
+    for value in dict.fromkeys(row["value"] for row in rows):
+        cells = {row["run"]: row for row in rows if row["value"] == value}
+        base = cells["base"]
+        body.append([str(value), f"{base['notes']:,}", with_interval(base, score)])
+        body[-1] += [group_points(cells[name], score) for name in runs]
+    return [told, "", *markdown_table([rows[0]["column"], f"test {row_unit(facts)}", "base", *runs], body)]
+
+
+def group_points(row, score):
+    """'-0.46', in points from base, bold if that is significant; empty if the score is undefined."""
+    apart = row.get(f"{score}_from_base")
+    text = "" if apart is None else in_points(apart)
+    return f"**{text}**" if text and row.get("told", "no") != "no" else text
 
 
 def sweep_scores(rows, facts):

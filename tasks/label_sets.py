@@ -170,14 +170,26 @@ class LabelSets(Task):
         """The true names, joined by ;."""
         return self._names(self._truth([example])[0])
 
+    def read_back(self, rows):
+        """Of sets, too: their names are joined by ;."""
+        truth, called, probabilities = super().read_back(rows)
+        if self.sets:
+            truth, called = (
+                np.array([[f";{name};" in f";{row[key]};" for name in self.labels] for row in rows])
+                for key in ("label", "predicted")
+            )
+        return truth, called, probabilities
+
+    def certainty_of(self, rows):
+        """Of label sets every label's probability, (N, L)."""
+        truth, _, probabilities = self.read_back(rows)
+        return (truth, probabilities) if self.sets else super().certainty_of(rows)
+
     def rescored(self, rows):
         """Classes as single labels, sets by metrics.multi_label."""
         if not self.sets:
             return super().rescored(rows)
-        truth, called = (
-            np.array([[f";{name};" in f";{row[key]};" for name in self.labels] for row in rows])
-            for key in ("label", "predicted")
-        )
+        truth, called, _ = self.read_back(rows)
         scores = metrics.multi_label(truth, called, self.labels)
         return scores.overall, metrics.weighted_multi_label(truth, called)
 

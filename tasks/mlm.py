@@ -205,6 +205,9 @@ class Mlm(Task):
         for block, (right, masked, surprise, at) in enumerate(predictions, 1):
             yield block, examples[int(at)].subject, [int(right), int(masked), f"{surprise:.6f}"]
 
+    def certainty_of(self, rows):
+        """None: they state no probabilities."""
+
     def rescored(self, rows):
         """Accuracy, cross-entropy and perplexity of the blocks."""
         counts = np.array([[float(row[column]) for column in self.stored_columns()] for row in rows])

@@ -346,6 +346,9 @@ class Ner(Task):
         """The true spans, written the same."""
         return _spelled([self.labels[i] for i in example.label])
 
+    def certainty_of(self, rows):
+        """None: they state no probabilities."""
+
     def rescored(self, rows):
         """Exact spans, counted by sentence."""
         pairs = [(set(row["label"].split()), set(row["predicted"].split())) for row in rows]

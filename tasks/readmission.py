@@ -319,6 +319,11 @@ class Readmission(Task):
         """That of a return."""
         return list(probabilities[:, 1])
 
+    def certainty_of(self, rows):
+        """The probability of a return, (N, 1)."""
+        truth, _, probabilities = self.read_back(rows)
+        return truth[:, 1:], probabilities[:, 1:]
+
     def rescored(self, rows):
         """metrics.binary of predictions.csv."""
         truth, called, probabilities = self.read_back(rows)

@@ -661,6 +661,25 @@ class Task:
         columns = [f"p_{label}" for label in self.labels]
         return truth, called, np.array([[float(row[column]) for column in columns] for row in rows])
 
+    def certainty_of(self, rows):
+        """certainty() of the rows of predictions.csv; None if they state no probabilities."""
+        truth, _, probabilities = self.read_back(rows)
+        return truth.argmax(1), probabilities
+
+    def recalibrated(self, rows, temperatures):
+        """{score: function of weights (R, N) -> (R,)} of calibration, plain and scaled, of predictions.csv.
+
+        temperatures: of each row that of its run, or None. {} for a task whose rows state no probabilities.
+        """
+        if not (found := self.certainty_of(rows)):
+            return {}
+        truth, probabilities = found
+        plain, scaled = metrics.weighted_calibration(truth, probabilities), {}
+        if None not in temperatures:
+            tempered = metrics.tempered(probabilities, np.array(temperatures)[:, None], truth.ndim == 2)
+            scaled = metrics.weighted_calibration(truth, tempered)
+        return {**plain, **{f"{name}_scaled": score for name, score in scaled.items()}}
+
     def rescored(self, rows):
         """(overall scores, {score: function of weights (R, N) -> (R,)}) of the rows of predictions.csv."""
         truth, called, probabilities = self.read_back(rows)

@@ -83,7 +83,8 @@ def test_a_labelled_file_is_scored_by_group_as_the_test_notes_are(small, grouped
         for value, group in groups.items():
             cells = found[column][value]
             assert cells["eval_samples"] == mine[column][value]["eval_samples"] == group["count"]
-            assert cells == pytest.approx(mine[column][value], abs=1e-3)
+            # other notes in a batch round otherwise: one pair of a small group may change places in AUROC
+            assert cells == pytest.approx(mine[column][value], abs=5e-3)
             assert cells["eval_accuracy"] == pytest.approx(group["overall"]["Accuracy"])
             low, high = group["intervals"]["Accuracy"]
             assert cells["eval_accuracy_low"] == pytest.approx(low)

@@ -195,6 +195,22 @@ def test_calibration_of_classes_is_about_the_likeliest():
     assert found["Brier"] == pytest.approx((0.02 + 1.28 + 0.005) / 3)
 
 
+@pytest.mark.parametrize("separate", (False, True))
+def test_weighted_calibration_is_that_of_the_rows_as_often_as_they_count(separate):
+    generator = np.random.default_rng(1)
+    said = generator.dirichlet(np.ones(3), 40)
+    truth = generator.random((40, 3)) < said if separate else said.argmax(1) * (generator.random(40) < 0.7)
+    weights = generator.integers(0, 4, (5, 40))
+    found = {
+        name: score(weights.astype(np.float32))
+        for name, score in metrics.weighted_calibration(truth, said).items()
+    }
+    for at, drawn in enumerate(weights):
+        rows = np.repeat(np.arange(40), drawn)
+        expected = metrics.calibration_scores(truth[rows], said[rows])["plain"]
+        assert all(found[name][at] == pytest.approx(expected[name], abs=1e-6) for name in ("ECE", "Brier"))
+
+
 # --- intervals and tests
 
 

@@ -13,9 +13,11 @@ import sweep
 from cli import BadInput
 from conftest import ROOT, read_csv
 from files import locked, read_json, write_json
+from metrics import calibration_scores
 from run import results, tables
 from tasks import demo
 from tasks.ner import Ner
+from tasks.symptoms import MENTION
 
 GRID = {
     "base": "--technique base",
@@ -59,8 +61,8 @@ def test_a_sweep_trains_what_is_missing_and_reports_every_seed(swept, capsys):
 
 def test_the_text_of_a_sweep_follows_from_its_data_alone(swept):
     out, _ = swept
-    rows, facts = results.read_rows(out / "sweep.csv"), read_json(out / "sweep.json")
-    assert tables.sweep_page(rows, facts) == (out / "sweep.md").read_text()
+    rows, facts, groups = results.read_sweep(out / "sweep.csv")
+    assert tables.sweep_page(rows, facts, groups) == (out / "sweep.md").read_text()
     assert (facts["grid"], facts["seeds"], facts["task"]) == (GRID, [1, 2], "symptoms")
     assert facts["machine"]["cpu"] and facts["machine"]["torch"] and facts["machine"]["commit"]
     assert set(facts["trained_at"]) == set(GRID) and facts["data"]["mean_tokens"] > 3
@@ -215,6 +217,42 @@ def test_folds_are_joined_and_processes_share_the_training(tmp_path, arguments, 
     assert rows[1]["told"] in ("no", "better", "worse") and "told" not in rows[0]
     text = (tmp_path / "out" / "sweep.md").read_text()
     assert f"{len(tested)} notes in 2 folds" in text and "significant |" in text
+    assert "## Calibration on the test split" in text and "| Brier score, scaled |" in text
+    said = [[float(cell) for name, cell in row.items() if name.startswith("p_")] for row in tested]
+    labels = read_json(others / "run.json")["task"]["labels"]
+    truth = np.array([labels.index(row["label"]) for row in tested])
+    plain = calibration_scores(truth, np.array(said))["plain"]
+    assert rows[0]["ECE_from_base"] == 0 and rows[1]["Brier_told"] in ("no", "better", "worse")
+    if facts["seeds"] == [1]:
+        assert rows[0]["ECE"] == pytest.approx(plain["ECE"], abs=1e-6)
+
+
+def test_a_sweep_scores_groups_over_folds_and_the_negated_mentions(tmp_path, arguments):
+    (tmp_path / "grid.json").write_text(json.dumps({"base": GRID["base"], "int8": GRID["int8"]}))
+    call = [*arguments, "--epochs", "1", "--out", str(tmp_path / "out"), "--rounds", "1", "--seeds", "1,"]
+    call += ["--grid", str(tmp_path / "grid.json"), "--folds", "2"]
+    sweep.main(call)
+    groups = results.read_sweep(tmp_path / "out" / "sweep.csv")[2]
+    assert {row["column"] for row in groups} == {MENTION}
+    sweep.main([*call, "--subgroups", "category"])
+    rows, facts, groups = results.read_sweep(tmp_path / "out" / "sweep.csv")
+    assert {row["column"] for row in groups} == {"category", MENTION}
+
+    tested = [
+        row for fold in (1, 2) for row in read_csv(tmp_path / f"out/seed1/fold{fold}/int8/predictions.csv")
+    ]
+    data = arguments[arguments.index("--data") + 1]
+    category = {row["ROW_ID"]: row["CATEGORY"] for row in read_csv(data)}
+    for own in (row for row in groups if row["column"] == "category" and row["run"] == "int8"):
+        members = [row for row in tested if category[row["row_id"]] == own["value"]]
+        if own["value"] != "(other)":
+            right = np.mean([row["label"] == row["predicted"] for row in members])
+            assert own["notes"] == len(members) and own["Accuracy"] == pytest.approx(right, abs=1e-6)
+    by_category = [row for row in groups if row["column"] == "category" and row["run"] == "base"]
+    assert sum(row["notes"] for row in by_category) == len(tested) == facts["evidence"]["notes"]
+    text = (tmp_path / "out" / "sweep.md").read_text()
+    assert "## By category" in text and f"## By {MENTION}" in text and "bold where the difference" in text
+    assert text == tables.sweep_page(rows, facts, groups)
 
 
 def test_tuning_gives_every_row_as_many_trials_and_keeps_the_best_on_validation(tmp_path, arguments, refuses):
