@@ -40,7 +40,7 @@ from tasks import demo
 
 # published figures as data; SOURCE.md there says where they come from
 REFERENCE = Path(__file__).parent / "reference"
-SETTINGS = ("data", "model", "batch_size", "max_length", "seed", "split_seed")
+SETTINGS = ("data", "model", "batch_size", "max_length", "seed", "split_seed", "epochs", "lr")
 TIMED = ("macs", "p50_ms", "p95_ms", "notes_per_s")  # columns of benchmark.csv
 
 

@@ -142,6 +142,8 @@ longer training gains without any compression.
 ```bash
 python sweep.py @experiments/mtsamples.args
 python sweep.py @experiments/masked.args
+python sweep.py @experiments/mtsamples.args --grid experiments/strengths.json --train-only # other strengths
+python sweep.py @experiments/masked.args --grid experiments/strengths.json --train-only
 python docs/context.py --collect results/mtsamples results/masked
 ```
 """

@@ -1,12 +1,8 @@
 """docs/replication.md, made from the files in docs/results/replication/: python docs/replication.py
 
-With --collect it makes these files first, from the runs that experiments/replication.sh made. With --check it
-writes nothing and exits with 1 if the page differs from what the files say.
-    epochs.csv    scores of the test notes after each epoch of each recipe run
-    answers.csv   probabilities of each run for each test note; no text, no row id
-    labels.csv    base by the recipe under other orders of the 40 symptoms
-    lowrank.csv   low rank and base, trained properly, by rank and epochs
-    facts.json    of the recipe, at one rate, done properly: data, labels, counts, rates, machine
+With --collect it makes these files first, from the runs that experiments/replication.sh made
+(docs/replication_files.py). With --check it writes nothing and exits with 1 if the page differs from what the
+files say.
 """
 
 import sys
@@ -23,166 +19,16 @@ sys.path.insert(0, str(ROOT))
 
 import stats  # noqa: E402
 from cli import BadInput, Parser, run_script  # noqa: E402
-from files import read_json, write_json, write_whole  # noqa: E402
-from metrics import OVERALL, single_label  # noqa: E402
-from run import checkpoint, columns, plots  # noqa: E402
+from docs.replication_files import FIVE, FROM_BASE, MADE_BY, collect  # noqa: E402
+from docs.replication_others import adaptation_lines, readmission_lines  # noqa: E402
+from files import read_json, write_whole  # noqa: E402
+from metrics import single_label  # noqa: E402
+from run import columns, plots  # noqa: E402
 from run.evidence import LEVEL  # noqa: E402
-from run.results import markdown_table, read_rows, read_table, shown, write_rows  # noqa: E402
-from run.tables import described, with_interval  # noqa: E402
-from run.untrusted import LOADED, RERUN, read_run  # noqa: E402
+from run.results import markdown_table, read_rows  # noqa: E402
+from run.tables import described  # noqa: E402
 
-FIVE = ("base", "distillation", "pruning", "lowrank", "quantization")  # the paper's order, best first
-MADE_BY = ("machine", "commit")  # columns of labels.csv and lowrank.csv
-FROM_BASE = "from base"  # further runs done properly: low rank that starts from the base run
 KINDS = {"recipe": "the recipe", "rate": "the recipe at one higher rate", "proper": "done properly"}
-
-# --- runs -> files ---------------------------------------------------------------------------------
-
-
-def collect(source, folder):
-    """Write the files of docs/results/replication/ from the runs in a results directory.
-
-    What the files hold of runs that the directory lacks stays there.
-    """
-    source = Path(source)
-    runs, further = runs_of_kinds(source), further_runs(source)
-    if not (runs or further):
-        raise BadInput(f"{source}: no runs in there; bash experiments/replication.sh makes them")
-    folder.mkdir(parents=True, exist_ok=True)
-    epochs = [row for kind in ("recipe", "rate") for row in epoch_rows(kind, runs.get(kind, ()))]
-    answers = [row for kind in runs for row in answer_rows(kind, runs[kind])]
-    write_files(folder, epochs, answers, label_rows(further), curve_rows(further))
-    kept = read_json(path) if (path := folder / "facts.json").exists() else {}
-    write_json(path, {**kept, **{kind: kind_facts(found) for kind, found in runs.items()}})
-
-
-def runs_of_kinds(source):
-    """{kind: [(path, its run.json)]}: the five by the recipe, at one rate, properly; low rank from base."""
-    places = {"recipe": source, "rate": source / "rate"}
-    runs = {
-        kind: [(p, read_run(p, *RERUN)) for p in columns.recipe_runs(place)] for kind, place in places.items()
-    }
-    for kind, names in (("proper", FIVE), (FROM_BASE, ("lowrank-from-base",))):
-        runs[kind] = [
-            (path, read_run(path, *LOADED, "test.overall", "data.sizes", "machine"))
-            for path in sorted(source.glob("proper-*/*"))
-            if checkpoint.is_finished(path) and path.name in names
-        ]
-    return {kind: found for kind, found in runs.items() if found}
-
-
-def further_runs(source):
-    """The same of base under other orders of the symptoms, and of low rank by epochs."""
-    orders = [run for out in numbered(source, "labels") for run in columns.recipe_runs(out)]
-    curve = [run for run in sorted(source.glob("lowrank-*/*")) if checkpoint.is_finished(run)]
-    runs = {
-        "labels": [(path, read_run(path, *RERUN)) for path in orders],
-        "lowrank": [(path, read_run(path, *LOADED, "test.overall", "machine")) for path in curve],
-    }
-    return {kind: found for kind, found in runs.items() if found}
-
-
-def write_files(folder, epochs, answers, labels, curve):
-    """Write the tables; rows of other runs stay as they are."""
-    for name, rows, keys in (
-        ("epochs.csv", epochs, ["kind"]),
-        ("answers.csv", answers, ["kind"]),
-        ("labels.csv", labels, ["label_seed"]),
-        ("lowrank.csv", curve, ["rank", "epochs", "seed"]),
-    ):
-        write_rows(folder / name, with_other_rows(folder / name, rows, keys))
-
-
-def with_other_rows(path, rows, keys):
-    """Rows, behind those that a file has of other runs: the cells of these keys tell runs apart."""
-    new = {tuple(str(row[key]) for key in keys) for row in rows}
-    return [*(row for row in read_table(path) if tuple(row[key] for key in keys) not in new), *rows]
-
-
-def epoch_rows(kind, runs):
-    """One row per run and epoch."""
-    return [
-        {"kind": kind, "technique": run["technique"], "seed": run["arguments"]["seed"], "epoch": row["Epoch"]}
-        | {score: row[score] for score in OVERALL}
-        for _, run in runs
-        for row in run["history"]
-    ]
-
-
-def answer_rows(kind, runs):
-    """One row per run and test note; notes and texts are numbered, so that nothing leads to a row."""
-    rows = []
-    for path, run in runs:
-        names = run["task"]["labels"]
-        for number, row in enumerate(read_table(path / "predictions.csv")):
-            rows.append(
-                {
-                    "kind": kind, "technique": run["technique"], "seed": run["arguments"]["seed"],
-                    "note": number, "text": int(row.get("same_text", number)),
-                    "in_train": int(row.get("in_train", 0)), "label": names.index(row["label"]),
-                }
-                | {f"p{i}": round(float(row[f"p_{name}"]), 5) for i, name in enumerate(names)}
-            )  # fmt: skip
-    return rows
-
-
-def numbered(source, name):
-    """The directories name-1, name-2 and so on, in order of the numbers."""
-    return sorted(source.glob(f"{name}-*"), key=lambda path: (len(path.name), path.name))
-
-
-def label_rows(further):
-    """One row per order of the symptoms."""
-    return [
-        {"label_seed": run["arguments"]["label_seed"], "labels": ", ".join(run["task"]["labels"])}
-        | {
-            "notes": run["data"]["notes"],
-            "test": run["data"]["sizes"]["test"],
-            "copied": run["data"]["copied"],
-        }
-        | {score: run["test"]["overall"][score] for score in OVERALL}
-        | {"lr": run["learning_rate"]}
-        | made_by(run)
-        for _, run in further.get("labels", ())
-    ]
-
-
-def curve_rows(further):
-    """One row per low-rank run, and per base run of as many epochs."""
-    return [
-        {
-            "technique": run["technique"],
-            "rank": run["arguments"]["rank"] if run["technique"] == "lowrank" else 0,
-        }
-        | {"epochs": run["arguments"]["epochs"], "seed": run["arguments"]["seed"]}
-        | {score: run["test"]["overall"][score] for score in OVERALL}
-        | made_by(run)
-        for _, run in further.get("lowrank", ())
-    ]
-
-
-def made_by(run):
-    """Cells on the machine and the commit of a run."""
-    return {"machine": described(run["machine"]), "commit": run["machine"]["commit"]}
-
-
-def kind_facts(runs):
-    """What the runs of a kind have in common."""
-    first = runs[0][1]
-    keys = ("epochs", "batch_size", "max_length", "label_seed", "split_seed")
-    return {
-        "data": shown(first["arguments"]["data"]),
-        "model": shown(first["arguments"]["model"]),
-        "arguments": {key: first["arguments"].get(key) for key in keys},
-        "labels": first["task"]["labels"],
-        "sizes": first["data"]["sizes"],
-        "rows": first["data"].get("rows"),
-        "copied": first["data"].get("copied"),
-        "rates": {run["technique"]: run.get("learning_rate") for _, run in runs},
-        "machine": first["machine"],
-        "commits": sorted({str(run["machine"]["commit"]) for _, run in runs}),
-    }
-
 
 # --- files -> scores over draws of seeds and test notes ----------------------------------------------
 
@@ -390,6 +236,7 @@ def replication_page(folder):
         ],
         *["", *columns.column_lines(columns_of(facts, answers), "##")],
         *["", "## Readmission", "", *readmission_lines(folder.parent)],
+        *["", "## LoRA adaptation, then classification", "", *adaptation_lines(folder.parent)],
     ]
     return "\n".join([*sections, ""])
 
@@ -682,36 +529,6 @@ def label_lines(rows):
     )
     head = ["label seed", "the five most frequent", "notes", "copies in test", "accuracy", "macro-F1"]
     return [told, "", *markdown_table(head, body)]
-
-
-READMISSION = {
-    "readmission_layer0": "the recipe re-run: layer 0's [CLS], which no word changes, logistic regression",
-    "readmission_last": "last layer's [CLS] of the encoder as it came, logistic regression",
-    "readmission": "done properly: the encoder fine-tuned",
-}
-
-
-def readmission_lines(results):
-    """Lines: readmission as published, by its recipe, and with the encoder read and trained."""
-    published = {
-        row["score"]: row["value"]
-        for row in read_rows(ROOT / "reference/overall.csv", names=("task", "score"))
-        if row["task"] == "readmission"
-    }
-    body = [["as published: MIMIC, 3 days", "", f"{published['Accuracy']:.2f}", "not given"]]
-    for name, wording in READMISSION.items():
-        for row in read_rows(results / name / "results.csv", names=("technique", "techniques")):
-            of = "" if row["technique"] == "base" else f", {row['technique']}"
-            cells = [with_interval(row, score) for score in ("auroc", "accuracy")]
-            body.append(
-                [f"[{wording}](results.md#{name.replace('_', '-')}){of}", *cells, f"{row['majority']:.3f}"]
-            )
-    told = (
-        "The published system is not compressed; what it reads is the question. Encounters of diabetes "
-        "patients in place of MIMIC's notes, 30 days in place of 3, one seed. Compare the rows below the "
-        "first."
-    )
-    return [told, "", *markdown_table(["", "AUROC", "accuracy", "always the majority"], body)]
 
 
 def draw_replication(folder):

@@ -197,3 +197,18 @@ def test_the_published_page_is_made_from_its_files():
     if not (ROOT / "docs/results/replication/facts.json").exists():
         pytest.skip("no runs are published yet")
     replication.main(["--check"])
+
+
+def test_adaptation_stands_beside_the_published_on_all_and_on_held_out_rows():
+    results = ROOT / "docs/results"
+    text = "\n".join(replication.adaptation_lines(results))
+    held = {row["technique"]: row for row in read_rows(results / "stop_reasons_sets_20/results.csv")}
+    gained = 100 * (held["adapted"]["microf1"] - held["base"]["microf1"])
+    whole = [
+        read_json(results / f"stop_reasons_sets_20/all_rows_{name}.json")["eval_micro_f1"]
+        for name in ("base", "adapted")
+    ]
+    assert f"micro-F1, adapted | 0.9585 | {whole[1]:.4f} | {held['adapted']['microf1']:.4f} [" in text
+    assert f"points | +8.76 | {100 * (whole[1] - whole[0]):+.2f} | {gained:+.2f} [" in text
+    assert "gender, macro-F1, plain | 0.7243 |" in text and "times the tokens per second" in text
+    assert "Not run yet." in "\n".join(replication.adaptation_lines(results / "nothing"))
