@@ -15,6 +15,7 @@ With x a score of a row and b that of base, on the same seed and notes, the ques
 is below 0. Seeds and resampled notes are paired throughout, so each note stands on both sides (stats.py).
 """
 
+import functools
 import sys
 from pathlib import Path
 
@@ -43,62 +44,86 @@ SCORES = {"F1": "Macro-F1", "Accuracy": "Accuracy", "AUROC": "AUROC"}
 def collect_sweeps(spotting, masked, folder):
     """Write the files of docs/results/context/ from two sweeps' results directories."""
     made = {side: runs_of_sweep(Path(out)) for side, out in zip(SIDES, (spotting, masked), strict=True)}
-    names = [name for name in made["spotting"] if name in made["masked"]]
-    if "base" not in names:
-        raise BadInput(f"{spotting}, {masked}: base is not finished in every seed and fold of both")
+    seeds = shared_seeds(made)
+    if "base" not in seeds:
+        raise BadInput(f"{spotting}, {masked}: no seed of which both have base in every fold")
     folder.mkdir(parents=True, exist_ok=True)
-    write_rows(folder / "context.csv", compare_sides(made, names))
-    write_json(folder / "facts.json", facts_of(made))
+    write_rows(folder / "context.csv", compare_sides(made, seeds))
+    write_json(folder / "facts.json", facts_of(made, seeds["base"]))
 
 
 def runs_of_sweep(out):
-    """{name: [[run directory of each fold] of each seed]} of the runs that every seed and fold has.
+    """{name: {seed: [run directory of each fold]}} of the runs of which a seed has every fold.
 
     Baselines are no compression of base, so they are left to the sweeps' own tables.
     """
-    seeds = sorted(out.glob("seed*"), key=lambda path: (len(path.name), path.name))
-    homes = [sorted(seed.glob("fold*")) or [seed] for seed in seeds]
+    homes = sorted(out.glob("seed*"), key=lambda path: (len(path.name), path.name))
     if not homes:
         raise BadInput(f"{out}: holds no seed1, seed2 and so on; sweep.py makes them")
-    names = sorted(path.name for path in homes[0][0].iterdir() if path.name not in BASELINES)
-    found = {name: [[home / name for home in folds] for folds in homes] for name in names}
-    return {name: runs for name, runs in found.items() if all(map(checkpoint.is_finished, sum(runs, [])))}
+    found = {}
+    for home in homes:
+        folds = sorted(home.glob("fold*")) or [home]
+        for name in sorted(path.name for path in folds[0].iterdir() if path.name not in BASELINES):
+            runs = [fold / name for fold in folds]
+            if all(map(checkpoint.is_finished, runs)):
+                found.setdefault(name, {})[home.name] = runs
+    return found
 
 
-def compare_sides(made, names):
-    """Rows of context.csv, base first. Raises BadInput if the two sweeps did not answer the same notes."""
-    first = made["spotting"]["base"][0][0]
-    task, bootstrap = read_task(first, read_run(first, *COMPARED)), Bootstrap()
+def shared_seeds(made):
+    """{name: [seed]} of the runs, base first: the seeds in which both sweeps have the run and base."""
+    spotting, masked = (made[side] for side in SIDES)
+    bases = spotting.get("base", {}).keys() & masked.get("base", {}).keys()
+    ordered = sorted(spotting.keys() & masked.keys(), key=lambda name: (name != "base", name))
+    found = {name: [s for s in spotting[name] if s in masked[name] and s in bases] for name in ordered}
+    return {name: seeds for name, seeds in found.items() if seeds}
+
+
+def compare_sides(made, seeds):
+    """Rows of context.csv, base first. Raises BadInput if the two sweeps did not answer the same notes.
+
+    seeds {name: [seed]}. A run is compared with base of its own seeds.
+    """
+    first = made["spotting"]["base"][seeds["base"][0]][0]
+    task, bootstrap, rows = read_task(first, read_run(first, *COMPARED)), Bootstrap(), []
     answers = {
-        (side, name): [read_answers(task, folds) for folds in made[side][name]]
+        (side, name, seed): read_answers(task, made[side][name][seed])
         for side in SIDES
-        for name in names
+        for name, of in seeds.items()
+        for seed in of
     }
-    if len({tuple(seed.notes for seed in seeds) for seeds in answers.values()}) > 1:
+    if len({found.notes for found in answers.values()}) > 1:
         raise BadInput(
             "spotting and masked: their test notes differ; give both sweeps the same data, folds and seeds"
         )
-    clusters, rows = len(set(answers["spotting", "base"][0].clusters)), []
-    ordered = ["base", *sorted(set(names) - {"base"})]
     for score in SCORES:
-        scored = {key: bootstrap.score(seeds, score) for key, seeds in answers.items()}
-        rows += [context_cells(name, score, scored, answers, clusters) for name in ordered]
+
+        @functools.cache
+        def scored(side, name, of, score=score):
+            found = [answers[side, name, seed] for seed in of]
+            return found, bootstrap.score(found, score)
+
+        for name, of in seeds.items():
+            pair = {(side, run): scored(side, run, tuple(of)) for side in SIDES for run in (name, "base")}
+            rows.append(context_cells(name, score, pair, len(of)))
     mark({row["run"]: row for row in rows if row["score"] == TESTED}, "more")
     return rows
 
 
-def context_cells(name, score, scored, answers, clusters):
-    """One row of context.csv: name, score, cells of both sides, the difference of what both lost."""
-    row = {"run": name, "score": score}
+def context_cells(name, score, scored, seeds):
+    """One row of context.csv: name, score, cells of both sides, the difference of what both lost.
+
+    scored {(side, name): (SeedAnswers of each seed, Scored)}, of base on the same seeds.
+    """
+    row, lost = {"run": name, "score": score, "seeds": seeds}, {}
     for side in SIDES:
-        cells = spread_cells(score, scored[side, name], answers[side, name])
+        (answers, own), (_, base) = scored[side, name], scored[side, "base"]
+        cells, clusters = spread_cells(score, own, answers), len(set(answers[0].clusters))
         if name != "base":
-            cells |= base_cells(score, scored[side, name], scored[side, "base"], clusters)
+            cells |= base_cells(score, own, base, clusters)
+            lost[side] = lost_by(own, base)
         row |= {key.replace(score, side, 1): value for key, value in cells.items()}
-    if name == "base":
-        return row
-    lost = {side: lost_by(scored[side, name], scored[side, "base"]) for side in SIDES}
-    return row | base_cells("more", lost["masked"], lost["spotting"], clusters)
+    return row | (base_cells("more", lost["masked"], lost["spotting"], clusters) if lost else {})
 
 
 def lost_by(scored, base):
@@ -106,22 +131,26 @@ def lost_by(scored, base):
     return Scored(np.subtract(scored.values, base.values).tolist(), scored.resampled - base.resampled)
 
 
-def facts_of(made):
-    """What the runs have in common."""
-    runs = {side: [read_run(path, *COMPARED, "machine", "data.sizes") for path in sum(made[side]["base"], [])]
-            for side in SIDES}  # fmt: skip
-    every, first = [*runs["spotting"], *runs["masked"]], runs["masked"][0]
+def facts_of(made, seeds):
+    """What the runs have in common; seeds: those of base."""
+    every = [
+        read_run(path, *COMPARED, "machine", "data.sizes")
+        for side in SIDES
+        for name, of in made[side].items()
+        for seed in seeds
+        for path in of.get(seed, ())
+    ]
+    folds = made["masked"]["base"][seeds[0]]
+    runs = [read_run(path, *COMPARED, "machine", "data.sizes") for path in folds]
     return {
-        "data": shown(first["arguments"]["data"]),
-        "model": shown(first["arguments"]["model"]),
-        "epochs": first["arguments"]["epochs"],
-        "labels": first["task"]["labels"],
-        "seeds": len(made["masked"]["base"]),
-        "folds": len(made["masked"]["base"][0]),
-        "notes": sum(
-            run["data"]["sizes"]["test"] for run in runs["masked"][: len(made["masked"]["base"][0])]
-        ),
-        "machine": first["machine"],
+        "data": shown(runs[0]["arguments"]["data"]),
+        "model": shown(runs[0]["arguments"]["model"]),
+        "epochs": runs[0]["arguments"]["epochs"],
+        "labels": runs[0]["task"]["labels"],
+        "seeds": len(seeds),
+        "folds": len(folds),
+        "notes": sum(run["data"]["sizes"]["test"] for run in runs),
+        "machine": runs[0]["machine"],
         "commits": sorted({str(run["machine"]["commit"]) for run in every}),
     }
 
@@ -203,9 +232,10 @@ def context_table(rows):
     """Lines: both sides' scores, what each lost from base, and the difference, in points."""
     head = ["run", "with the words", "from base", "without", "from base", "without less with"]
     corrected = any(row.get("p_holm") is not None for row in rows)
-    body = []
+    body, most = [], max(row.get("seeds", 1) for row in rows)
     for row in rows:
-        cells = [row["run"]]
+        fewer = f", {counted(row['seeds'], 'seed')}" if row.get("seeds", most) < most else ""
+        cells = [row["run"] + fewer]
         for side in SIDES:
             cells += [f"{row[side]:.4f} [{row[f'{side}_low']:.3f}, {row[f'{side}_high']:.3f}]"]
             cells += [signed(row, f"{side}_from_base") if row["run"] != "base" else ""]

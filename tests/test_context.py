@@ -96,10 +96,25 @@ def test_sweeps_that_cannot_be_compared_are_refused(sweeps, refuses):
         path.write_text("\n".join(path.read_text().splitlines()[:-1]))
     assert "their test notes differ" in refuses(context.main, call)
     shutil.rmtree(sweeps / "masked/seed1/base")
-    assert "base is not finished" in refuses(context.main, call)
+    assert "no seed of which both have base" in refuses(context.main, call)
 
 
 def test_the_published_page_is_made_from_its_files():
     if not (ROOT / "docs/results/context/facts.json").exists():
         pytest.skip("no runs are published yet")
     context.main(["--check"])
+
+
+def test_a_run_of_fewer_seeds_is_compared_with_base_of_its_own(sweeps):
+    for side in context.SIDES:
+        shutil.copytree(sweeps / side / "seed1", sweeps / side / "seed2")
+        answer(sweeps / side / "seed2" / "base", every=3)
+        shutil.rmtree(sweeps / side / "seed2" / "lowrank")
+    context.main(["--collect", str(sweeps / "spotting"), str(sweeps / "masked")], root=sweeps)
+    rows = read_rows(sweeps / "docs/results/context/context.csv", names=("run", "score", "told"))
+    found = {row["run"]: row for row in rows if row["score"] == "Accuracy"}
+    assert [found[name]["seeds"] for name in NAMES] == [2, 1, 2]
+    first = read_json(sweeps / "spotting/seed1/base/run.json")["test"]["overall"]["Accuracy"]
+    assert found["base"]["spotting"] < first and found["lowrank"]["spotting_from_base"] == 0
+    text = (sweeps / "docs/context.md").read_text()
+    assert "| lowrank, 1 seed |" in text and "2 seeds;" in text
