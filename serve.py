@@ -111,7 +111,7 @@ def serve(args):
     facts = card_facts(run.task, run.facts)
 
     with reserved, answered_by(args, run) as torch_itself, open_service(args, run, torch_itself) as service:
-        app = web.build_app(service, facts, limits, token, args.log)
+        app = web.build_app(service, facts, limits, token, own_names(args.host, token), args.log)
         server = uvicorn.Server(
             uvicorn.Config(
                 app,
@@ -160,10 +160,22 @@ def open_service(args, run, torch_itself):
     return serving(run, args.batch_tokens, args.max_held, onednn, frozen=torch_itself)
 
 
+def is_loopback(host):
+    """Whether only this machine reaches an address."""
+    return host.startswith("127.") or host in ("::1", "localhost")
+
+
+def own_names(host, token):
+    """Names under which it may be asked; None = any, as with a token or where others reach it."""
+    if token or not is_loopback(host):
+        return None
+    return {"localhost", "127.0.0.1", "[::1]", f"[{host}]" if ":" in host else host}
+
+
 def tell(args, run, reserved, token):
     """Print where it listens, and what is unwise about that."""
     host, port = reserved.getsockname()[:2]
-    if not host.startswith("127.") and host != "::1":
+    if not is_loopback(host):
         more = "" if token else " and without --token-file"
         print(f"warning: others can reach {host}{more}; plain HTTP, so put TLS before it (docs/serving.md)")
     place = f"[{host}]" if ":" in host else host

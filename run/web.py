@@ -19,7 +19,7 @@ from string import Template
 from typing import Annotated, NamedTuple
 
 from fastapi import FastAPI, HTTPException, Request, Response
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from pydantic import BaseModel, ConfigDict, FailFast, Field, TypeAdapter, ValidationError
 from starlette.requests import ClientDisconnect
 
@@ -191,14 +191,22 @@ class Watched:
     What fails inside was answered with 500; standard error gets its place in the code, not its words.
     """
 
-    def __init__(self, app, figures, log=False):
-        self.app, self.figures, self.log = app, figures, log
+    def __init__(self, app, figures, hosts=None, log=False):
+        self.app, self.figures, self.hosts, self.log = app, figures, hosts, log
+
+    def answering(self, scope):
+        """The app that answers a request: ours, or a refusal where it names a host that is not in `hosts`."""
+        host = dict(scope["headers"]).get(b"host", b"").decode("latin-1").lower()
+        if self.hosts is None or re.sub(r":\d+$", "", host) in self.hosts:
+            return self.app
+        return JSONResponse({"detail": SAID[421]}, 421)
 
     async def __call__(self, scope, receive, send):
         """An ASGI app."""
         if scope["type"] != "http":
             return
         began, status, path = time.perf_counter(), None, self.figures.path(scope)
+        asked = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope  # uvicorn drops the body
 
         async def watched(message):
             nonlocal status
@@ -209,7 +217,7 @@ class Watched:
             await send(message)
 
         try:
-            await self.app(scope, receive, watched)
+            await self.answering(scope)(asked, receive, watched)
         except asyncio.CancelledError:  # the time for a clean end is over
             if status is None:
                 await JSONResponse({"detail": SAID[503]}, 503)(scope, receive, watched)
@@ -239,6 +247,7 @@ SAID = {
     401: "no bearer token, or a wrong one",
     413: "too many notes, a note too long, or a body too long",
     415: "the body is not announced as application/json",
+    421: "asked under another name than this machine's own; let the proxy send its Host, or use --token-file",
     422: "the body is not a note or a list of notes",
     429: "too many notes wait; try again after the seconds in Retry-After",
     500: "the model could not read a note",
@@ -246,8 +255,12 @@ SAID = {
 }
 
 
-def build_app(service, facts, limits, token=None, log=False):
-    """The ASGI app. facts: what GET /metadata answers; token: bytes, or None if none is asked for."""
+def build_app(service, facts, limits, token=None, hosts=None, log=False):
+    """The ASGI app. facts: what GET /metadata answers; token: bytes, or None if none is asked for.
+
+    hosts: names under which it may be asked, None = any. A page from elsewhere whose name was made to lead
+    here (DNS rebinding) asks under that name.
+    """
     app = FastAPI(
         title="compressed-clinical-bert",
         version=str(facts.get("checksum", ""))[:16],
@@ -262,14 +275,26 @@ def build_app(service, facts, limits, token=None, log=False):
 
     def admit(request):
         """Raise HTTPException 401 if a token is asked for and another or none came."""
-        sent = request.headers.get("authorization", "").encode("utf-8", "replace")
-        if token and not hmac.compare_digest(sent, b"Bearer " + token):
+        scheme, _, sent = request.headers.get("authorization", "").partition(" ")
+        told = sent.strip().encode("utf-8", "replace") if scheme.lower() == "bearer" else b""
+        if token and not hmac.compare_digest(told, token):
             raise HTTPException(401, SAID[401], {"WWW-Authenticate": "Bearer"})
 
     add_predict(app, service, limits, admit)
     add_facts(app, service, facts, figures, admit)
     add_pages(app)
-    return Watched(app, figures, log)
+    if token:
+        ask_for_token(app.openapi())
+    return Watched(app, figures, hosts, log)
+
+
+def ask_for_token(schema):
+    """Say in a schema, in place, which paths want the bearer token."""
+    schema.setdefault("components", {})["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+    for methods in schema["paths"].values():
+        for told in methods.values():
+            if "401" in told["responses"]:
+                told["security"] = [{"token": []}]
 
 
 def add_predict(app, service, limits, admit):
@@ -312,8 +337,8 @@ def add_facts(app, service, facts, figures, admit):
         admit(request)
         return JSONResponse(facts)
 
-    @app.get("/metrics", responses={401: {"description": SAID[401]}})
-    async def metrics(request: Request) -> Response:
+    @app.get("/metrics", responses={401: {"description": SAID[401]}}, response_class=PlainTextResponse)
+    async def metrics(request: Request):
         """Counts, times and memory in Prometheus' text format."""
         admit(request)
         text = "".join(f"{line}\n" for line in figures.lines())

@@ -60,11 +60,11 @@ def served(arguments, demos, tmp_path_factory):
 
 
 @contextlib.contextmanager
-def up(run, limits=WIDE, token=None, most=1024, tokens=256, log=False, flush=None):
+def up(run, limits=WIDE, token=None, most=1024, tokens=256, log=False, flush=None, hosts=None):
     """(port, Service) of a server in a thread."""
     with service.serving(run, tokens, most, onednn=False) as one, serve.reserve("127.0.0.1", 0) as listening:
         listening.listen()
-        app = web.build_app(one, card_facts(run.task, run.facts), limits, token, log)
+        app = web.build_app(one, card_facts(run.task, run.facts), limits, token, hosts, log)
         told = {"log_config": None, "log_level": "error", "timeout_graceful_shutdown": flush}
         server = uvicorn.Server(uvicorn.Config(app, lifespan="off", **told))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
@@ -327,8 +327,31 @@ def test_a_token_is_asked_for(served):
             for sent in ({}, {"Authorization": "Bearer 0123456789abcdeg"}, {"Authorization": token.decode()}):
                 status, text, headers = ask(port, path, body, **sent)
                 assert status == 401 and headers["WWW-Authenticate"] == "Bearer" and MARKER not in text
-            assert ask(port, path, body, Authorization=f"Bearer {token.decode()}")[0] == 200
+            for scheme in ("Bearer", "bearer"):
+                assert ask(port, path, body, Authorization=f"{scheme} {token.decode()}")[0] == 200
         assert [ask(port, path)[0] for path in ("/", "/health", "/docs", "/openapi.json")] == [200] * 4
+        schema = json.loads(ask(port, "/openapi.json")[1])
+    assert schema["components"]["securitySchemes"] == {"token": {"type": "http", "scheme": "bearer"}}
+    wanted = {path for path, told in schema["paths"].items() if "security" in next(iter(told.values()))}
+    assert wanted == {"/predict", "/metadata", "/metrics"}
+
+
+def test_without_a_token_it_answers_under_this_machines_own_names(served):
+    hosts = serve.own_names("127.0.0.1", None)
+    assert serve.own_names("0.0.0.0", None) is serve.own_names("127.0.0.1", b"token") is None
+    with up(checkpoint.load(served["symptoms"]), hosts=hosts) as (port, _):
+        for name in ("127.0.0.1", "localhost", f"LOCALHOST:{port}", "[::1]:80"):
+            assert ask(port, body=NOTE, Host=name)[0] == 200
+        for name in ("evil.example", f"evil.example:{port}", "127.0.0.1.evil.example", ""):
+            status, text, _ = ask(port, body=NOTE, Host=name)
+            assert status == 421 and "another name" in text and MARKER not in text
+
+
+def test_what_can_be_got_has_a_head(symptoms):
+    for path in ("/health", "/metrics", "/"):
+        status, text, headers = ask(symptoms[0], path, method="HEAD")
+        assert status == 200 and text == "" and int(headers["Content-Length"]) > 10
+    assert ask(symptoms[0], "/predict", method="HEAD")[0] == 405
 
 
 # --- facts and figures
@@ -374,6 +397,8 @@ def test_metrics_count_what_was_asked(symptoms):
 
 def test_the_api_is_described_and_nothing_is_loaded_from_elsewhere(symptoms):
     schema = json.loads(ask(symptoms[0], "/openapi.json")[1])
+    assert list(schema["paths"]["/metrics"]["get"]["responses"]["200"]["content"]) == ["text/plain"]
+    assert "securitySchemes" not in schema.get("components", {})
     assert schema["paths"].keys() == {"/predict", "/health", "/metadata", "/metrics"}
     body = schema["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert body["oneOf"][0]["required"] == ["text"] and body["oneOf"][1]["type"] == "array"
