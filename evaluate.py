@@ -41,6 +41,7 @@ from run.inference import (
 from run.machine import same_bits
 from run.results import eval_metrics, group_metrics, print_rows, spelled, write_predictions, write_scores
 from run.seen import KEYS, learnt_from
+from tasks import TASKS
 from tasks.groups import group_scores, refuse_strange_groups, strange_names
 from tasks.task import listed
 
@@ -56,6 +57,9 @@ def read_labelled(task, path):
     examples, unknown = task.read_to_score(path, counts)
     if not examples:
         raise BadInput(f"{path}: none of its {counts['rows']} rows has a label of the run's, which are "
+                       f"{listed(task.labels)}")  # fmt: skip
+    if unknown and not any(task.tally(examples).values()):
+        raise BadInput(f"{path}: none of its {unknown.total():,} labels is one of the run's, which are "
                        f"{listed(task.labels)}")  # fmt: skip
     task.mark(examples)
     refuse_strange_groups(examples)
@@ -145,8 +149,18 @@ def score_all(name, task, examples, predictions, loss=None, what=""):
     return Found(scores, len(examples), group_scores(task, examples, predictions, f"{task.unit}{what}"))
 
 
+def remove_earlier(out):
+    """Remove what an earlier evaluation, of whatever task, wrote into a directory."""
+    if (out / "eval_metrics.json").exists():
+        forms = {form for task in TASKS.values() for form in (task.overall_csv, task.per_label_csv)}
+        for form in ("predictions.csv", *forms):
+            for path in out.glob(form.format("*")):
+                path.unlink()
+
+
 def write_all(out, name, task, examples, predictions, every, new):
     """The CSVs, predictions.csv, eval_metrics.json. every, new: Found of all, without training notes."""
+    remove_earlier(out)
     rows = [{"Epoch": None, **every.scores.overall, "Split": "all"}]
     found = every.metrics()
     if new:

@@ -89,7 +89,7 @@ def card_facts(task, record):
     return {
         "name": record.get("name"),
         "task": task.name,
-        "what": type(task).__doc__.splitlines()[0],
+        "what": task.purpose,
         "technique": record["technique"],
         "from_run": Path(origin).name if origin else None,
         "model": shown(str(told.get("model"))),
@@ -127,7 +127,7 @@ def front_matter(task, record, text):
 
 def what_it_is(task, text):
     """Lines: the task, how the run was made, the labels."""
-    lines = [type(task).__doc__.splitlines()[0], "", *(f"- {item}" for item in text.how)]
+    lines = [task.purpose, "", *(f"- {item}" for item in text.how)]
     labels = [f"- labels: {as_cell(listed(task.labels, MOST_LABELS))}"] if task.labels else []
     return [*lines, *labels, ""]
 

@@ -237,7 +237,7 @@ def follow_recipe(args):
     print("recipe: what the authors' code does, test notes and all; not how a model should be chosen")
     data, source = planned.sources()
     task, splits, facts = read_notes(args, data)
-    print_data(task, facts)
+    print_data(task, facts, "split by note, copies and all")
 
     torch.manual_seed(args.seed)
     device = pick_device(args.device)

@@ -62,11 +62,12 @@ def pareto(rows, cost):
 # --- what a run prints and writes of its notes -----------------------------------------------------------
 
 
-def print_data(task, facts):
-    """Where the rows went, and how many examples of each label every split has."""
-    whose = (
-        f"of {facts['subjects']} subjects, split by subject" if facts["subjects"] else "each its own subject"
-    )
+def print_data(task, facts, whose="each its own subject"):
+    """Where the rows went, and how many examples of each label every split has.
+
+    whose: how they were split, where the subjects are not known.
+    """
+    whose = f"of {facts['subjects']} subjects, split by subject" if facts["subjects"] else whose
     print_rows(facts["rows"], facts["notes"], f"{task.unit}, {whose}")
     for split, size in facts["sizes"].items():
         labels = list(facts["splits"][split].items())

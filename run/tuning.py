@@ -74,9 +74,9 @@ def search_facts(search, trials, made):
         return None
     trials, chosen = {row: tried for row, tried in trials.items() if tried}, {}
     for row, tried in trials.items():
-        settled = [settings(args) for args in tried]
-        names = [name for name in search if len({str(given.get(keyword(name))) for given in settled}) > 1]
+        words = tried[0].name.partition("@")[2].split(",")  # as sweep.trial names it
+        names = [word.partition("=")[0] for word in words]
         runs = [read_run(path, "arguments")["arguments"] for folds in made[row] for path in folds]
-        words = (" ".join(f"{name}={run[keyword(name)]}" for name in names) for run in runs)
-        chosen[row] = dict(Counter(words).most_common())
+        found = (" ".join(f"{name}={run[keyword(name)]}" for name in names) for run in runs)
+        chosen[row] = dict(Counter(found).most_common())
     return {"given": search, "trials": max(map(len, trials.values())), "chosen": chosen}

@@ -18,6 +18,7 @@ import contextlib
 import math
 import os
 import stat
+import warnings
 from argparse import ArgumentTypeError
 from pathlib import Path
 from types import NoneType
@@ -172,7 +173,8 @@ def read_pickle(path):
     try:
         with open(path, "rb") as file:
             zipped = file.read(2) == b"PK"  # as torch has saved since 1.6
-        held = torch.load(path, map_location="meta" if zipped else "cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of an odd protocol: what is wrong is said below
+            held = torch.load(path, map_location="meta" if zipped else "cpu", weights_only=True)
     except Exception as error:  # torch raises whatever comes
         raise BadInput(
             f"{path}: is damaged, or holds more than tensors, which is never read ({type(error).__name__}); "

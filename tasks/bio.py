@@ -27,13 +27,13 @@ def read_bio(path, max_mb=MAX_ROW_MB, tagged=True):
     The first column is the word, the last its tag; tabs, or else white space, separate them, and blank lines
     separate sentences. -DOCSTART-, # doc and # newdoc begin a document, other # lines are comments. If the
     file begins with running_text, all of it is read so. tagged: whether the last column must be a BIO tag;
-    else it may be anything, or absent. Raises BadInput that names the line.
+    else it may be anything, or absent, but in running text. Raises BadInput that names the line.
     """
     file, stream = open_text(path)
     lines = text_lines(path, stream, max_mb)
     head = list(itertools.islice(lines, 100))
-    running = tagged and begins_running(head)
-    if running:
+    running = begins_running(head)
+    if running and tagged:
         print(f"note: {path}: its lines differ in length; a tag is that of the word before it, the rest is O")
     document, documents, columns = None, 0, None
     begin, words, tags = 0, [], []

@@ -59,6 +59,7 @@ class LabelSets(Task):
     def answer_sets(self):
         """From now on labels are tuples of indices, and the scores those of sets."""
         self.sets, self.fewest_labels = True, 1
+        self.purpose = "Gives a text all of the labels below that fit it."
         self.overall, self.per_label, self.selection = metrics.MULTI_LABEL, metrics.REPORT, "MicroF1"
         self.group_score, self.separate, self.sure_of = "MicroF1", True, "every label of every text"
         self.headline = {"MicroF1": "micro-F1", "MacroF1": "macro-F1", "Accuracy": "subset accuracy"}

@@ -44,6 +44,7 @@ class Mlm(Task):
     """Documents -> masked blocks; labels are the masked tokens themselves."""
 
     name, unit = "mlm", "documents"
+    purpose = "Fills in masked words; meant as the encoder that other models start from."
     demo_files = ("trials.csv", "stop_reasons.csv")
     auto_class = AutoModelForMaskedLM
     reads_first, redraws, plain_logits, fewest_labels = False, True, False, 0

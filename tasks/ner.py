@@ -48,6 +48,7 @@ class Ner(Task):
     """Spans with their type; scored exactly, start, end and type, as conlleval does."""
 
     name, unit = "ner", "sentences"
+    purpose = "Finds entities in a text: where each begins and ends, and its type."
     demo_files = ("train.tsv",)
     auto_class = AutoModelForTokenClassification
     folds, fewest_labels, reads_first = False, 1, False

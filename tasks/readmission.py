@@ -79,6 +79,7 @@ class Readmission(Task):
     """Two classes per admission; a row of tokens is a chunk, a prediction is an admission's probability."""
 
     name, unit = "readmission", "admissions"
+    purpose = "Gives the probability that a patient is admitted again soon, from the notes of a stay."
     demo_files = ("NOTEEVENTS.csv", "ADMISSIONS.csv")
     overall, label_column = metrics.BINARY, "Class"
     per_label_csv = "per_class_{}_metrics.csv"
@@ -214,7 +215,9 @@ class Readmission(Task):
                 counts["marked as errors"] += 1
             elif not admission or admission not in subjects:
                 counts["of no admission in the table"] += 1
-            elif admission in labels:
+            elif admission not in labels:
+                counts["of admissions that are left out"] += 1
+            else:
                 texts.setdefault(admission, []).append(text)
                 groups.setdefault(admission, groups_of(row))
         return texts, groups

@@ -115,6 +115,7 @@ class Task:
     """Reads, labels and splits examples; gives loss and scores. OPTIONS are its flags and its keywords."""
 
     name, unit = None, "notes"
+    purpose = "Gives a text one of the labels below."  # the model card's first line
     auto_class = AutoModelForSequenceClassification
     OPTIONS = {}
     usual_text, usual_row, usual_subject = (

@@ -135,7 +135,7 @@ class Trials(LabelSets):
         """The names in a cell such as "['A', 'B']"."""
         what = f"{where}: column {self.label_columns[0]!r}"
         if not self.sets:
-            raise BadInput(f"{what} has a list of labels; --multi-label takes all of them")
+            raise BadInput(f"{what} has a list of labels; give one, or train with --multi-label, for all")
         names = listed_names(cell)
         if names is None:
             raise BadInput(f"{what} has no list such as ['A', 'B'] or [\"A\", \"B\"]; correct that cell")
@@ -160,6 +160,8 @@ class Trials(LabelSets):
         found = {name for note in examples for name in note.label}
         self.labels = self.label_columns if len(self.label_columns) > 1 else sorted(found)
         refuse_strange_labels(self.labels, len(examples), path)
+        if self.sets and any(";" in name for name in self.labels):
+            raise BadInput(f"{path}: a label has a ';', which separates labels in the answers; rename it")
         index = {name: i for i, name in enumerate(self.labels)}
         for note in examples:
             indices = tuple(sorted(index[name] for name in note.label))

@@ -159,6 +159,21 @@ def test_unknown_labels_are_left_out_counted_and_named(trained, tmp_path, capsys
         assert f"{flag}: a run of ner has no such flag" in refuses(
             evaluate.main, [trained["ner"] / "base", "--data", data, flag, "a"]
         )
+    tags = tmp_path / "t.tsv"
+    tags.write_text("a\tB-q\nb\tO\n", encoding="utf-8")
+    call = [trained["ner"] / "base", "--data", tags, "--out", tmp_path / "none"]
+    assert "none of its 1 labels is one of the run's" in refuses(evaluate.main, call)
+
+
+def test_an_evaluation_takes_the_place_of_an_earlier_one(trained, runs, small, demos, tmp_path, capsys):
+    out = tmp_path / "out"
+    score(runs / "base", small[0], out, capsys)
+    before = {path.name for path in out.iterdir()}
+    score(trained["ner"] / "base", demos["ner"][0], out, capsys)
+    after = {path.name for path in out.iterdir()}
+    assert (
+        not after & {name for name in before if name.endswith("_metrics.csv")} and "predictions.csv" in after
+    )
 
 
 def test_of_sets_and_tags_and_the_lexicon_what_is_known_is_scored(tmp_path):

@@ -131,6 +131,14 @@ def test_without_spans_or_confidences_there_is_no_calibration():
     assert task.calibration(sentences, baseline) is None and task.certainty(sentences, baseline) is None
 
 
+def test_untagged_running_text_is_read_without_its_tags(tmp_path):
+    path = tmp_path / "sample.txt"
+    path.write_text("Patient irregular B-Symptoms\nperiods I-Symptoms\n", encoding="utf-8")
+    counts = Counter({"rows": 0})
+    (sentence,) = Ner().unlabelled(str(path), counts)
+    assert sentence.words == ["Patient", "irregular", "periods"] and counts["rows"] == 1
+
+
 def test_runs_report_the_calibration_of_their_spans(trained, tmp_path):
     out = shutil.copytree(trained["ner"] / "base", tmp_path / "ner" / "base").parent
     run = read_json(out / "base" / "run.json")

@@ -279,6 +279,8 @@ def test_tuning_gives_every_row_as_many_trials_and_keeps_the_best_on_validation(
     assert facts["search"]["trials"] == 2 and set(facts["search"]["chosen"]) == {"base", "thin"}
     text = (out / "sweep.md").read_text()
     assert "tried 2 settings of lr 1e-4, 2e-3, rank 2, 4" in text and "; chosen: lr=" in text
+    chosen = next(iter(facts["search"]["chosen"]["thin"]))
+    assert "lr=" in chosen and "rank=" in chosen  # also where all trials of a row have the same of one
     shutil.rmtree(out / "seed1" / "int8")
     sweep.main(call)  # goes on
     assert "other settings than --search has" in refuses(sweep.main, [*call, "--search", "lr=3e-4,5e-4"])
