@@ -28,7 +28,6 @@ from run.onnx_file import onnx_library, onnx_runtime
 from run.openvino_file import nncf_library, openvino_library
 from tasks import demo
 
-TOLERANCE = 1e-3  # largest difference of a logit, in fp32, that is rounding
 ENGINE_OF = {"onnx": "onnxruntime", "openvino": "openvino"}
 
 
@@ -36,10 +35,9 @@ ENGINE_OF = {"onnx": "onnxruntime", "openvino": "openvino"}
 
 
 def first_notes(task, path, count):
-    """The first `count` notes of a table that have text. Raises BadInput if there are none."""
+    """The first `count` notes of a file that have text. Raises BadInput if there are none."""
     task.options.row_column = task.options.subject_column = None
-    rows = task.rows(task.open_table(path, progress=False), Counter())
-    examples = [task.example(row_id, text) for _, row_id, _, text, _ in itertools.islice(rows, count)]
+    examples = list(itertools.islice(task.unlabelled(path, Counter()), count))
     if not examples:
         raise BadInput(f"{path}: no row with text; give notes to check with")
     return examples
@@ -54,7 +52,7 @@ def own_notes(run, directory):
         data = str(demo.make(Path(directory).parent / "demo", run.task.name)[0])
     for file in (data, validation, test):  # the last two are a file or a share of the first
         if isinstance(file, str) and not Path(file).exists():
-            raise BadInput(f"{file}: the run's own notes are not there; name a CSV of notes with --notes")
+            raise BadInput(f"{file}: the run's own notes are not there; name a file of notes with --notes")
     task = type(run.task).from_facts(run.facts["task"])
     task.options.max_row_mb = run.task.options.max_row_mb
     splits, _ = task.load(data, arguments["fraction"], validation, test, arguments["split_seed"])
@@ -134,7 +132,7 @@ def write_checked(run, args, name, out):
             f"{name}: {len(checking)} notes of {source}, largest logit difference from PyTorch in fp32 "
             f"{found.largest:.2g}, same answer {found.same:.2%}"
         )
-        if not found.largest <= (TOLERANCE if form.precision == "fp32" else np.inf):  # NaN too
+        if np.isnan(found.largest) or (form.precision == "fp32" and not found.is_rounding()):
             raise BadInput(
                 f"{args.run}: {name} and PyTorch differ by {found.largest:.2g}; nothing was written"
             )
@@ -156,7 +154,10 @@ def build_export_parser():
         precision.add_argument(f"--{name}", action="store_const", dest="precision", const=name, help=what)
     parser.set_defaults(precision="fp32")
     parser.add_argument("--out", help="file to write (in RUN_DIR/engines, for predict.py)")
-    parser.add_argument("--notes", help="CSV of notes to check and calibrate with (the run's own)")
+    parser.add_argument("--notes", help="file of notes to check and calibrate with (the run's own)")
+    parser.add_argument(
+        "--text-columns", "--text-column", help="column of the note there (as the run was trained)"
+    )
     parser.add_argument(
         "--count", type=number(int, 1, 10**6), default=64, help="number of notes to check with (64)"
     )
@@ -177,7 +178,10 @@ def main(argv=None):
     args = build_export_parser().parse_args(argv)
     name, out = chosen_form(args), output_file(args)
     run = checkpoint.load(args.run)
-    run.task.options.max_row_mb = args.max_row_mb or run.task.options.max_row_mb
+    options = run.task.options
+    options.max_row_mb = args.max_row_mb or options.max_row_mb
+    if args.notes and args.text_columns:
+        options.text_columns = args.text_columns
     path = write_checked(run, args, name, out)
     size = sum(part.stat().st_size for part in parts_of_file(path)) / 1e6
     print(

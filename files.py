@@ -52,7 +52,7 @@ def writing(path):
     except Exception as error:
         if (fault := disk_fault(error)) is None:
             raise
-        raise Unwritable(f"{path}: cannot be written ({fault}); make room or choose another --out") from None
+        raise Unwritable(f"{path}: cannot be written ({fault}); make room or choose another place") from None
 
 
 @contextlib.contextmanager

@@ -24,13 +24,14 @@ from fast.attention import multiplies_bf16
 from files import Unwritable, read_json, write_json
 from layers import has_bf16, has_int8
 from run import processes
-from run.forms import FORMS, Files, call_of, installed
+from run.forms import CONVERTERS, FORMS, Files, call_of, converts, installed
 from run.inference import encode_examples, reading
 from run.machine import cpu_name
 from run.onnx_file import INSTALL
 
 ENGINES = ("auto", "torch", "onnxruntime", "openvino")  # what --engine takes
 LEAST = {"fp32": 1.0, "bf16": 1.0, "int8": 0.95}  # share of the first notes that must get torch's answer
+ROUNDING = 1e-3  # of the largest logit: the largest difference that is fp32's rounding
 GAIN = 1.05  # how much faster than torch another form must be
 FIRST = 8192  # tokens of the notes that are timed
 
@@ -50,6 +51,11 @@ class Agreement(NamedTuple):
 
     largest: float
     same: float
+    size: float = 1.0  # of the largest logit, 1 at least
+
+    def is_rounding(self):
+        """Whether the logits differ by fp32's rounding alone. Of two equal ones the other may win then."""
+        return self.largest <= ROUNDING * self.size  # false of NaN
 
 
 @torch.inference_mode()
@@ -85,7 +91,8 @@ def compare(ours, theirs):
     """The Agreement of what two calls say of the same notes. NaN stays NaN; max() would drop it."""
     gaps = [np.abs(a - b).max() for a, b in zip(ours.logits, theirs.logits, strict=True)]
     same = [a == b for a, b in zip(ours.said, theirs.said, strict=True)]
-    return Agreement(float(np.max(gaps)), sum(same) / len(same))
+    size = max(1.0, *(float(np.abs(logits).max()) for logits in ours.logits))
+    return Agreement(float(np.max(gaps)), sum(same) / len(same), size)
 
 
 # --- another engine in the model's place ------------------------------------------------------------
@@ -113,20 +120,27 @@ def answering(task, call):
 def possible(asked, files):
     """Names of the forms that --engine may mean here, torch first. int8: those that export.py made.
 
-    Raises BadInput if the engine is not installed.
+    Raises BadInput if the engine is not installed, or can neither read a file that is there nor make one.
     """
     if asked != "auto" and not installed(asked):
         raise BadInput(f"--engine {asked}: is not installed; {INSTALL}")
     found = ["torch"]
     for name, form in list(FORMS.items())[1:]:
-        there = asked in ("auto", form.engine) and installed(form.engine)
-        if form.precision == "bf16":
-            again = not form.file and has_bf16(files.run.model)  # which is this form itself
-            there = there and multiplies_bf16() and not again
-        if form.precision == "int8":
-            there = there and files.has(form)
+        if asked not in ("auto", form.engine) or not installed(form.engine):
+            continue
+        if form.precision == "bf16" and not multiplies_bf16():
+            continue
+        if not form.file:
+            there = not has_bf16(files.run.model)  # which is this form itself
+        else:
+            there = files.has(form) or (form.precision != "int8" and converts())
         if there:
             found.append(name)
+        elif form.precision == "int8" and files.foreign(form):
+            files.say(f"engine: {name} left out: its file is not one that you made from these weights; "
+                      "make it again with export.py")  # fmt: skip
+    if asked not in ("auto", "torch") and found == ["torch"]:
+        raise BadInput(f"--engine {asked}: {' and '.join(CONVERTERS)} convert the model; {INSTALL}")
     return found
 
 
@@ -218,7 +232,8 @@ def measure(names, run, files, examples, tokens, opened):
         for name in list(calls)[1:]:
             found[name] = compare(ours, said_by(run, examples, encoded, calls[name], tokens))
             coarser = "int8" if has_int8(run.model) else FORMS[name].precision
-            if not (found[name].same >= LEAST[coarser] and np.isfinite(found[name].largest)):
+            alike = found[name].same >= LEAST[coarser] or (coarser == "fp32" and found[name].is_rounding())
+            if not (alike and np.isfinite(found[name].largest)):
                 del calls[name]
                 few = f"only {found[name].same:.1%} of the answers are torch's"
                 reasons[name] = few if np.isfinite(found[name].largest) else "it answers NaN"

@@ -54,22 +54,24 @@ SMALLER = {  # the precisions that export.py offers beside fp32, with their help
     "int8": "quantize, to a quarter of the bytes (no)",
     "bf16": "products in bf16, half of the bytes (no)",
 }
-PACKAGES = {
-    "onnxruntime": ("onnx", "onnxscript", "onnxruntime"),
-    "openvino": ("onnx", "onnxscript", "openvino"),
-}
+CONVERTERS = ("onnx", "onnxscript")  # what makes a form's file, besides its engine; reading it takes neither
 MADE_BY = 1  # counts up when this project converts otherwise, so that old files are not taken
 
 
 # --- which forms a run has ------------------------------------------------------------------------
 
 
-def installed(engine):
-    """The version of an engine with all that it needs; None if something is absent. Imports nothing."""
+def installed(package):
+    """The version of a package, as of an engine; None if it is absent. Imports nothing."""
     try:
-        return [metadata.version(name) for name in PACKAGES.get(engine, ("torch",))][-1]
+        return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def converts():
+    """Whether the packages are there that make a form's file."""
+    return all(map(installed, CONVERTERS))
 
 
 def version_of(name):
@@ -160,6 +162,10 @@ class Files:
     def has(self, form):
         """Whether a form's file is in RUN/engines and may be trusted."""
         return is_ours(self.home / form.file, self.key)
+
+    def foreign(self, form):
+        """Whether a form's file is in RUN/engines, but not to be trusted."""
+        return (self.home / form.file).exists() and not self.has(form)
 
     def mark(self, form):
         """Hex digits that change with the bytes of a form's file in RUN/engines."""

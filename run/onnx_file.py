@@ -75,16 +75,14 @@ def silence():
 
 
 @contextlib.contextmanager
-def converting(what):
+def converting(what, remedy="leave it with torch"):
     """Within, a failed conversion is BadInput: exporters raise whatever comes."""
     try:
         yield
     except (BadInput, OSError, MemoryError):
         raise
     except Exception as error:
-        raise BadInput(
-            f"{what} cannot take this model ({type(error).__name__}); leave it with torch"
-        ) from None
+        raise BadInput(f"{what} cannot take this model ({type(error).__name__}); {remedy}") from None
 
 
 def to_onnx(model, path, first=False):

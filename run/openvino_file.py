@@ -51,8 +51,10 @@ def to_openvino(source, path, precision="fp32", batches=()):
     openvino = openvino_library()
     with converting("OpenVINO"):
         model = openvino.Core().read_model(str(source))
-        if precision == "int8":
+    if precision == "int8":
+        with converting("NNCF", "leave out --int8, or take --to onnx --int8"):
             model = quantized(model, batches)
+    with converting("OpenVINO"):
         model.set_rt_info(precision, PRECISION)
         openvino.save_model(model, str(path), compress_to_fp16=precision == "bf16")
 

@@ -126,13 +126,13 @@ def refuses(capsys):
 
 @pytest.fixture(scope="session")
 def onnx():
-    if not forms.installed("onnxruntime"):
+    if not (forms.installed("onnxruntime") and forms.converts()):
         pytest.skip("ONNX Runtime is not installed (requirements-engines.lock)")
 
 
 @pytest.fixture(scope="session")
 def openvino():
-    if not forms.installed("openvino"):
+    if not (forms.installed("openvino") and forms.converts()):
         pytest.skip("OpenVINO is not installed (requirements-engines.lock)")
 
 

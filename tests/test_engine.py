@@ -311,13 +311,40 @@ def test_an_int8_run_may_be_answered_by_another_engine(
 
 
 def test_without_engines_torch_serves(base, small, tmp_path, capsys, no_bf16, monkeypatch, refuses):
-    monkeypatch.setitem(forms.PACKAGES, "onnxruntime", ("no-such-package",))
-    monkeypatch.setitem(forms.PACKAGES, "openvino", ("no-such-package",))
+    monkeypatch.setattr(engine, "installed", lambda name: "1" if name == "torch" else None)
     call = [str(base), str(small[0]), "--out", str(tmp_path / "out.csv"), "--engine"]
     predict.main([*call, "auto"])
     assert "engine: torch; no other is installed" in capsys.readouterr().out
     assert "is not installed; pip install --no-deps" in refuses(predict.main, [*call, "openvino"])
     assert not (base / "engines").exists() and not (base / "engine.json").exists()
+
+
+def test_a_file_that_is_there_needs_no_converter_and_a_foreign_one_is_named(
+    base, small, tmp_path, capsys, no_bf16, onnx, monkeypatch, refuses
+):
+    monkeypatch.setattr(engine, "converts", lambda: False)
+    monkeypatch.setattr(engine, "installed", lambda name: None if name == "openvino" else "1")
+    call = [str(base), str(small[0]), "--out", str(tmp_path / "out.csv"), "--engine", "onnxruntime"]
+    assert "onnx and onnxscript convert the model; pip install" in refuses(predict.main, call)
+    export.main([str(base), "--to", "onnx", "--count", "4"])
+    (base / "engines" / "int8.onnx").write_bytes(b"from elsewhere")
+    predict.main(call)
+    said = capsys.readouterr().out
+    assert "engine: onnxruntime, with " in said
+    assert "onnxruntime int8 left out: its file is not one that you made" in said
+    shutil.rmtree(base / "engines")
+    (base / "engine.json").unlink()
+
+
+def test_an_answer_of_a_tie_is_no_other_answer():
+    logits = [np.array([1.0, 1.0 - 1e-6])]
+    found = engine.compare(engine.Said(logits, ["a"]), engine.Said([logits[0][::-1]], ["b"]))
+    assert found.same == 0 and found.is_rounding()
+    assert not engine.compare(
+        engine.Said(logits, ["a"]), engine.Said([logits[0] + 0.01], ["b"])
+    ).is_rounding()
+    large = [1e4 * logits[0]]
+    assert engine.compare(engine.Said(large, ["a"]), engine.Said([large[0] + 1], ["a"])).is_rounding()
 
 
 def test_torch_in_bf16_is_a_form(base, small, tmp_path, capsys, clock, monkeypatch):
