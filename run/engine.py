@@ -117,6 +117,15 @@ def answering(task, call):
 # --- the choice -----------------------------------------------------------------------------------
 
 
+def can_answer(form, files):
+    """Whether a form can answer here: this CPU has its products, and its file is there or can be made."""
+    if form.precision == "bf16" and not multiplies_bf16():
+        return False
+    if not form.file:
+        return not has_bf16(files.run.model)  # which is this form itself
+    return files.has(form) or (form.precision != "int8" and converts())
+
+
 def possible(asked, files):
     """Names of the forms that --engine may mean here, torch first. int8: those that export.py made.
 
@@ -128,13 +137,7 @@ def possible(asked, files):
     for name, form in list(FORMS.items())[1:]:
         if asked not in ("auto", form.engine) or not installed(form.engine):
             continue
-        if form.precision == "bf16" and not multiplies_bf16():
-            continue
-        if not form.file:
-            there = not has_bf16(files.run.model)  # which is this form itself
-        else:
-            there = files.has(form) or (form.precision != "int8" and converts())
-        if there:
+        if can_answer(form, files):
             found.append(name)
         elif form.precision == "int8" and files.foreign(form):
             files.say(f"engine: {name} left out: its file is not one that you made from these weights; "
