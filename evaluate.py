@@ -60,7 +60,7 @@ def read_labelled(task, path):
                        f"{listed(task.labels)}")  # fmt: skip
     if unknown and not any(task.tally(examples).values()):
         raise BadInput(f"{path}: none of its {unknown.total():,} labels is one of the run's, which are "
-                       f"{listed(task.labels)}")  # fmt: skip
+                       f"{listed(list(task.tally(examples)))}")  # fmt: skip
     task.mark(examples)
     refuse_strange_groups(examples)
     print_rows(counts, len(examples), task.unit)
@@ -232,6 +232,8 @@ def evaluate_file(args):
     take_options(task, args)
     if checkpoint.is_finished(out) or out.resolve() == Path(args.run).resolve().parent:
         raise BadInput(f"--out {out}: holds the run's own scores; name another directory")
+    if out.is_dir() and any(checkpoint.is_finished(path) for path in out.iterdir()):
+        raise BadInput(f"--out {out}: holds finished runs, whose scores stand there; name another directory")
     if Path(args.data).resolve().parent == out.resolve():
         raise BadInput(f"--out {out}: holds --data, which could be written over; name another directory")
     writable_directory(out)

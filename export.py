@@ -180,8 +180,9 @@ def main(argv=None):
     run = checkpoint.load(args.run)
     options = run.task.options
     options.max_row_mb = args.max_row_mb or options.max_row_mb
-    if args.notes and args.text_columns:
-        options.text_columns = args.text_columns
+    if args.text_columns and not args.notes:
+        raise BadInput("--text-columns: names a column of --notes FILE; the run's own notes have theirs")
+    options.text_columns = args.text_columns or options.text_columns
     path = write_checked(run, args, name, out)
     size = sum(part.stat().st_size for part in parts_of_file(path)) / 1e6
     print(

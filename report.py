@@ -253,7 +253,7 @@ def label_facts(task, runs):
 
 
 def group_facts(task, runs):
-    """{column: {value: test notes, the score of each run}} of groups that all runs have, and which score.
+    """{column: {value: test notes, the score of each run}} of the first run's groups, and which score.
 
     runs {name: [run.json of each seed]}; a score is the mean over the seeds.
     """

@@ -39,13 +39,12 @@ from files import Busy, read_json, writable_directory, write_json, write_whole
 from run import arguments, baseline, checkpoint, inference, plots
 from run.evidence import compare_groups, compare_runs, evidence_facts
 from run.machine import this_machine
-from run.results import pareto, read_sweep, shown, techniques_of, write_rows
+from run.results import pareto, read_rows, shown, techniques_of, write_rows
 from run.tables import FRONTS, sweep_page
 from run.tuning import combinations_of, search_facts, tune, values_of
 from run.untrusted import COMPARED, read_run
 from tasks import TASKS, demo
-from tasks.groups import members_of
-from tasks.task import Task
+from tasks.groups import members_of, refuse_strange_groups
 
 GRID = Path(__file__).parent / "experiments" / "grid.json"
 
@@ -420,18 +419,22 @@ def sweep_rows(task, made, times):
 
 
 def groups_of(sweep):
-    """{column: {value: row ids of its test notes, those of all folds}}; {} without groups."""
+    """{column: {value: row ids of its test notes, those of all folds}}; {} without groups.
+
+    Raises BadInput for a column that there is not, or whose values look like text.
+    """
     given = arguments.parse_arguments(sweep.common)
     cls = TASKS[given.task]
-    if not sweep.subgroups and cls.mark is Task.mark:
-        return {}
     own = {"subgroups": sweep.subgroups} if sweep.subgroups else {}
     task, examples = cls(**{**arguments.options_of(cls, given), **own}), []
+    if not sweep.subgroups and not task.marks:
+        return {}
     path = demo.make(sweep.out / "demo", task.name)[0] if given.data == "demo" else given.data
     for fold in range(1, sweep.folds + 1):
         test = [fold, sweep.folds] if sweep.folds > 1 else given.test
         splits, _ = task.load(str(path), given.fraction, given.validation, test, given.split_seed)
         examples += splits["test"]
+    refuse_strange_groups(examples)  # a value may be rare in each fold, and shown of all
     return {
         column: {value: {examples[i].row_id for i in numbers} for value, numbers in groups.items()}
         for column, groups in members_of(examples).items()
@@ -447,6 +450,7 @@ def sweep_facts(sweep, made, base, encoded):
         "headline": task.headline,
         "calibrated": task.sure_of,
         "group_score": task.group_score,
+        "subgroups": sweep.subgroups,
         "demonstration": base.facts["demonstration"],
         "grid": sweep.grid,
         "arguments": list(map(shown, sweep.common)),
@@ -489,15 +493,13 @@ def main(argv=None):
     times, encoded = timed(made, base, first, sweep.rounds)
 
     write_rows(out / "sweep.csv", sweep_rows(base.task, made, times))
-    write_json(out / "sweep.json", sweep_facts(sweep, made, base, encoded))
-    (out / "sweep_groups.csv").unlink(missing_ok=True)  # of an earlier call with --subgroups
-    if groups:
-        write_rows(out / "sweep_groups.csv", compare_groups(base.task, made, groups))
-
-    rows, facts, groups = read_sweep(out / "sweep.csv")  # as docs/results.py reads them
-    write_whole(out / "sweep.md", sweep_page(rows, facts, groups))
+    models = {name: runs for name, runs in made.items() if name not in baseline.BASELINES}
+    facts = sweep_facts(sweep, made, base, encoded)
+    write_json(out / "sweep.json", facts | {"groups": compare_groups(base.task, models, groups)})
+    rows, facts = read_rows(out / "sweep.csv"), read_json(out / "sweep.json")  # as docs/results.py does
+    write_whole(out / "sweep.md", sweep_page(rows, facts))
     plots.plot_sweep(rows, facts, out)
-    print(sweep_page(rows, facts, groups))
+    print(sweep_page(rows, facts))
     return out
 
 

@@ -184,17 +184,20 @@ def context_page(folder):
         read_json(folder / "facts.json"),
         read_rows(folder / "context.csv", names=("run", "score", "told")),
     )
-    lines = [TOP, context_conditions(facts), "", *answer_lines(rows, facts)]
+    fewer = any(row.get("seeds", facts["seeds"]) < facts["seeds"] for row in rows)
+    lines = [TOP, context_conditions(facts, fewer), "", *answer_lines(rows, facts)]
     for score, wording in SCORES.items():
         lines += ["", f"## {wording}", "", *context_table([row for row in rows if row["score"] == score])]
     return "\n".join([*lines, ""])
 
 
-def context_conditions(facts):
-    """How the figures came about."""
+def context_conditions(facts, fewer):
+    """How the figures came about; fewer: whether some rows have fewer seeds than base."""
     seeds, folds = counted(facts["seeds"], "seed"), facts["folds"]
     joined = f" in {folds} folds, each tested once" if folds > 1 else ""
     seed = " One seed: the intervals speak of these trained models." if facts["seeds"] == 1 else ""
+    if fewer:
+        seed += " A row of fewer seeds is compared with base on those; of one, with those trained models."
     return (
         f"{facts['data']}, {facts['model']}, labels {', '.join(facts['labels'])}; {facts['epochs']} epochs; "
         f"{facts['notes']:,} test notes{joined}; {seeds}; {described(facts['machine'])}; commit "

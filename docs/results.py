@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 from cli import BadInput, Parser, run_script  # noqa: E402
 from files import read_json, write_whole  # noqa: E402
 from run import plots, tables  # noqa: E402
-from run.results import markdown_table, read_rows, read_sweep  # noqa: E402
+from run.results import markdown_table, read_rows  # noqa: E402
 
 IN_README = "stop_reasons"  # the sweep whose table stands in README.md
 MARKS = "<!-- results -->", "<!-- /results -->"
@@ -28,14 +28,9 @@ Where the data come from: [experiments/data.md](../experiments/data.md). Run eac
 """
 
 
-def sweeps(folder):
-    """{name: (rows, facts, rows by group)} of the sweeps, by name."""
-    return {path.parent.name: read_sweep(path) for path in sorted(Path(folder).glob("*/sweep.csv"))}
-
-
-def reports(folder):
-    """{name: (rows, facts)} of the reports, by name."""
-    paths = sorted(Path(folder).glob("*/results.csv"))
+def found(folder, data):
+    """{name: (rows, facts)} of the results of one kind, 'sweep' or 'results', by name."""
+    paths = sorted(Path(folder).glob(f"*/{data}.csv"))
     return {path.parent.name: (read_rows(path), read_json(path.with_suffix(".json"))) for path in paths}
 
 
@@ -70,8 +65,8 @@ PLACES = (
 def page(root):
     """The text of docs/results.md."""
     folder = Path(root) / "docs" / "results"
-    sections = [sweep_section(root, name, *data) for name, data in sweeps(folder).items()]
-    sections += [report_section(root, name, *data) for name, data in reports(folder).items()]
+    sections = [sweep_section(root, name, *data) for name, data in found(folder, "sweep").items()]
+    sections += [report_section(root, name, *data) for name, data in found(folder, "results").items()]
     sections += [speed_section(root, path.parent) for path in sorted(folder.glob("*/benchmark.json"))]
     return "\n".join([HEAD, *("\n".join([*section, ""]) for section in sections)])
 
@@ -129,10 +124,11 @@ def sweep_arguments(rows, facts):
     first = seeds == list(range(1, len(seeds) + 1))
     words = [*facts["arguments"], "--seeds", str(len(seeds)) if first else ",".join(map(str, seeds))]
     words += ["--folds", str(tables.folds_of(facts))] if tables.folds_of(facts) > 1 else []
+    words += ["--subgroups", facts["subgroups"]] if facts.get("subgroups") else []
     return words + ["--baselines"] * (not all(tables.is_model(row, facts) for row in rows))
 
 
-def sweep_section(root, name, rows, facts, groups):
+def sweep_section(root, name, rows, facts):
     """Lines on a sweep: command, conditions, tables, plots, what each row was told."""
     score = facts["headline"][next(iter(facts["headline"]))]
     told = tables.told_words(facts)
@@ -145,7 +141,7 @@ def sweep_section(root, name, rows, facts, groups):
         *(line for sentence in tables.told_lines(rows, facts) for line in (sentence, "")),
         f"![{heading(name)}: {score} against speed](results/{name}/sweep.png)",
         f"![{heading(name)}: {score} against bytes](results/{name}/sweep_bytes.png)",
-        *("", *tables.sweep_details(rows, facts, groups, "###")),
+        *("", *tables.sweep_details(rows, facts, "###")),
         *(f"What train.py was told for each run; {PLACES}", "", *told),
     ]
 
@@ -294,11 +290,10 @@ def between_marks(path, lines):
 
 def readme(root):
     """README.md with the table of one sweep; as it is if that sweep is not there."""
-    path, made = Path(root) / "README.md", sweeps(Path(root) / "docs" / "results")
-    if IN_README not in made:
+    path, sweeps = Path(root) / "README.md", found(Path(root) / "docs" / "results", "sweep")
+    if IN_README not in sweeps:
         return path.read_text(encoding="utf-8")
-    rows, facts, _ = made[IN_README]
-    return between_marks(path, short_table(rows, facts))
+    return between_marks(path, short_table(*sweeps[IN_README]))
 
 
 def short_table(rows, facts):
@@ -385,9 +380,9 @@ def differing_files(root):
 def draw(root):
     """Draw the plots that the page shows, from the same files."""
     folder = Path(root) / "docs" / "results"
-    for name, (rows, facts, _) in sweeps(folder).items():
+    for name, (rows, facts) in found(folder, "sweep").items():
         plots.plot_sweep(rows, facts, folder / name)
-    for name, (rows, facts) in reports(folder).items():
+    for name, (rows, facts) in found(folder, "results").items():
         if facts["timing"]:
             plots.plot_latency(rows, facts, folder / name / "accuracy_latency.png")
 

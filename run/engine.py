@@ -123,7 +123,7 @@ def can_answer(form, files):
         return False
     if not form.file:
         return not has_bf16(files.run.model)  # which is this form itself
-    return files.has(form) or (form.precision != "int8" and converts())
+    return (form.precision != "int8" and converts()) or files.has(form)
 
 
 def possible(asked, files):

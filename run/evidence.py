@@ -18,6 +18,7 @@ LEVEL = 0.05  # of the p values, after Holm's correction, below which a differen
 
 
 CALIBRATION = ("ECE", "Brier", "ECE_scaled", "Brier_scaled")  # not shares; less is better
+FEWEST = 10  # patients or documents below which a bootstrap says nothing of chance
 
 
 class SeedAnswers(NamedTuple):
@@ -30,38 +31,64 @@ class SeedAnswers(NamedTuple):
     clusters: tuple  # of each note its patient's or document's number
 
 
-def read_answers(task, directories, only=None):
-    """The SeedAnswers of the runs in some directories, one for each fold.
+class Answered(NamedTuple):
+    """The rows of predictions.csv of one seed's runs, those of all folds."""
 
-    only: row ids of the test notes to look at; None = all.
-    """
+    rows: list
+    clusters: list  # of each row its patient or document
+    temperatures: list  # of each row that of its run, or None
+    split: tuple  # fingerprints of the splits
+    own: dict  # {score: value} as the run itself has them; {} of several folds, which are scored joined
+    place: str  # the first directory
+
+
+def read_rows_of(directories):
+    """The Answered of the runs in some directories, one for each fold. BadInput for folds without rows."""
     runs = [read_run(directory, *COMPARED) for directory in directories]
     rows, clusters, temperatures = [], [], []
     for fold, (directory, run) in enumerate(zip(directories, runs, strict=True)):
-        for at, row in enumerate(read_table(Path(directory) / "predictions.csv")):
-            if only is None or row["row_id"] in only:
-                rows.append(row)
-                clusters.append((fold, row.get("cluster", f"row {at}")))
-                temperatures.append(run.get("task", {}).get("temperature"))
-    split, test = tuple(run.get("data", {}).get("split") for run in runs), runs[0]["test"]
-    own = {**calibration_of(test), **test["overall"]} if len(runs) == 1 and only is None else {}
-    if not rows:  # a task without one answer per note
-        if not own:
-            raise BadInput(f"{directories[0]}: no predictions.csv, so its folds cannot be joined")
-        return SeedAnswers(split, own, {}, (), ())
-    with fitting(directories[0]):
-        joined, weighted = task.rescored(rows)
-        calibrated = task.recalibrated(rows, temperatures)
-        once = np.ones((1, len(rows)), np.float32)
+        table = read_table(Path(directory) / "predictions.csv")
+        rows += table
+        clusters += [(fold, row.get("cluster", f"row {at}")) for at, row in enumerate(table)]
+        temperatures += [run.get("task", {}).get("temperature")] * len(table)
+    if len(runs) > 1 and not rows:  # a task without one answer per note
+        raise BadInput(f"{directories[0]}: no predictions.csv, so its folds cannot be joined")
+    test, split = runs[0]["test"], tuple(run.get("data", {}).get("split") for run in runs)
+    own = {**calibration_of(test), **test["overall"]} if len(runs) == 1 else {}
+    return Answered(rows, clusters, temperatures, split, own, str(directories[0]))
+
+
+def only_rows(answered, ids):
+    """Of an Answered the rows with these row ids. Raises BadInput if one of them is not there."""
+    at = [i for i, row in enumerate(answered.rows) if row["row_id"] in ids]
+    if len(at) != len(ids):
+        raise BadInput(f"{answered.place}: its test notes are not those of --data any more; train it again")
+    lists = ([column[i] for i in at] for column in answered[:3])
+    return Answered(*lists, answered.split, {}, answered.place)
+
+
+def score_answers(task, answered):
+    """The SeedAnswers of an Answered."""
+    if not answered.rows:
+        return SeedAnswers(answered.split, answered.own, {}, (), ())
+    with fitting(answered.place):
+        joined, weighted = task.rescored(answered.rows)
+        calibrated = task.recalibrated(answered.rows, answered.temperatures)
+        once = np.ones((1, len(answered.rows)), np.float32)
         joined |= {name: float(score(once)[0]) for name, score in calibrated.items()}
-    numbers = {name: at for at, name in enumerate(dict.fromkeys(clusters))}
+    numbers = {name: at for at, name in enumerate(dict.fromkeys(answered.clusters))}
     return SeedAnswers(
-        split,
-        {**joined, **own},
+        answered.split,
+        {**joined, **answered.own},
         {**weighted, **calibrated},
-        tuple(row["row_id"] for row in rows),
-        tuple(numbers[name] for name in clusters),
+        tuple(row["row_id"] for row in answered.rows),
+        tuple(numbers[name] for name in answered.clusters),
     )
+
+
+def read_answers(task, directories):
+    """The SeedAnswers of the runs in some directories, one for each fold."""
+    return score_answers(task, read_rows_of(directories))
 
 
 def calibration_of(test):
@@ -107,8 +134,7 @@ class Bootstrap:
 def spread_cells(name, scored, answers, unbounded=()):
     """Cells of one score: mean, least, most, standard deviation over the seeds, 95% interval.
 
-    unbounded: positive scores that are no shares. Those of CALIBRATION have their mean alone: with few notes
-    ECE is too high by chance, which its difference from another run's is not.
+    unbounded: positive scores that are no shares. Those of CALIBRATION have their mean alone.
     """
     values, notes, clusters = scored.values, len(answers[0].notes), len(set(answers[0].clusters))
     if name in CALIBRATION:
@@ -116,7 +142,7 @@ def spread_cells(name, scored, answers, unbounded=()):
     cells = {name: statistics.mean(values), f"{name}_least": min(values), f"{name}_most": max(values)}
     if len(values) > 1:
         cells[f"{name}_sd"] = statistics.stdev(values)
-    if scored.resampled is not None:
+    if scored.resampled is not None and clusters >= FEWEST:
         variance = stats.variance_of_mean(values, scored.resampled, clusters)
         if name in unbounded:
             low, high = stats.positive_interval(cells[name], variance)
@@ -127,12 +153,16 @@ def spread_cells(name, scored, answers, unbounded=()):
 
 
 def base_cells(name, scored, base, clusters):
-    """Cells of one score against base: the mean difference by seed, its 95% interval, p."""
+    """Cells of one score against base: the mean difference by seed, its 95% interval, p.
+
+    ECE has the difference alone. By chance it is too high, and the more so the less sure a run is of its
+    answers, so two runs can differ in it that are calibrated alike.
+    """
     if len(scored.values) != len(base.values):
         return {}
     apart = statistics.mean(a - b for a, b in zip(scored.values, base.values, strict=True))
-    cells = {f"{name}_from_base": apart}
-    if scored.resampled is not None and base.resampled is not None:
+    cells, known = {f"{name}_from_base": apart}, scored.resampled is not None and base.resampled is not None
+    if known and clusters >= FEWEST and not name.startswith("ECE"):
         pair = (scored.values, base.values, scored.resampled, base.resampled)
         found = stats.difference(*pair, clusters)
         cells |= {f"{name}_from_base_low": found.low, f"{name}_from_base_high": found.high}
@@ -140,17 +170,23 @@ def base_cells(name, scored, base, clusters):
     return cells
 
 
-def compare_runs(task, made, only=None, scores=None):
-    """{name: cells} of scores of runs, and whether they differ significantly from "base".
+def compare_runs(task, made):
+    """{name: cells} of the headline scores of runs and of their calibration, and of what differs from "base".
 
-    made {name: [[run directory of each fold] of each seed]}; only: row ids of the test notes to look at, None
-    = all; scores: None = the headline scores and CALIBRATION. The first is tested: `p_holm` is its p
-    value after Holm's correction for all runs, `told` "better", "worse" or "no"; so are ECE and Brier
-    (`ECE_p_holm`, `ECE_told`). A run that answered other notes than base is not compared with it.
+    made {name: [[run directory of each fold] of each seed]}. The first score is tested: `p_holm` is its p
+    value after Holm's correction for all runs, `told` "better", "worse" or "no"; so is the Brier score
+    (`Brier_p_holm`, `Brier_told`). A run that answered other notes than base is not compared with it.
     """
-    answers = {name: [read_answers(task, folds, only) for folds in seeds] for name, seeds in made.items()}
-    bootstrap, cells = Bootstrap(), {name: {} for name in made}
-    scores = scores or tuple(dict.fromkeys((*task.headline, *CALIBRATION)))
+    answers = {name: [read_answers(task, folds) for folds in seeds] for name, seeds in made.items()}
+    cells = score_cells_of(task, answers, dict.fromkeys((*task.headline, *CALIBRATION)))
+    mark(cells, next(iter(task.headline)))
+    mark(cells, "Brier", "Brier_", less_is_better=True)
+    return cells
+
+
+def score_cells_of(task, answers, scores):
+    """{name: cells} of some scores, from the SeedAnswers of each run and seed."""
+    bootstrap, cells = Bootstrap(), {name: {} for name in answers}
     for score in scores:
         scored = {name: bootstrap.score(seeds, score) for name, seeds in answers.items()}
         base = scored.get("base")
@@ -161,9 +197,6 @@ def compare_runs(task, made, only=None, scores=None):
             if base and same_notes(answers[name], answers["base"]):
                 clusters = len(set(answers[name][0].clusters))
                 cells[name] |= base_cells(score, found, base, clusters)
-    mark(cells, scores[0])
-    for score in ("ECE", "Brier"):
-        mark(cells, score, f"{score}_", less_is_better=True)
     return cells
 
 
@@ -172,9 +205,9 @@ def same_notes(answers, others):
     return len({(seed.split, seed.notes) for seed in [*answers, *others]}) == 1
 
 
-def mark(cells, score, prefix="", less_is_better=False):
+def mark(cells, score, prefix="", less_is_better=False, base=lambda name: name == "base"):
     """Add p_holm and told, behind a prefix, to the cells of every run that was tested against base."""
-    tested = [name for name in cells if name != "base" and f"{score}_p" in cells[name]]
+    tested = [name for name in cells if not base(name) and f"{score}_p" in cells[name]]
     corrected = stats.holm([cells[name][f"{score}_p"] for name in tested])
     for name, p in zip(tested, corrected, strict=True):
         better = (cells[name][f"{score}_from_base"] > 0) != less_is_better
@@ -183,19 +216,26 @@ def mark(cells, score, prefix="", less_is_better=False):
 
 
 def compare_groups(task, made, groups):
-    """Rows: each run on each group of test notes by task.group_score, as compare_runs has them.
+    """Rows: each run on each group of test notes by task.group_score, with its test against base.
 
     groups {column: {value: row ids}}. Holm's correction is for all runs and groups of a column together.
+    Raises BadInput if the runs answered other notes.
     """
+    answered = {name: [read_rows_of(folds) for folds in seeds] for name, seeds in made.items()}
     rows, score = [], task.group_score
     for column, members in groups.items():
         cells = {}
         for value, ids in members.items():
-            for name, own in compare_runs(task, made, ids, (score,)).items():
-                cells[value, name] = {"column": column, "value": value, "notes": len(ids), "run": name} | own
-        tested = [row for row in cells.values() if "p_holm" in row]
-        for row, p in zip(tested, stats.holm([row[f"{score}_p"] for row in tested]), strict=True):
-            row |= {"p_holm": p} | ({"told": "no"} if p >= LEVEL else {})
+            own = {
+                name: [score_answers(task, only_rows(seed, ids)) for seed in seeds]
+                for name, seeds in answered.items()
+            }
+            for name, found in score_cells_of(task, own, [score]).items():
+                told = {
+                    key: cell for key, cell in found.items() if not key.endswith(("_least", "_most", "_sd"))
+                }
+                cells[value, name] = {"column": column, "value": value, "notes": len(ids), "run": name} | told
+        mark(cells, score, base=lambda key: key[1] == "base")
         rows += cells.values()
     return rows
 

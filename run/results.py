@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from cli import BadInput
-from files import read_json, write_csv
+from files import write_csv
 from metrics import Scores
 from run import checkpoint
 from run.untrusted import check_file, read_run
@@ -144,12 +144,6 @@ def read_rows(path, names=("run", "technique", "techniques")):
         {key: text if key in names else typed(text) for key, text in row.items() if text != ""}
         for row in rows
     ]
-
-
-def read_sweep(path):
-    """(rows, facts, rows by group) of a sweep.csv: what stands in it, sweep.json and sweep_groups.csv."""
-    groups = read_rows(path.with_name("sweep_groups.csv"), ("column", "value", "run", "told"))
-    return read_rows(path), read_json(path.with_suffix(".json")), groups
 
 
 def typed(text):

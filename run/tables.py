@@ -52,7 +52,7 @@ def described(machine):
 # --- a sweep --------------------------------------------------------------------------------------
 
 
-def sweep_page(rows, facts, groups=()):
+def sweep_page(rows, facts):
     """sweep.md: the conditions, the tables, and what train.py was told for each row."""
     folds = f" in {folds_of(facts)} folds" * (folds_of(facts) > 1)
     title = f"# {facts['task']}: {len(rows)} runs, {counted(len(facts['seeds']), 'seed')}{folds}"
@@ -60,13 +60,13 @@ def sweep_page(rows, facts, groups=()):
     told = told_words(facts)
     lines = [title, "", *banner, sweep_conditions(facts), "", *sweep_table(rows, facts), ""]
     lines += [*told_lines(rows, facts), ""] if told_lines(rows, facts) else []
-    lines += sweep_details(rows, facts, groups, "##")
+    lines += sweep_details(rows, facts, "##")
     return "\n".join([*lines, "What train.py was told for each run:", "", *told, ""])
 
 
-def sweep_details(rows, facts, groups, level):
+def sweep_details(rows, facts, level):
     """Lines: the calibration of a sweep's rows, their scores by group; level: the marks of the headings."""
-    lines = []
+    lines, groups = [], facts.get("groups", [])
     if any("ECE" in row for row in rows) and "calibrated" in facts:
         lines += [f"{level} Calibration on the test split", "", calibration_reading(facts), ""]
         lines += [*sweep_calibration(rows), "", *calibration_told(rows)]
@@ -78,62 +78,59 @@ def sweep_details(rows, facts, groups, level):
 
 def sweep_calibration(rows):
     """Lines of a table: calibration of each row, as it is and scaled, with its distance from base."""
-    tested = any("ECE_told" in row for row in rows)
-    header, names = ["run"], {"ECE": "ECE", "Brier": "Brier score"}
-    for wording in names.values():
-        header += [wording, "from base (points)", *["significant"] * tested, f"{wording}, scaled"]
+    tested = any("Brier_told" in row for row in rows)
+    header = ["run", "ECE", "from base (points)", "ECE, scaled", "Brier score", "from base (points)"]
+    header += [*["significant"] * tested, "Brier score, scaled"]
     body = []
     for row in rows:
-        body.append([row["run"]])
-        for name in names:
-            body[-1] += [formatted(row.get(name)), *apart_cells(row, name, tested)]
-            body[-1] += [formatted(row.get(f"{name}_scaled"))]
+        ece, brier = ("" if row["run"] == "base" else points_apart(row, name) for name in ("ECE", "Brier"))
+        brier = [brier, *[""] * tested]
+        if "Brier_told" in row:
+            told = {"told": row["Brier_told"], "p_holm": row["Brier_p_holm"]}
+            brier = distance_cells(row | told, "Brier_from_base")
+        figures = [formatted(row.get(name)) for name in ("ECE", "ECE_scaled", "Brier", "Brier_scaled")]
+        body.append([row["run"], figures[0], ece, figures[1], figures[2], *brier, figures[3]])
     return markdown_table(header, body)
 
 
-def apart_cells(row, name, tested):
-    """Cells: a row's distance from base in a score of calibration; if rows are tested, its significance."""
-    if f"{name}_told" in row:
-        told = {"told": row[f"{name}_told"], "p_holm": row[f"{name}_p_holm"]}
-        return distance_cells(row | told, f"{name}_from_base")
-    apart = row.get(f"{name}_from_base") if row["run"] != "base" else None
-    return ["" if apart is None else in_points(apart), *[""] * tested]
+def points_apart(row, name):
+    """'-0.46': a row's distance from base in a score, in points; empty if there is none."""
+    found = row.get(f"{name}_from_base")
+    return "" if found is None else in_points(found)
 
 
 def calibration_told(rows):
-    """Lines: which rows are calibrated significantly worse or better than base."""
-    found = []
-    for name, wording in (("ECE", "ECE"), ("Brier", "Brier score")):
-        for way in ("worse", "better"):
-            if runs := [row["run"] for row in rows if row.get(f"{name}_told") == way]:
-                found.append(f"By {wording} significantly {way} than base: {', '.join(runs)}.")
-    if not found and any("ECE_told" in row for row in rows):
-        found = ["No row is significantly better or worse calibrated than base."]
-    return [" ".join(found), ""] if found else []
+    """Lines: which rows are calibrated significantly worse or better than base; none if none was tested."""
+    if not any("Brier_told" in row for row in rows):
+        return []
+    found = [
+        f"By Brier score significantly {way} than base: {', '.join(runs)}."
+        for way in ("worse", "better")
+        if (runs := [row["run"] for row in rows if row.get("Brier_told") == way])
+    ]
+    return [" ".join(found) or "By Brier score no row differs significantly from base.", ""]
 
 
 def sweep_groups(rows, facts):
     """Lines: base's score on each group of a column, and how far the other rows are from it."""
-    score = facts["group_score"]
+    score, unit = facts["group_score"], row_unit(facts)
     runs = [name for name in dict.fromkeys(row["run"] for row in rows) if name != "base"]
     told = (
         f"Base: {facts['headline'].get(score, score)} [95% interval]; the others: points from base, bold "
         "where the difference is significant, with Holm's correction for all of this table. Groups of fewer "
-        "than ten are pooled."
+        f"than ten {unit} are pooled; one of fewer than ten patients or documents is not tested."
     )
     body = []
     for value in dict.fromkeys(row["value"] for row in rows):
         cells = {row["run"]: row for row in rows if row["value"] == value}
-        base = cells["base"]
-        body.append([str(value), f"{base['notes']:,}", with_interval(base, score)])
+        body.append([value, f"{cells['base']['notes']:,}", with_interval(cells["base"], score)])
         body[-1] += [group_points(cells[name], score) for name in runs]
-    return [told, "", *markdown_table([rows[0]["column"], f"test {row_unit(facts)}", "base", *runs], body)]
+    return [told, "", *markdown_table([rows[0]["column"], f"test {unit}", "base", *runs], body)]
 
 
 def group_points(row, score):
     """'-0.46', in points from base, bold if that is significant; empty if the score is undefined."""
-    apart = row.get(f"{score}_from_base")
-    text = "" if apart is None else in_points(apart)
+    text = points_apart(row, score)
     return f"**{text}**" if text and row.get("told", "no") != "no" else text
 
 
@@ -500,7 +497,7 @@ def calibration_reading(facts):
     )
 
 
-CALIBRATION = {
+CALIBRATION_HEADS = {
     "technique": "technique", "ece": "ECE", "ece_scaled": "ECE, scaled", "brier": "Brier score",
     "brier_scaled": "Brier score, scaled", "temperature": "temperature",
 }  # fmt: skip
@@ -508,9 +505,9 @@ CALIBRATION = {
 
 def calibration_table(rows):
     """Lines: calibration of each run, as it is and after temperature scaling."""
-    names = list(CALIBRATION)[1:]
+    names = list(CALIBRATION_HEADS)[1:]
     body = [[row["technique"], *(formatted(row.get(name)) for name in names)] for row in rows]
-    return markdown_table(list(CALIBRATION.values()), body)
+    return markdown_table(list(CALIBRATION_HEADS.values()), body)
 
 
 COSTS = {

@@ -247,7 +247,7 @@ SAID = {
     401: "no bearer token, or a wrong one",
     413: "too many notes, a note too long, or a body too long",
     415: "the body is not announced as application/json",
-    421: "asked under another name than this machine's own; let the proxy send its Host, or use --token-file",
+    421: "asked under another name than localhost; let the proxy send Host: localhost, or use --token-file",
     422: "the body is not a note or a list of notes",
     429: "too many notes wait; try again after the seconds in Retry-After",
     500: "the model could not read a note",

@@ -261,9 +261,14 @@ class Symptoms(LabelSets):
         counts["that name no symptom, left out"] = len(left_out)
         return [note for note in notes if id(note) not in left_out]
 
+    @property
+    def marks(self):
+        """Whether labels do not tell affirmed mentions from negated ones."""
+        return not self.sets and self.options.negation == "keep"
+
     def mark(self, examples):
         """Whether the mention that gave a note its label is affirmed, where labels do not tell."""
-        if self.sets or self.options.negation != "keep":
+        if not self.marks:
             return
         for note, text in zip(examples, self.texts(examples), strict=True):
             symptom = self.labels[note.label]

@@ -501,6 +501,8 @@ class Task:
                     raise BadInput(f"{path}: was changed while it was read; run the same command again")
                 yield text
 
+    marks = False  # whether mark() writes anything
+
     def mark(self, examples):
         """Write into the groups of test examples what the task tells apart itself, before they are scored."""
 

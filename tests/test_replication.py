@@ -208,7 +208,9 @@ def test_adaptation_stands_beside_the_published_on_all_and_on_held_out_rows():
         read_json(results / f"stop_reasons_sets_20/all_rows_{name}.json")["eval_micro_f1"]
         for name in ("base", "adapted")
     ]
-    assert f"micro-F1, adapted | 0.9585 | {whole[1]:.4f} | {held['adapted']['microf1']:.4f} [" in text
+    ours = f"{whole[1]:.4f} | {held['adapted']['microf1']:.4f} ["
+    assert f"micro-F1, adapted, seed 42 | 0.9585 | {ours}" in text
     assert f"points | +8.76 | {100 * (whole[1] - whole[0]):+.2f} | {gained:+.2f} [" in text
-    assert "gender, macro-F1, plain | 0.7243 |" in text and "times the tokens per second" in text
+    assert "gender, macro-F1, plain, seed 1 | 0.7243 |" in text and "], not significant, Holm's p = " in text
+    assert "gender, accuracy, plain, seed 2 |  | 0.97" in text and "times the tokens per second" in text
     assert "Not run yet." in "\n".join(replication.adaptation_lines(results / "nothing"))

@@ -344,7 +344,7 @@ def test_without_a_token_it_answers_under_this_machines_own_names(served):
             assert ask(port, body=NOTE, Host=name)[0] == 200
         for name in ("evil.example", f"evil.example:{port}", "127.0.0.1.evil.example", ""):
             status, text, _ = ask(port, body=NOTE, Host=name)
-            assert status == 421 and "another name" in text and MARKER not in text
+            assert status == 421 and "another name than localhost" in text and MARKER not in text
 
 
 def test_what_can_be_got_has_a_head(symptoms):

@@ -11,13 +11,14 @@ import pytest
 import report
 import sweep
 from cli import BadInput
-from conftest import ROOT, read_csv
+from conftest import ROOT, read_csv, write_notes
 from files import locked, read_json, write_json
 from metrics import calibration_scores
 from run import results, tables
+from run.evidence import Answered, only_rows
 from tasks import demo
 from tasks.ner import Ner
-from tasks.symptoms import MENTION
+from tasks.symptoms import MENTION, Symptoms
 
 GRID = {
     "base": "--technique base",
@@ -61,8 +62,8 @@ def test_a_sweep_trains_what_is_missing_and_reports_every_seed(swept, capsys):
 
 def test_the_text_of_a_sweep_follows_from_its_data_alone(swept):
     out, _ = swept
-    rows, facts, groups = results.read_sweep(out / "sweep.csv")
-    assert tables.sweep_page(rows, facts, groups) == (out / "sweep.md").read_text()
+    rows, facts = results.read_rows(out / "sweep.csv"), read_json(out / "sweep.json")
+    assert tables.sweep_page(rows, facts) == (out / "sweep.md").read_text()
     assert (facts["grid"], facts["seeds"], facts["task"]) == (GRID, [1, 2], "symptoms")
     assert facts["machine"]["cpu"] and facts["machine"]["torch"] and facts["machine"]["commit"]
     assert set(facts["trained_at"]) == set(GRID) and facts["data"]["mean_tokens"] > 3
@@ -232,11 +233,15 @@ def test_a_sweep_scores_groups_over_folds_and_the_negated_mentions(tmp_path, arg
     call = [*arguments, "--epochs", "1", "--out", str(tmp_path / "out"), "--rounds", "1", "--seeds", "1,"]
     call += ["--grid", str(tmp_path / "grid.json"), "--folds", "2"]
     sweep.main(call)
-    groups = results.read_sweep(tmp_path / "out" / "sweep.csv")[2]
+    groups = read_json(tmp_path / "out" / "sweep.json")["groups"]
     assert {row["column"] for row in groups} == {MENTION}
     sweep.main([*call, "--subgroups", "category"])
-    rows, facts, groups = results.read_sweep(tmp_path / "out" / "sweep.csv")
-    assert {row["column"] for row in groups} == {"category", MENTION}
+    rows, facts = (
+        results.read_rows(tmp_path / "out" / "sweep.csv"),
+        read_json(tmp_path / "out" / "sweep.json"),
+    )
+    groups = facts["groups"]
+    assert facts["subgroups"] == "category" and {row["column"] for row in groups} == {"category", MENTION}
 
     tested = [
         row for fold in (1, 2) for row in read_csv(tmp_path / f"out/seed1/fold{fold}/int8/predictions.csv")
@@ -252,7 +257,25 @@ def test_a_sweep_scores_groups_over_folds_and_the_negated_mentions(tmp_path, arg
     assert sum(row["notes"] for row in by_category) == len(tested) == facts["evidence"]["notes"]
     text = (tmp_path / "out" / "sweep.md").read_text()
     assert "## By category" in text and f"## By {MENTION}" in text and "bold where the difference" in text
-    assert text == tables.sweep_page(rows, facts, groups)
+    assert text == tables.sweep_page(rows, facts)
+    few = [row for row in groups if row["notes"] < 10]  # too few to say what chance does
+    assert all("told" not in row and "Accuracy_low" not in row for row in few)
+    assert any("told" in row for row in groups)
+
+
+def test_values_that_are_text_are_no_groups_of_a_sweep_either(tmp_path, small, arguments, refuses):
+    rows = read_csv(small[0])
+    for number, row in enumerate(rows):  # few of them in each fold
+        row["CATEGORY"] = "the patient lives with her sister and has two dogs" if number % 12 == 0 else "ward"
+    data = write_notes(tmp_path / "notes.csv", [list(row.values()) for row in rows], list(rows[0]))
+    call = [*arguments, "--data", str(data), "--out", str(tmp_path / "out"), "--folds", "5", "--seeds", "1,"]
+    line = refuses(sweep.main, [*call, "--subgroups", "CATEGORY"])
+    assert "look like text" in line and "sister" not in line and not (tmp_path / "out" / "seed1").exists()
+    task = Symptoms()
+    answered = Answered([{"row_id": "1"}], [0], [None], (), {}, "RUN")
+    with pytest.raises(BadInput, match="are not those of --data any more"):
+        only_rows(answered, {"1", "2"})
+    assert only_rows(answered, {"1"}).rows == answered.rows and task.marks
 
 
 def test_tuning_gives_every_row_as_many_trials_and_keeps_the_best_on_validation(tmp_path, arguments, refuses):
