@@ -154,7 +154,7 @@ def test_label_lists_give_sets(tmp_path, ending, flags):
 @pytest.mark.parametrize(
     "flags, cell, message",
     [
-        ({}, "['secret', 'b']", "line 2: column 'label' has a list of labels; --multi-label"),
+        ({}, "['secret', 'b']", "line 2: column 'label' has a list of labels; give one"),
         ({"multi_label": True}, "[secret, b]", r"line 2: column 'label' has no list such as \['A', 'B'\]"),
     ],
 )
