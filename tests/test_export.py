@@ -159,6 +159,18 @@ def test_notes_to_calibrate_with_are_training_notes(runs, small, tmp_path, refus
         export.notes_to_use(checkpoint.load(runs / "base"), given)
 
 
+def test_notes_may_stand_in_a_column_of_another_name(runs, small, tmp_path, onnx, capsys, refuses):
+    with open(small[0], newline="", encoding="utf-8") as table:
+        header, *rows = csv.reader(table)
+    other = ["note" if name == "TEXT" else name for name in header]
+    notes = write_notes(tmp_path / "other.csv", rows[:4], other)
+    call = [str(runs / "base"), "--to", "onnx", "--out", str(tmp_path / "a.onnx")]
+    assert "no column 'TEXT'" in refuses(export.main, [*call, "--notes", str(notes)])
+    assert "names a column of --notes" in refuses(export.main, [*call, "--text-columns", "note"])
+    export.main([*call, "--notes", str(notes), "--text-columns", "note"])
+    assert "onnxruntime: 4 notes of " in capsys.readouterr().out
+
+
 def test_a_validation_file_of_the_runs_own_is_named(small, arguments, tmp_path, capsys, refuses):
     with open(small[0], newline="", encoding="utf-8") as table:
         header, *rows = csv.reader(table)
