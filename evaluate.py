@@ -58,9 +58,10 @@ def read_labelled(task, path):
     if not examples:
         raise BadInput(f"{path}: none of its {counts['rows']} rows has a label of the run's, which are "
                        f"{listed(task.labels)}")  # fmt: skip
-    if unknown and not any(task.tally(examples).values()):
+    tally = task.tally(examples)
+    if unknown and not any(tally.values()):
         raise BadInput(f"{path}: none of its {unknown.total():,} labels is one of the run's, which are "
-                       f"{listed(list(task.tally(examples)))}")  # fmt: skip
+                       f"{listed(list(tally))}")  # fmt: skip
     task.mark(examples)
     refuse_strange_groups(examples)
     print_rows(counts, len(examples), task.unit)

@@ -136,7 +136,7 @@ def write_checked(run, args, name, out):
             raise BadInput(
                 f"{args.run}: {name} and PyTorch differ by {found.largest:.2g}; nothing was written"
             )
-        if found.same < LEAST[form.precision]:
+        if not found.agrees(form.precision):
             told = "more --calibration-notes may help" if form.precision == "int8" else "look at the notes"
             print(
                 f"warning: that is less than the {LEAST[form.precision]:.0%} that --engine asks for; {told}"

@@ -490,9 +490,11 @@ def weighted_calibration(truth, probabilities):
     right, said = likeliest_answers(truth, probabilities)
     held = np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], said)  # the bin of each answer
     apart = ((np.arange(BINS) == held[..., None]) * (said - right)[..., None]).sum(1)  # (N, BINS)
-    exact = probabilities if truth.ndim == 2 else probabilities / probabilities.sum(1, keepdims=True)
-    true = truth if truth.ndim == 2 else truth[:, None] == np.arange(probabilities.shape[1])
-    errors = np.square(exact - true).sum(1) / (probabilities.shape[1] if truth.ndim == 2 else 1)  # (N,)
+    if truth.ndim == 2:
+        errors = np.square(probabilities - truth).mean(1)  # (N,)
+    else:
+        exact = probabilities / probabilities.sum(1, keepdims=True)
+        errors = np.square(exact - (truth[:, None] == np.arange(exact.shape[1]))).sum(1)
     share = weighted_sums(np.stack([errors, np.ones_like(errors)], 1), _share_of_sums)
     gaps = weighted_sums(apart, lambda sums: np.abs(sums).sum(-1) / said.shape[1])
     return {"ECE": lambda weights: gaps(weights) / weights.sum(-1), "Brier": share}

@@ -57,6 +57,10 @@ class Agreement(NamedTuple):
         """Whether the logits differ by fp32's rounding alone. Of two equal ones the other may win then."""
         return self.largest <= ROUNDING * self.size  # false of NaN
 
+    def agrees(self, precision):
+        """Whether a form of this precision may answer in torch's place."""
+        return self.same >= LEAST[precision] or (precision == "fp32" and self.is_rounding())
+
 
 @torch.inference_mode()
 def said_by(run, examples, encoded, call, tokens=None):
@@ -235,8 +239,7 @@ def measure(names, run, files, examples, tokens, opened):
         for name in list(calls)[1:]:
             found[name] = compare(ours, said_by(run, examples, encoded, calls[name], tokens))
             coarser = "int8" if has_int8(run.model) else FORMS[name].precision
-            alike = found[name].same >= LEAST[coarser] or (coarser == "fp32" and found[name].is_rounding())
-            if not (alike and np.isfinite(found[name].largest)):
+            if not (found[name].agrees(coarser) and np.isfinite(found[name].largest)):
                 del calls[name]
                 few = f"only {found[name].same:.1%} of the answers are torch's"
                 reasons[name] = few if np.isfinite(found[name].largest) else "it answers NaN"

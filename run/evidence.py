@@ -11,7 +11,7 @@ import numpy as np
 
 import stats
 from cli import BadInput
-from run.results import read_table
+from run.results import calibration_cells, read_table
 from run.untrusted import COMPARED, fitting, read_run
 
 LEVEL = 0.05  # of the p values, after Holm's correction, below which a difference from base is significant
@@ -93,13 +93,8 @@ def read_answers(task, directories):
 
 def calibration_of(test):
     """{score of CALIBRATION: value} of a run's test scores; what there is."""
-    kinds = test.get("calibration") or {}
-    return {
-        f"{name}{end}": kinds[kind][name]
-        for kind, end in (("plain", ""), ("scaled", "_scaled"))
-        if kinds.get(kind)
-        for name in ("ECE", "Brier")
-    }
+    cells = calibration_cells(test.get("calibration"))
+    return {name: cells[name.lower()] for name in CALIBRATION if name.lower() in cells}
 
 
 class Scored(NamedTuple):

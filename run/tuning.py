@@ -74,7 +74,7 @@ def search_facts(search, trials, made):
         return None
     trials, chosen = {row: tried for row, tried in trials.items() if tried}, {}
     for row, tried in trials.items():
-        words = tried[0].name.partition("@")[2].split(",")  # as sweep.trial names it
+        words = tried[0].name.rpartition("@")[2].split(",")  # as sweep.trial names it
         names = [word.partition("=")[0] for word in words]
         runs = [read_run(path, "arguments")["arguments"] for folds in made[row] for path in folds]
         found = (" ".join(f"{name}={run[keyword(name)]}" for name in names) for run in runs)
