@@ -4,6 +4,7 @@ A failed write, such as on a full disk, is one line and leaves nothing behind. W
 removed by the next one that writes the same file.
 """
 
+import atexit
 import contextlib
 import csv
 import glob
@@ -218,8 +219,9 @@ def write_csv(path, header, rows, private=False):
 
 
 def writable_directory(path):
-    """Make the directory if need be. Raises BadInput if it cannot be written."""
+    """Make the directory if need be. Raises BadInput if it cannot be written. Left empty, it goes at exit."""
     path, probe = Path(path), Path(path) / f".write-probe.{os.getpid()}"
+    atexit.register(remove_empty, [place for place in (path, *path.parents) if not place.exists()])
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe.touch()
@@ -227,6 +229,13 @@ def writable_directory(path):
     except OSError as error:
         raise BadInput(f"{path}: cannot be written ({error.strerror}); choose another --out") from None
     return path
+
+
+def remove_empty(directories):
+    """Remove those of the directories that are there and empty, in their order."""
+    for directory in directories:
+        with contextlib.suppress(OSError):
+            directory.rmdir()
 
 
 def read_json(path):

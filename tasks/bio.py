@@ -83,11 +83,14 @@ def _word_and_tag(fields, columns, where, tagged):
 def begins_running(lines):
     """Whether a file begins as running text: two lines with tags, of different length, without tabs.
 
-    A table or a plain note has none, and what looks like one there is not to be printed as a label.
+    A table or a plain note has none, and what looks like one there is not to be printed as a label. Vitamin
+    B-12 is no tag here: a type begins with a letter.
     """
     first = [line.split() for line in lines if not _ends_a_sentence(line, line.split(), 2, True)][:2]
     differ = len(first) == 2 and len(first[0]) != len(first[1]) and not any("\t" in line for line in lines)
-    return differ and all(any(map(TAG.fullmatch, fields)) for fields in first)
+    return differ and all(
+        any(re.fullmatch(r"O|[BI]-[^\W\d]\S*", field) for field in fields) for fields in first
+    )
 
 
 def running_text(fields, where):

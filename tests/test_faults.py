@@ -58,6 +58,14 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     assert tree(tmp_path) == {"a.json": b"1\n"}
 
 
+def test_a_call_that_fails_leaves_no_empty_directory(tmp_path):
+    (tmp_path / "model").mkdir()
+    out = ("--out", tmp_path / "new" / "out")
+    call = script("train.py", "--data", tmp_path / "no.csv", "--model", tmp_path / "model", *out)
+    assert "no.csv: no such file" in call.communicate()[1] and call.returncode == 2
+    assert not (tmp_path / "new").exists()
+
+
 def test_remains_of_killed_processes_are_removed_and_of_living_ones_kept(tmp_path):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()

@@ -21,7 +21,7 @@ from conftest import read_csv
 from data import IGNORE, collate, windows
 from files import read_json, write_json
 from run import inference
-from tasks.bio import CRF, FORBIDDEN, allowed, marginals, read_bio, repair, viterbi
+from tasks.bio import CRF, FORBIDDEN, allowed, begins_running, marginals, read_bio, repair, viterbi
 from tasks.ner import Ner, Sentence
 
 
@@ -137,6 +137,11 @@ def test_untagged_running_text_is_read_without_its_tags(tmp_path):
     counts = Counter({"rows": 0})
     (sentence,) = Ner().unlabelled(str(path), counts)
     assert sentence.words == ["Patient", "irregular", "periods"] and counts["rows"] == 1
+
+
+def test_a_vitamin_is_no_tag_of_running_text():
+    assert begins_running(["Patient irregular B-Symptoms", "periods I-Symptoms"])
+    assert not begins_running(["Takes vitamin B-12 daily", "and some B-6"])
 
 
 def test_runs_report_the_calibration_of_their_spans(trained, tmp_path):
