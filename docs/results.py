@@ -19,6 +19,7 @@ from files import read_json, write_whole  # noqa: E402
 from run import plots, tables  # noqa: E402
 from run.results import markdown_table, read_rows  # noqa: E402
 
+GRID = ROOT / "experiments" / "grid.json"
 IN_README = "stop_reasons"  # the sweep whose table stands in README.md
 MARKS = "<!-- results -->", "<!-- /results -->"
 HEAD = """# Results
@@ -120,12 +121,15 @@ def same_value(ours, theirs):
 
 def sweep_arguments(rows, facts):
     """What a sweep was told, its own flags included."""
-    seeds = facts["seeds"]
+    seeds, models = facts["seeds"], [row["run"] for row in rows if tables.is_model(row, facts)]
     first = seeds == list(range(1, len(seeds) + 1))
-    words = [*facts["arguments"], "--seeds", str(len(seeds)) if first else ",".join(map(str, seeds))]
+    words = [*facts["arguments"], "--seeds", str(len(seeds)) if first else ",".join([*map(str, seeds), ""])]
     words += ["--folds", str(tables.folds_of(facts))] if tables.folds_of(facts) > 1 else []
     words += ["--subgroups", facts["subgroups"]] if facts.get("subgroups") else []
-    return words + ["--baselines"] * (not all(tables.is_model(row, facts) for row in rows))
+    words += ["--only", ",".join(models)] if models != [*read_json(GRID)] else []
+    if facts.get("search"):
+        words += ["--search", *(f"{name}={','.join(of)}" for name, of in facts["search"]["given"].items())]
+    return words + ["--baselines"] * (len(models) < len(rows))
 
 
 def sweep_section(root, name, rows, facts):

@@ -1,6 +1,6 @@
 """How often the 95% intervals of stats.py hold the truth, and how often its test finds what is not there.
 
-    python -m experiments.coverage                  docs/results/statistics/coverage.csv; 15 minutes on a core
+    python -m experiments.coverage                  docs/results/statistics/coverage.csv; 25 minutes on a core
     python -m experiments.coverage --repeats 50 --out FILE
 
 Made-up runs on made-up notes. Whether seed s of a run answers note i rightly is a threshold on a sum of
@@ -178,7 +178,7 @@ def main(argv=None):
     """Simulate every case, print it, write the table."""
     parser = Parser(prog="experiments.coverage", description=__doc__.splitlines()[0])
     count = number(int, 1, 10**6)
-    parser.add_argument("--repeats", type=count, default=1000, help="made-up experiments per case (1000)")
+    parser.add_argument("--repeats", type=count, default=4000, help="made-up experiments per case (4000)")
     parser.add_argument("--out", default=str(OUT), help="CSV to write (docs/results/statistics/coverage.csv)")
     args = parser.parse_args(argv)
     rows = []
