@@ -28,16 +28,7 @@ from files import writable_directory, write_csv, write_json
 from metrics import Scores, undefined_note
 from run import checkpoint, processes
 from run.arguments import add_reading_flags, take_columns
-from run.inference import (
-    ahead,
-    encode_examples,
-    final_scores,
-    pick_device,
-    precision_of,
-    read_encoded,
-    reading,
-    with_loss,
-)
+from run.inference import ahead, encode_examples, pick_device, precision_of, read_encoded, reading, with_loss
 from run.machine import same_bits
 from run.results import eval_metrics, group_metrics, print_rows, spelled, write_predictions, write_scores
 from run.seen import KEYS, learnt_from
@@ -138,7 +129,7 @@ class Found(NamedTuple):
 
 def score_all(name, task, examples, predictions, loss=None, what=""):
     """The Found of predictions; prints them. loss: the mean, if known; what: which examples, in words."""
-    scores = final_scores(task, examples, predictions)
+    scores = task.final_scores(examples, predictions)
     if loss is not None:
         scores = with_loss(scores, loss)
         if table := task.table(scores):

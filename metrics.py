@@ -9,7 +9,6 @@ None, and `Scores.undefined` names it. In a macro average of precision, recall o
 as in scikit-learn and in published tables. A macro AUROC with an undefined part is None.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +21,7 @@ class Scores(NamedTuple):
     """overall {score: value}, per_label {label: {score: value}}, and where they apply:
 
     confusion: counts as nested lists, rows true, columns predicted.
-    intervals {score: (low, high)}: 95% by bootstrap, of some overall scores, if asked for.
+    intervals {score: (low, high)}: 95%, of some overall scores, of final scores (Task.final_scores).
     undefined {score: [labels]}: the cells of per_label that are None.
     calibration: as calibration_scores gives it, of final scores.
     """
@@ -94,7 +93,7 @@ def _label_rows(truth, called, names):
     }
 
 
-def single_label(labels, probabilities, names, intervals=False):
+def single_label(labels, probabilities, names):
     """Accuracy, macro precision, recall, F1 and one-vs-rest AUROC; the last four per class too.
 
     labels (N,) int, probabilities (N, C), names the C classes. Returns Scores. Raises ValueError on
@@ -116,11 +115,7 @@ def single_label(labels, probabilities, names, intervals=False):
     if None in columns["AUROC"]:
         overall["AUROC"] = None
 
-    found = None
-    if intervals:
-        scores = {"Accuracy": accuracy_of, "F1": macro_f1_of}
-        found = {name: bootstrap_interval(counts, score) for name, score in scores.items()}
-    return Scores(overall, per_label, counts.tolist(), found, _undefined(per_label))
+    return Scores(overall, per_label, counts.tolist(), undefined=_undefined(per_label))
 
 
 # --- calibration ----------------------------------------------------------------------------------
@@ -254,10 +249,10 @@ def recall_at_precision(positive, score, precision=0.8):
     return float(recall[reached >= precision].max())
 
 
-def binary(labels, probability, names, intervals=False):
+def binary(labels, probability, names):
     """Scores of two classes: labels (N,) 0 or 1, probability (N,) of class 1, names (of 0, of 1).
 
-    Majority is the accuracy of always giving the commoner label. Undefined scores get no interval.
+    Majority is the accuracy of always giving the commoner label.
     """
     from sklearn import metrics as sk
 
@@ -273,14 +268,7 @@ def binary(labels, probability, names, intervals=False):
         "ECE": expected_calibration_error(positive, probability),
         "F1": base.per_label[names[1]]["F1"],
     }
-    if not intervals:
-        return base._replace(overall=overall)
-
-    found = {"Accuracy": bootstrap_interval(base.confusion, accuracy_of)}
-    for name, score in (("AUROC", weighted_auroc), ("AUPRC", weighted_average_precision)):
-        if overall[name] is not None:
-            found[name] = bootstrap_rows(len(labels), partial(score, positive, probability), resamples=1000)
-    return base._replace(overall=overall, intervals=found)
+    return base._replace(overall=overall)
 
 
 # --- several labels -------------------------------------------------------------------------------
@@ -317,20 +305,12 @@ def _macro_f1_of_sums(sums):
     return np.nan_to_num(_f1_of_sums(sums)).mean(-1)
 
 
-def multi_label(truth, called, names, intervals=False):
+def multi_label(truth, called, names):
     """Scores of label sets, truth and called (N, L) bool. Accuracy: share of sets exactly right."""
     table = classification_report(truth, called, names)
     overall = {"Accuracy": float((truth == called).all(1).mean())}
     overall.update({f"{a.capitalize()}F1": table[f"{a} avg"]["F1"] for a in AVERAGES})
-
-    found = None
-    if intervals:
-        counts = np.stack([truth & called, truth, called], -1).astype(np.int64)  # (N, L, 3)
-        found = {
-            "MicroF1": bootstrap_sums(counts.sum(1), _f1_of_sums),
-            "MacroF1": bootstrap_sums(counts, _macro_f1_of_sums),
-        }
-    return Scores(overall, table, None, found, _undefined({name: table[name] for name in names}))
+    return Scores(overall, table, undefined=_undefined({name: table[name] for name in names}))
 
 
 # --- spans ----------------------------------------------------------------------------------------
@@ -356,19 +336,17 @@ def spans(tags, strict=False):
     return found
 
 
-def span_scores(truth, called, types, groups, intervals=False):
+def span_scores(truth, called, types):
     """Precision, recall and F1 of exact spans with their type, overall (micro) and per type.
 
-    truth, called: for each sentence its spans (start, stop, type); groups: what each sentence
-    belongs to, such as its document, which the bootstrap draws whole.
+    truth, called: for each sentence its spans (start, stop, type).
     """
     index = {name: i for i, name in enumerate(types)}
-    group_index = {name: i for i, name in enumerate(dict.fromkeys(groups))}
-    counts = np.zeros((len(group_index), len(types), 3), np.int64)  # hits, truly, called
-    for true, predicted, group in zip(truth, called, groups, strict=True):
+    sums = np.zeros((len(types), 3), np.int64)  # hits, truly, called
+    for true, predicted in zip(truth, called, strict=True):
         for column, members in enumerate((set(true) & set(predicted), true, predicted)):
             for *_, kind in members:
-                counts[group_index[group], index[kind], column] += 1
+                sums[index[kind], column] += 1
 
     def ratio(top, bottom):
         return float(top / bottom) if bottom else None
@@ -377,10 +355,8 @@ def span_scores(truth, called, types, groups, intervals=False):
         ratios = ratio(hits, calls), ratio(hits, truly), ratio(2 * hits, truly + calls)
         return dict(zip(SPANS, ratios, strict=True))
 
-    sums = counts.sum(0)
     per_type = {name: {**row(*sums[i]), "Support": int(sums[i, 1])} for name, i in index.items()}
-    found = {"F1": bootstrap_sums(counts.sum(1), _f1_of_sums)} if intervals else None
-    return Scores(row(*sums.sum(0)), per_type, None, found, _undefined(per_type))
+    return Scores(row(*sums.sum(0)), per_type, undefined=_undefined(per_type))
 
 
 # --- masked tokens --------------------------------------------------------------------------------
@@ -388,7 +364,7 @@ def span_scores(truth, called, types, groups, intervals=False):
 MASKED = ("Accuracy", "CrossEntropy", "Perplexity")
 
 
-def masked_tokens(counts, intervals=False):
+def masked_tokens(counts):
     """Accuracy, mean negative log-likelihood (nats) and perplexity, its exponential.
 
     counts (rows, 3): of each row the tokens guessed rightly, the tokens masked, the sum of -log p.
@@ -396,10 +372,7 @@ def masked_tokens(counts, intervals=False):
     hits, masked, surprise = counts.sum(0)
     accuracy, entropy = float(hits / masked), float(surprise / masked)
     overall = dict(zip(MASKED, (accuracy, entropy, float(np.exp(entropy))), strict=True))
-    found = None
-    if intervals:
-        found = {"Accuracy": bootstrap_sums(counts, lambda sums: sums[:, 0] / sums[:, 1])}
-    return Scores(overall, {}, None, found)
+    return Scores(overall, {})
 
 
 # --- notes that count several times, as a bootstrap draws them -----------------------------------
@@ -531,44 +504,6 @@ def macro_f1_of(counts):
     """Macro-F1 of confusion matrices (..., C, C) -> (...)."""
     hits = np.diagonal(counts, axis1=-2, axis2=-1)
     return _macro_f1_of_sums(np.stack([hits, counts.sum(-1), counts.sum(-2)], -1))
-
-
-def _percentiles(values):
-    """The middle 95% of a score's values over the resamples, without the undefined ones."""
-    return tuple(np.nanquantile(values, [0.025, 0.975]).tolist())
-
-
-def bootstrap_interval(confusion, score, resamples=5000, seed=0):
-    """Percentile bootstrap interval of a score of confusion matrices, (..., C, C) -> (...).
-
-    Drawing N notes with replacement and counting them is one multinomial draw over the cells.
-    """
-    confusion = np.asarray(confusion)
-    notes, generator = confusion.sum(), np.random.default_rng(seed)
-    draws = generator.multinomial(notes, confusion.ravel() / notes, size=resamples)
-    return _percentiles(score(draws.reshape(-1, *confusion.shape)))
-
-
-def bootstrap_rows(count, score, resamples=2000, seed=0):
-    """Percentile interval of a score of N rows; score takes how often each is drawn, (R, N) -> (R,)."""
-    generator, values, even = np.random.default_rng(seed), [], np.full(count, 1 / count)
-    step = max(1, min(100, 10**7 // count))  # as many at a time as memory takes
-    for start in range(0, resamples, step):
-        draws = generator.multinomial(count, even, size=min(step, resamples - start))
-        values.append(score(draws.astype(np.float32)))
-    return _percentiles(np.concatenate(values))
-
-
-def bootstrap_sums(rows, score, resamples=2000, seed=0):
-    """The same of a score of summed counts: rows (N, ...); score takes their sums (R, ...) -> (R,)."""
-    return bootstrap_rows(len(rows), weighted_sums(rows, score), resamples, seed)
-
-
-def share_interval(hits, count):
-    """95% interval of a share (Wilson, 1927). For few examples, all right, where a bootstrap says [1, 1]."""
-    from scipy.stats import binomtest
-
-    return tuple(map(float, binomtest(hits, count).proportion_ci(method="wilson")))
 
 
 def mcnemar(right_a, right_b):

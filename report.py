@@ -21,6 +21,8 @@ from cli import BadInput, Parser, run_script
 from files import read_json, write_json, write_whole
 from metrics import mcnemar
 from run import checkpoint, page, plots
+from run.arguments import OPTIMISATION
+from run.baseline import BASELINES
 from run.columns import column_lines, gather, recipe_runs
 from run.evidence import compare_runs, evidence_facts
 from run.published import published_facts
@@ -41,6 +43,7 @@ from tasks import demo
 # published figures as data; SOURCE.md there says where they come from
 REFERENCE = Path(__file__).parent / "reference"
 SETTINGS = ("data", "model", "batch_size", "max_length", "seed", "split_seed", "epochs", "lr")
+UNUSED = ("model", "revision", "max_length", *OPTIMISATION)  # by baselines
 TIMED = ("macs", "p50_ms", "p95_ms", "notes_per_s")  # columns of benchmark.csv
 
 
@@ -210,7 +213,6 @@ def report_facts(task, homes, seeds, timings):
         "unit": task.unit,
         "headline": task.headline,
         "scores": {score: task.headline.get(score, usual.get(score, score)) for score in task.overall},
-        "resampled": task.resampled,
         "calibrated": task.sure_of,
         "runs": list(runs),
         "demonstration": any(run["demonstration"] for run in runs.values()),
@@ -279,13 +281,16 @@ def group_score(task, run, column, value):
 
 
 def differing_arguments(runs):
-    """{name: {argument: value}} where a run differs from the first, a technique's own arguments apart."""
+    """{name: {argument: value}} where a run differs from the first, a technique's own arguments apart.
+
+    A baseline has no model, and no training that an argument could change.
+    """
     first = next(iter(runs.values()))["arguments"]
     other = {
         name: {
             key: shown(str(value))
             for key, value in run["arguments"].items()
-            if key in first and value != first[key]
+            if key in first and value != first[key] and not (name in BASELINES and key in UNUSED)
         }
         for name, run in runs.items()
     }

@@ -23,6 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 RESAMPLES = 1000
+FEWEST = 10  # patients or documents below which a bootstrap says nothing of chance
 
 
 def cluster_weights(clusters, resamples=RESAMPLES, seed=0):
@@ -30,10 +31,17 @@ def cluster_weights(clusters, resamples=RESAMPLES, seed=0):
 
     clusters (N,): what each note belongs to.
     """
+    return np.concatenate([*weights_in_parts(clusters, resamples, seed)])
+
+
+def weights_in_parts(clusters, resamples=RESAMPLES, seed=0, most=10**7):
+    """Yield the same in parts, (r, N) each, of at most so many numbers: for many notes."""
     names, member = np.unique(clusters, return_inverse=True)
-    even = np.full(len(names), 1 / len(names))
-    drawn = np.random.default_rng(seed).multinomial(len(names), even, size=resamples)
-    return drawn.astype(np.float32)[:, member]
+    generator, even = np.random.default_rng(seed), np.full(len(names), 1 / len(names))
+    step = max(1, most // len(member))
+    for start in range(0, resamples, step):
+        drawn = generator.multinomial(len(names), even, size=min(step, resamples - start))
+        yield drawn.astype(np.float32)[:, member]
 
 
 class Variance(NamedTuple):
@@ -106,6 +114,26 @@ def positive_interval(mean, variance):
     """
     factor = float(np.exp(variance.reach * np.sqrt(variance.total) / mean))
     return mean / factor, mean * factor
+
+
+def intervals_of(scores, weighted, clusters, unbounded=()):
+    """{score: 95% interval (low, high)} of what one trained model answered; {} of fewer than FEWEST clusters.
+
+    scores {score: value or None}; weighted {score: function of how often each note is drawn, (R, N) -> (R,)};
+    clusters (N,) numbers; unbounded: positive scores that may exceed 1.
+    """
+    count, found = len(set(clusters)), {}
+    names = [name for name in weighted if scores.get(name) is not None]
+    if count < FEWEST or not names:
+        return found
+    parts = [[weighted[name](weights) for name in names] for weights in weights_in_parts(clusters)]
+    for name, resampled in zip(names, np.concatenate(parts, 1), strict=True):
+        variance = variance_of_mean([scores[name]], resampled[:, None], count)
+        if name in unbounded:
+            found[name] = positive_interval(scores[name], variance)
+        else:
+            found[name] = interval(scores[name], variance, len(clusters))
+    return found
 
 
 class Difference(NamedTuple):

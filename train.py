@@ -264,7 +264,7 @@ def score_run(model, notes, precision, name):
     final = task.score(examples["validation"], predictions)
     validation = final._replace(overall={**final.overall, "Loss": validation.overall["Loss"]})
 
-    test, predictions = evaluate(model, notes, "test", precision, intervals=True)
+    test, predictions = evaluate(model, notes, "test", precision, final=True)
     if table := task.table(test):
         print(table)
     if note := undefined_note(test, task.unit):

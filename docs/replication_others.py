@@ -11,7 +11,7 @@ REFERENCE = Path(__file__).resolve().parent.parent / "reference"
 READMISSION = {
     "readmission_layer0": "the recipe re-run: layer 0's [CLS], which no word changes, logistic regression",
     "readmission_last": "last layer's [CLS] of the encoder as it came, logistic regression",
-    "readmission": "done properly: the encoder fine-tuned",
+    "readmission": "done properly: the encoder fine-tuned, its rate chosen on validation",
 }
 
 
@@ -24,8 +24,11 @@ def readmission_lines(results):
     }
     body = [["as published: MIMIC, 3 days", "", f"{published['Accuracy']:.2f}", "not given"]]
     for name, wording in READMISSION.items():
-        for row in read_rows(results / name / "results.csv", names=("technique", "techniques")):
-            of = "" if row["technique"] == "base" else f", {row['technique']}"
+        made = results / name / "results.csv"
+        for found in read_rows(made if made.exists() else results / name / "sweep.csv"):
+            row = {column.lower(): cell for column, cell in found.items()}
+            run = row.get("technique") or row["run"]  # of a report, of a sweep
+            of = "" if run == "base" else f", {run}"
             cells = [with_interval(row, score) for score in ("auroc", "accuracy")]
             body.append(
                 [f"[{wording}](results.md#{name.replace('_', '-')}){of}", *cells, f"{row['majority']:.3f}"]

@@ -19,7 +19,6 @@ from files import read_json, write_whole  # noqa: E402
 from run import plots, tables  # noqa: E402
 from run.results import markdown_table, read_rows  # noqa: E402
 
-GRID = ROOT / "experiments" / "grid.json"
 IN_README = "stop_reasons"  # the sweep whose table stands in README.md
 MARKS = "<!-- results -->", "<!-- /results -->"
 HEAD = """# Results
@@ -107,7 +106,8 @@ def outdated(root, name, recorded, whole=False):
         return []
     wanted, made = flags_and_values(shlex.split(path.read_text(), comments=True)), flags_and_values(recorded)
     flags = dict.fromkeys([*wanted, *(made if whole else ())])
-    other = [flag for flag in flags if flag != "--out" and not same_value(wanted.get(flag), made.get(flag))]
+    told = flags.keys() - {"--out", *(() if "--only" in wanted else ("--only",))}
+    other = [flag for flag in flags if flag in told and not same_value(wanted.get(flag), made.get(flag))]
     return [f"**Not made again since its arguments changed: {', '.join(other)}.**", ""] if other else []
 
 
@@ -126,7 +126,7 @@ def sweep_arguments(rows, facts):
     words = [*facts["arguments"], "--seeds", str(len(seeds)) if first else ",".join([*map(str, seeds), ""])]
     words += ["--folds", str(tables.folds_of(facts))] if tables.folds_of(facts) > 1 else []
     words += ["--subgroups", facts["subgroups"]] if facts.get("subgroups") else []
-    words += ["--only", ",".join(models)] if models != [*read_json(GRID)] else []
+    words += ["--only", ",".join(models)]
     if facts.get("search"):
         words += ["--search", *(f"{name}={','.join(of)}" for name, of in facts["search"]["given"].items())]
     return words + ["--baselines"] * (len(models) < len(rows))
@@ -136,6 +136,10 @@ def sweep_section(root, name, rows, facts):
     """Lines on a sweep: command, conditions, tables, plots, what each row was told."""
     score = facts["headline"][next(iter(facts["headline"]))]
     told = tables.told_words(facts)
+    plotted = (
+        f"![{heading(name)}: {score} against speed](results/{name}/sweep.png)",
+        f"![{heading(name)}: {score} against bytes](results/{name}/sweep_bytes.png)",
+    )
     return [
         *(f"## {heading(name)}", ""),
         *("```bash", f"python sweep.py @experiments/{name}.args", "```", ""),
@@ -143,8 +147,7 @@ def sweep_section(root, name, rows, facts):
         *(tables.sweep_conditions(facts), ""),
         *(*tables.sweep_table(rows, facts), ""),
         *(line for sentence in tables.told_lines(rows, facts) for line in (sentence, "")),
-        f"![{heading(name)}: {score} against speed](results/{name}/sweep.png)",
-        f"![{heading(name)}: {score} against bytes](results/{name}/sweep_bytes.png)",
+        *(plotted if sum(tables.is_model(row, facts) for row in rows) > 1 else ()),
         *("", *tables.sweep_details(rows, facts, "###")),
         *(f"What train.py was told for each run; {PLACES}", "", *told),
     ]

@@ -238,7 +238,8 @@ def fit_and_store(args, name, directory):
     predictions = {split: baseline.predict(examples[split]) for split in ("validation", "test")}
     task.calibrate(examples["validation"], predictions["validation"])
     validation = task.score(examples["validation"], predictions["validation"])
-    test = task.score(examples["test"], predictions["test"], intervals=True)
+    test = task.score(examples["test"], predictions["test"])
+    test = test._replace(intervals=task.intervals(test.overall, examples["test"], predictions["test"]))
     if note := undefined_note(test, task.unit):
         print(note)
     print(f"{name}: test, {len(examples['test'])} {task.unit}, {spelled(test.overall, task.headline)}")

@@ -155,10 +155,10 @@ def score_lines(task, record):
     for score, (low, high) in (test["intervals"] or {}).items():
         row |= {f"{score}_low": low, f"{score}_high": high}
     body = [[task.headline.get(score, score), with_interval(row, score)] for score in task.overall]
-    drawn = task.resampled or f"the test {task.unit}"
     lines = [
         *("## Scores on the test split", ""),
-        f"Brackets: 95% interval, bootstrap over {drawn}.",
+        f"Brackets: 95% interval over the test {task.row_unit or task.unit}, those of one patient or "
+        "document together; none of fewer than ten patients or documents.",
         "",
         *markdown_table(["score", "value"], body),
         "",

@@ -166,7 +166,10 @@ def several_seeds(columns):
 
 def told(columns):
     """Lines on what stands in the columns."""
-    lines = ["- As published: 435 test notes of MIMIC-III, Bio_ClinicalBERT, one seed, the fifth epoch."]
+    lines = [
+        "- As published: 435 test notes of MIMIC-III, Bio_ClinicalBERT, one seed, the fifth epoch (of low "
+        "rank the third, as the authors' files show)."
+    ]
     if again := columns["rerun"]:
         sizes, count = again["sizes"], len(again["seeds"])
         seeds = f"mean ± standard deviation of {count} seeds" if count > 1 else f"seed {again['seeds'][0]}"

@@ -18,7 +18,6 @@ LEVEL = 0.05  # of the p values, after Holm's correction, below which a differen
 
 
 CALIBRATION = ("ECE", "Brier", "ECE_scaled", "Brier_scaled")  # not shares; less is better
-FEWEST = 10  # patients or documents below which a bootstrap says nothing of chance
 
 
 class SeedAnswers(NamedTuple):
@@ -137,7 +136,7 @@ def spread_cells(name, scored, answers, unbounded=()):
     cells = {name: statistics.mean(values), f"{name}_least": min(values), f"{name}_most": max(values)}
     if len(values) > 1:
         cells[f"{name}_sd"] = statistics.stdev(values)
-    if scored.resampled is not None and clusters >= FEWEST:
+    if scored.resampled is not None and clusters >= stats.FEWEST:
         variance = stats.variance_of_mean(values, scored.resampled, clusters)
         if name in unbounded:
             low, high = stats.positive_interval(cells[name], variance)
@@ -157,7 +156,7 @@ def base_cells(name, scored, base, clusters):
         return {}
     apart = statistics.mean(a - b for a, b in zip(scored.values, base.values, strict=True))
     cells, known = {f"{name}_from_base": apart}, scored.resampled is not None and base.resampled is not None
-    if known and clusters >= FEWEST and not name.startswith("ECE"):
+    if known and clusters >= stats.FEWEST and not name.startswith("ECE"):
         pair = (scored.values, base.values, scored.resampled, base.resampled)
         found = stats.difference(*pair, clusters)
         cells |= {f"{name}_from_base_low": found.low, f"{name}_from_base_high": found.high}

@@ -120,20 +120,14 @@ def predict_rows(model, task, encoded, pad_id, tokens=None, precision=torch.floa
 
 
 @torch.inference_mode()
-def evaluate(model, notes, split, precision=torch.float32, intervals=False, tokens=None):
+def evaluate(model, notes, split, precision=torch.float32, final=False, tokens=None):
     """(Scores, predictions) of a model on a split; the scores hold the mean loss too, under "Loss"."""
     task, examples, rows = notes.task, notes.examples[split], notes.rows[split]
     with dealt_out(model), reading(model, task):
         results, loss = read_encoded(model, task, rows, notes.pad_id, tokens, precision, losses=True)
     predictions = task.combine(examples, rows, results)
-    scores = final_scores(task, examples, predictions) if intervals else task.score(examples, predictions)
+    scores = (task.final_scores if final else task.score)(examples, predictions)
     return with_loss(scores, loss / len(rows.lengths)), predictions
-
-
-def final_scores(task, examples, predictions):
-    """Scores with intervals and calibration."""
-    scores = task.score(examples, predictions, intervals=True)
-    return scores._replace(calibration=task.calibration(examples, predictions))
 
 
 def with_loss(scores, loss):

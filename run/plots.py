@@ -190,11 +190,14 @@ def plot_sweep(rows, facts, out):
     """sweep.png: the first score against speed; sweep_bytes.png: against bytes. Up and right is better.
 
     Baselines cost next to nothing, so as points they would squeeze the models: TF-IDF is a level, no point.
+    A single model is not drawn.
     """
     score = next(iter(facts["headline"]))
     base, bytes_ = base_of(rows), ("sweep_bytes.png", "bytes", "bytes", 1e-6)
     tfidf = next((row for row in rows if row["run"] == "tfidf"), None)
     rows = [row for row in rows if is_model(row, facts)]
+    if len(rows) < 2:
+        return
     for name, cost, front, scale in (("sweep.png", "rows_per_s", "seconds_per_row", 1), bytes_):
         points = [
             Point(

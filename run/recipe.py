@@ -193,7 +193,7 @@ def train_and_score(model, teacher, rows, args, rate, names):
             total += loss.detach() * len(numbers)  # on a GPU nothing waits for it
         if not math.isfinite(total := float(total) / notes):
             raise BadInput(f"the loss is {total} in epoch {epoch}; lower --lr")
-        scores, probabilities = score(model, rows["test"], args.batch_size, names, epoch == args.epochs)
+        scores, probabilities = score(model, rows["test"], args.batch_size, names)
         history.append({"Epoch": epoch, **scores.overall, "Split": "test", "TrainingLoss": total})
         words = {"Accuracy": "accuracy", "F1": "macro-F1", "AUROC": "AUROC"}
         print(
@@ -203,13 +203,13 @@ def train_and_score(model, teacher, rows, args, rate, names):
 
 
 @torch.no_grad()
-def score(model, rows, batch_size, names, intervals):
+def score(model, rows, batch_size, names):
     """(Scores of the test notes, probabilities (N, C))."""
     model.eval()
     batches = zip(*(t.split(batch_size) for t in rows), strict=True)
     logits = torch.cat([model(input_ids=ids, attention_mask=mask).logits for ids, mask, _ in batches]).float()
     probabilities = logits.softmax(-1).cpu().numpy()
-    scores = single_label(rows[2].cpu().numpy(), probabilities, names, intervals)
+    scores = single_label(rows[2].cpu().numpy(), probabilities, names)
     loss = float(F.cross_entropy(logits, rows[2]))
     return scores._replace(overall={**scores.overall, "Loss": loss}), probabilities
 
@@ -252,6 +252,8 @@ def follow_recipe(args):
     model.to(device)
     rate = args.lr or (demo.LEARNING_RATE if planned.demo_model else RATES[args.technique])
     history, scores, probabilities = train_and_score(model, teacher, rows, args, rate, task.labels)
+
+    scores = scores._replace(intervals=task.intervals(scores.overall, splits["test"], probabilities))
 
     record = {
         "recipe": args.recipe, **planned.record(settings), "learning_rate": rate, "device": str(device),

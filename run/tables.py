@@ -145,7 +145,7 @@ def sweep_table(rows, facts):
     means = [f"{facts['headline'][s]}, {mean_of(facts)}" for s in scores]
     heads = [head + " [95% interval]" * (f"{s}_low" in base) for head, s in zip(means, scores, strict=True)]
     points = f"{facts['headline'][scores[0]]} from base (points)"
-    points = [points, "significant"] if any("told" in row for row in rows) else [points]
+    points = [points, "significant"] if f"{scores[0]}_p" in base else [points]  # as points_cells
     header = ["run", *heads, *points, "MB", f"{unit}/s", "p50 ms", "on the Pareto front of"]
     body = [
         [
@@ -269,6 +269,17 @@ def test_notes(facts):
     return f"{every} in {folds} folds, each tested once (in the first: {sizes})"
 
 
+def drawn_rows(facts):
+    """'5,070 test admissions by their 3,599 patients or documents': what a bootstrap draws."""
+    if "evidence" not in facts:
+        return f"{facts['data']['sizes']['test']:,} test {facts['unit']}"
+    evidence = facts["evidence"]
+    drawn = f"{evidence['notes']:,} test {row_unit(facts)}"
+    if evidence["clusters"] < evidence["notes"]:
+        drawn += f" by their {evidence['clusters']:,} patients or documents"
+    return drawn
+
+
 def sweep_brackets(facts):
     """What the brackets after scores, points and costs are."""
     several = len(facts["seeds"]) > 1
@@ -278,14 +289,11 @@ def sweep_brackets(facts):
     if "evidence" not in facts:
         average = "averaged over the seeds" if several else "of that seed"
         return f"Brackets after scores: 95% bootstrap interval, {average}; {points}"
-    evidence = facts["evidence"]
-    drawn = f"{evidence['notes']:,} test {row_unit(facts)}"
-    if evidence["clusters"] < evidence["notes"]:
-        drawn += f" by their {evidence['clusters']:,} patients or documents"
+    drawn = drawn_rows(facts)
     over = f"over seeds and {drawn} together" if several else f"over {drawn}, of that seed's models"
     return (
         f"Brackets after scores and points: 95% interval {over}; {points} Significant: paired test, "
-        f"p after Holm's correction below {evidence['level']:g} (docs/evidence.md)."
+        f"p after Holm's correction below {facts['evidence']['level']:g} (docs/evidence.md)."
     )
 
 
@@ -398,7 +406,7 @@ def report_settings(facts):
 
 def report_reading(facts):
     """How to read the brackets and the comparisons of the score table."""
-    unit, test = facts["unit"], facts["data"]["sizes"]["test"]
+    unit = facts["unit"]
     seeds = len(facts.get("seeds", [1]))
     over = f"the {seeds} seeds and " if seeds > 1 else ""
     mcnemar = (
@@ -412,7 +420,7 @@ def report_reading(facts):
         else ""
     )
     return (
-        f"Brackets: 95% interval, bootstrap over {over}{facts['resampled'] or f'the {test:,} test {unit}'}."
+        f"Brackets: 95% interval over {over}{drawn_rows(facts)}."
         + (
             mcnemar
             if seeds == 1

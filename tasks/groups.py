@@ -4,12 +4,10 @@ Groups are named in what a run prints and stores, so their names must look like 
 than FEWEST examples is pooled with the others like it.
 """
 
-import math
 import re
 from collections import Counter
 
 from cli import BadInput
-from metrics import share_interval
 
 FEWEST = 10
 OTHER, EMPTY = "(other)", "(empty)"
@@ -55,8 +53,7 @@ def group_scores(task, examples, predictions, what):
 
     what: the examples in words, such as "test notes".
 
-    Intervals are Wilson's for accuracy, as groups are small, and a bootstrap for the other scores. Shown is
-    the score that suits groups: a macro average counts labels that a group lacks as 0.
+    Shown is the score that suits groups: a macro average counts labels that a group lacks as 0.
     """
     found = {}
     for column, groups in members_of(examples).items():
@@ -64,12 +61,9 @@ def group_scores(task, examples, predictions, what):
         print(f"{what} by {column}, {wording} [95% interval]:")
         for value, numbers in groups.items():
             own = [examples[i] for i in numbers], [predictions[i] for i in numbers]
-            scores = task.score(*own, intervals=True)
-            known = {name: ends for name, ends in scores.intervals.items() if all(map(math.isfinite, ends))}
-            if "Accuracy" in scores.overall:
-                hits = round(scores.overall["Accuracy"] * len(numbers))
-                known["Accuracy"] = share_interval(hits, len(numbers))
-            found[column][value] = {"count": len(numbers), "overall": scores.overall, "intervals": known}
+            overall = task.score(*own).overall
+            known = task.intervals(overall, *own)
+            found[column][value] = {"count": len(numbers), "overall": overall, "intervals": known}
             print(f"  {value}: {group_cell(found[column][value], task.group_score)}", flush=True)
     return found
 

@@ -138,12 +138,12 @@ class LabelSets(Task):
 
     # --- scores and files
 
-    def score(self, examples, predictions, intervals=False):
+    def score(self, examples, predictions):
         """Of sets metrics.multi_label: per-label rows are a classification report with its four averages."""
         if not self.sets:
-            return super().score(examples, predictions, intervals)
+            return super().score(examples, predictions)
         called = self.called(np.stack(predictions))
-        return metrics.multi_label(self._truth(examples), called, self.labels, intervals)
+        return metrics.multi_label(self._truth(examples), called, self.labels)
 
     def table(self, scores):
         """A classification report as text, if the per-label rows are one."""

@@ -55,7 +55,6 @@ class Mlm(Task):
     selection, lower_is_better = "CrossEntropy", True
     unbounded = ("Perplexity",)
     json_lines, row_unit = True, "blocks"
-    resampled = "blocks, those of a document or patient together"
     usual_text = (("TEXT",), ("brief_title", "brief_summary", "eligibility_criteria"), ("context",))
     pipeline_tag = "fill-mask"
     published = (
@@ -183,13 +182,9 @@ class Mlm(Task):
 
     # --- scores and files
 
-    def score(self, examples, predictions, intervals=False):
-        """Accuracy and perplexity over all masked tokens; the bootstrap draws documents or patients."""
-        table = np.stack(predictions)
-        subjects = np.unique([example.subject for example in examples], return_inverse=True)[1]
-        counts = np.zeros((subjects.max() + 1, 3))
-        np.add.at(counts, subjects[table[:, 3].astype(int)], table[:, :3])
-        return metrics.masked_tokens(counts[counts[:, 1] > 0], intervals)
+    def score(self, examples, predictions):
+        """Accuracy and perplexity over all masked tokens."""
+        return metrics.masked_tokens(np.stack(predictions)[:, :3])
 
     def certainty(self, examples, predictions):
         """None: a document has no one answer."""

@@ -58,7 +58,7 @@ class Ner(Task):
     group_score = "F1"
     sure_of = "a predicted span (the tag of its least certain word)"
     baselines = ("dictionary",)
-    json_lines, resampled = True, "documents, or sentences where there are none"
+    json_lines = True
     pipeline_tag = "token-classification"
     published = "As published: on other, synthetic data (menstrual and IVF conversations, five types)."
     OPTIONS = {
@@ -279,13 +279,11 @@ class Ner(Task):
 
     # --- scores and files
 
-    def score(self, examples, predictions, intervals=False):
-        """Exact spans; the bootstrap draws whole documents where there are some."""
+    def score(self, examples, predictions):
+        """Exact spans, with their type."""
         truth = [metrics.spans([self.labels[i] for i in sentence.label]) for sentence in examples]
         called = [metrics.spans(tags) for tags, *_ in predictions]
-        return metrics.span_scores(
-            truth, called, self.types, [sentence.subject for sentence in examples], intervals
-        )
+        return metrics.span_scores(truth, called, self.types)
 
     def certainty(self, examples, predictions):
         """(tags (N,), probabilities (N, K)) of all words: on these the temperature is fitted.

@@ -304,11 +304,9 @@ class Readmission(Task):
 
     # --- scores
 
-    def score(self, examples, predictions, intervals=False):
+    def score(self, examples, predictions):
         """metrics.binary over admissions."""
-        return metrics.binary(
-            np.array([e.label for e in examples]), np.array(predictions), self.labels, intervals
-        )
+        return metrics.binary(np.array([e.label for e in examples]), np.array(predictions), self.labels)
 
     def limits(self):
         """That the prediction comes late."""

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification
 
 import metrics
+import stats
 from cli import BadInput, keyword, number
 from data import (
     MAX_ROW_MB,
@@ -141,7 +142,6 @@ class Task:
     }  # scores to print, with their wording
     group_score = "Accuracy"  # the score that is shown for groups of test examples
     selection, lower_is_better = "F1", False  # the validation score that chooses the best epoch
-    resampled = None  # what the bootstrap draws, if not examples
     row_unit = None  # what a row of predictions.csv and of the timing is, if not an example
     unbounded = ()  # headline scores that are positive, but no shares
     json_lines = False  # whether predict.py writes JSON lines instead of a CSV
@@ -609,10 +609,26 @@ class Task:
             return probabilities
         return metrics.tempered(probabilities, self.temperature, self.separate)
 
-    def score(self, examples, predictions, intervals=False):
-        """metrics.Scores of predictions, with bootstrap intervals if asked for."""
+    def score(self, examples, predictions):
+        """metrics.Scores of predictions."""
         labels = np.array([example.label for example in examples])
-        return metrics.single_label(labels, np.stack(predictions), self.labels, intervals)
+        return metrics.single_label(labels, np.stack(predictions), self.labels)
+
+    def final_scores(self, examples, predictions):
+        """metrics.Scores with calibration and with 95% intervals, as those of reports: docs/evidence.md."""
+        scores = self.score(examples, predictions)
+        return scores._replace(
+            intervals=self.intervals(scores.overall, examples, predictions),
+            calibration=self.calibration(examples, predictions),
+        )
+
+    def intervals(self, overall, examples, predictions):
+        """{score: (low, high)} of stats.intervals_of, from what predictions.csv has of the examples."""
+        columns, stored = self.stored_columns(), [*self.stored(examples, predictions)]
+        rows = [dict(zip(columns, cells, strict=True)) for *_, cells in stored]
+        numbers = {}
+        clusters = [numbers.setdefault(subject, len(numbers)) for _, subject, _ in stored]
+        return stats.intervals_of(overall, self.rescored(rows)[1], clusters, self.unbounded)
 
     def limits(self):
         """Sentences for the model card: what the scores do not say."""

@@ -181,9 +181,9 @@ class Trials(LabelSets):
 
     # --- scores and files
 
-    def score(self, examples, predictions, intervals=False):
+    def score(self, examples, predictions):
         """Of classes the usual scores, but per label a classification report."""
-        scores = super().score(examples, predictions, intervals)
+        scores = super().score(examples, predictions)
         if self.sets:
             return scores
         called = self.called(np.stack(predictions))

@@ -68,7 +68,7 @@ def test_macro_scores_count_an_undefined_one_as_zero_as_scikit_learn_does(seed):
         generator.integers(0, 3, 8),
         generator.dirichlet([1, 1, 0.3, 0.3], 8),
     )  # d is never true
-    scores = metrics.single_label(labels, probabilities, NAMES, intervals=True)
+    scores = metrics.single_label(labels, probabilities, NAMES)
     macro = sk.precision_recall_fscore_support(
         labels, probabilities.argmax(1), labels=range(4), average="macro", zero_division=0
     )
@@ -79,7 +79,6 @@ def test_macro_scores_count_an_undefined_one_as_zero_as_scikit_learn_does(seed):
         and "d" in scores.undefined["Recall"]
     )
     assert metrics.macro_f1_of(np.array(scores.confusion)) == pytest.approx(scores.overall["F1"])
-    assert scores.intervals["F1"][0] <= scores.overall["F1"] <= scores.intervals["F1"][1]
 
 
 def test_the_note_names_every_undefined_score_its_labels_and_the_reason():
@@ -94,7 +93,7 @@ def test_the_note_names_every_undefined_score_its_labels_and_the_reason():
         "F1 is undefined for d (neither true nor predicted in these notes); "
         "AUROC is undefined for c, d (true of all or none of these notes)"
     )
-    spans = metrics.span_scores([[(0, 1, "x")]], [[]], ["x"], [0])
+    spans = metrics.span_scores([[(0, 1, "x")]], [[]], ["x"])
     expected = "warning: precision is undefined for x (never predicted in these sentences)"
     assert spans.overall["Precision"] is None and metrics.undefined_note(spans, "sentences") == expected
 
@@ -104,12 +103,9 @@ def test_no_score_warns_by_itself_and_binary_scores_of_one_class_are_undefined()
         warnings.simplefilter("error")
         for label in (0, 1):
             labels = np.full(5, label)
-            scores = metrics.binary(
-                labels, np.array([0.1, 0.2, 0.6, 0.1, 0.9]), ["no", "yes"], intervals=True
-            )
+            scores = metrics.binary(labels, np.array([0.1, 0.2, 0.6, 0.1, 0.9]), ["no", "yes"])
             assert scores.overall["AUROC"] is None and scores.undefined["AUROC"] == ["no", "yes"]
             assert scores.undefined["Recall"] == [["yes", "no"][label]]
-            assert ("AUROC" in scores.intervals, "AUPRC" in scores.intervals) == (False, bool(label))
             assert (scores.overall["AUPRC"] is None) == (scores.overall["RecallAtP80"] is None) == (not label)
         nothing = np.zeros((3, 2), bool)
         scores = metrics.multi_label(nothing, nothing, ["a", "b"])
@@ -214,46 +210,13 @@ def test_weighted_calibration_is_that_of_the_rows_as_often_as_they_count(separat
 # --- intervals and tests
 
 
-def test_bootstrap_on_the_matrix_equals_bootstrap_over_notes():
+def test_scores_of_confusion_matrices_are_those_of_notes():
     labels, probabilities = random_case(np.random.default_rng(1), 300)
     predicted = probabilities.argmax(1)
     confusion = metrics.confusion_matrix(labels, predicted, 4)
     assert metrics.accuracy_of(confusion) == sk.accuracy_score(labels, predicted)
-    assert np.isclose(
-        metrics.macro_f1_of(confusion), metrics.single_label(labels, probabilities, NAMES).overall["F1"]
-    )
-    generator, cells = np.random.default_rng(2), labels * 4 + predicted
-    slow = np.stack([np.bincount(cells[generator.integers(0, 300, 300)], minlength=16) for _ in range(3000)])
-    for score in (metrics.accuracy_of, metrics.macro_f1_of):
-        expected = np.quantile(score(slow.reshape(-1, 4, 4)), [0.025, 0.975])
-        assert np.allclose(metrics.bootstrap_interval(confusion, score), expected, atol=0.008)
-
-
-def test_bootstraps_of_rows_and_of_sums_agree_and_groups_are_drawn_whole():
-    right = np.random.default_rng(0).random(400) < 0.7
-    confusion = np.array([[right.sum(), 400 - right.sum()], [0, 0]])
-    by_matrix = metrics.bootstrap_interval(confusion, metrics.accuracy_of)
-    by_rows = metrics.bootstrap_rows(400, lambda drawn: drawn @ right / 400)
-    by_sums = metrics.bootstrap_sums(right[:, None], lambda sums: sums[:, 0] / 400)
-    assert np.allclose(by_rows, by_matrix, atol=0.01) and np.allclose(by_sums, by_matrix, atol=0.01)
-    sometimes = metrics.bootstrap_rows(
-        400, lambda drawn: np.where(drawn[:, 0] % 2, drawn @ right / 400, np.nan)
-    )
-    assert np.allclose(sometimes, by_matrix, atol=0.015)  # undefined draws are left out
-
-    truth = [[(0, 1, "x")]] * 400  # one span in a sentence, found or not
-    called = [[(0, 1, "x")] if found else [(1, 2, "x")] for found in np.repeat(right[:40], 10)]
-    alone, documents = (
-        metrics.span_scores(truth, called, ["x"], groups, intervals=True).intervals["F1"]
-        for groups in (range(400), np.repeat(range(40), 10))
-    )
-    generator, found = (
-        np.random.default_rng(1),
-        right[:40],
-    )  # ten equal sentences a document, so 40 draws, not 400
-    slow = np.quantile([found[generator.integers(0, 40, 40)].mean() for _ in range(4000)], [0.025, 0.975])
-    assert np.allclose(documents, slow, atol=0.026)  # one document is 0.025
-    assert documents[1] - documents[0] > 2.5 * (alone[1] - alone[0])
+    f1 = metrics.single_label(labels, probabilities, NAMES).overall["F1"]
+    assert np.isclose(metrics.macro_f1_of(confusion), f1)
 
 
 def test_mcnemar_equals_the_binomial_test():
@@ -272,11 +235,3 @@ def test_mcnemar_equals_the_binomial_test():
 def test_scikit_learn_is_imported_only_when_something_is_scored():
     code = "import sys, metrics; sys.exit('sklearn' in sys.modules or 'scipy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(metrics.__file__).parent).returncode == 0
-
-
-def test_interval_of_a_share_is_wilsons():
-    for hits, count in ((23, 23), (0, 7), (5, 12)):
-        share, z2 = hits / count, 1.959964**2
-        middle = (share + z2 / (2 * count)) / (1 + z2 / count)
-        half = (z2 * (share * (1 - share) / count + z2 / (4 * count**2))) ** 0.5 / (1 + z2 / count)
-        assert metrics.share_interval(hits, count) == pytest.approx((middle - half, middle + half), abs=1e-6)

@@ -67,7 +67,7 @@ def made_up_report(folder):
     row |= {"bytes": 10**6, "parameters": 10, "nonzero": 9, "train_seconds": 3.0, "front_p50_ms": False}
     settings = ("data", "model", "batch_size", "max_length", "seed", "split_seed")
     facts = {
-        "task": "ner", "unit": "sentences", "scores": {"Accuracy": "accuracy"}, "resampled": None,
+        "task": "ner", "unit": "sentences", "scores": {"Accuracy": "accuracy"},
         "headline": {"Accuracy": "accuracy"}, "published": "Reference: 0.7.", "runs": ["base"],
         "demonstration": False, "other_test": False, "always": None, "differing": {}, "data": DATA,
         "per_label": {}, "support": "support",
@@ -200,3 +200,12 @@ def test_results_that_are_not_there_are_left_out(root, refuses):
 @pytest.mark.skipif(not (ROOT / "docs" / "results").is_dir(), reason="no results are stored here")
 def test_what_the_repository_publishes_is_what_its_files_say():
     assert script().differing_files(ROOT) == []
+
+
+@pytest.mark.parametrize("page", ("README.md", "docs/results.md", "docs/replication.md", "docs/context.md"))
+def test_every_row_of_a_table_has_as_many_cells_as_its_head(page):
+    lines, width = (ROOT / page).read_text(encoding="utf-8").splitlines(), None
+    for number, line in enumerate(lines, 1):
+        cells = line.replace("\\|", "").count("|") if line.startswith("|") else None
+        assert None in (cells, width) or cells == width, f"{page}, line {number}"
+        width = cells

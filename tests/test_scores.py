@@ -19,7 +19,7 @@ def test_binary_scores_equal_scikit_learn(seed):
     labels = generator.integers(0, 2, 200)
     probability = np.clip(generator.normal(0.4 + 0.2 * labels, 0.2), 0, 1)
     probability = probability.round(2 if seed % 2 else 6)  # with ties
-    ours = metrics.binary(labels, probability, ["no", "yes"], intervals=True)
+    ours = metrics.binary(labels, probability, ["no", "yes"])
     precision, recall, _ = sk.precision_recall_curve(labels, probability)
     expected = {
         "Accuracy": sk.accuracy_score(labels, probability > 0.5),
@@ -36,8 +36,6 @@ def test_binary_scores_equal_scikit_learn(seed):
     bins = [(probability <= high) & ((probability > low) | (low == 0)) for low, high in edges]
     gaps = [abs(probability[b].mean() - labels[b].mean()) * b.mean() for b in bins if b.any()]
     assert ours.overall["ECE"] == pytest.approx(sum(gaps))
-    for name, (low, high) in ours.intervals.items():
-        assert low < ours.overall[name] < high
     assert metrics.average_precision(np.zeros(3, bool), np.arange(3.0)) is None
     assert metrics.recall_at_precision(np.array([False, True]), np.array([0.9, 0.1])) == 0.0
 
@@ -58,10 +56,9 @@ def test_classification_report_equals_scikit_learn(seed):
             ("Support", "support"),
         ):
             assert (row[score] or 0.0) == pytest.approx(theirs[name][key]), (name, score)
-    scores = metrics.multi_label(truth, called, names, intervals=True)
+    scores = metrics.multi_label(truth, called, names)
     assert scores.overall["Accuracy"] == pytest.approx(sk.accuracy_score(truth, called))
     assert scores.overall["MicroF1"] == pytest.approx(sk.f1_score(truth, called, average="micro"))
-    assert scores.intervals["MicroF1"][0] < scores.overall["MicroF1"] < scores.intervals["MicroF1"][1]
     if seed % 2:
         assert scores.per_label["label 4"]["Recall"] is None  # never true: undefined, not 0
 
@@ -86,11 +83,7 @@ def test_spans_and_their_scores_equal_seqeval_in_both_modes(seed):
             else precision_recall_fscore_support
         )
         ours = metrics.span_scores(
-            [metrics.spans(t, strict) for t in truth],
-            [metrics.spans(t, strict) for t in called],
-            ["x", "y"],
-            range(40),
-            True,
+            [metrics.spans(t, strict) for t in truth], [metrics.spans(t, strict) for t in called], ["x", "y"]
         )
         theirs = reference(truth, called, average="micro", zero_division=0)
         assert [ours.overall[name] for name in metrics.SPANS] == pytest.approx(list(theirs[:3]))
@@ -99,10 +92,9 @@ def test_spans_and_their_scores_equal_seqeval_in_both_modes(seed):
             [[ours.per_label[kind][name] for name in (*metrics.SPANS, "Support")] for kind in "xy"],
             per_type.T,
         )
-        assert ours.intervals["F1"][0] <= ours.overall["F1"] <= ours.intervals["F1"][1]
 
 
 def test_masked_token_scores_are_sums_over_rows():
     counts = np.array([[1, 2, 3.0], [0, 1, 2.0], [3, 3, 1.0]])
-    scores = metrics.masked_tokens(counts, intervals=True)
+    scores = metrics.masked_tokens(counts)
     assert scores.overall == {"Accuracy": 4 / 6, "CrossEntropy": 1.0, "Perplexity": pytest.approx(np.e)}

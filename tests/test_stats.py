@@ -117,3 +117,29 @@ def test_weighted_scores_are_those_of_notes_that_count_so_often(seed):
 def test_intervals_hold_the_truth_and_equal_runs_are_not_told_apart(case):
     held, *_, false, width = coverage.simulate(case, 300)
     assert 0.915 <= held <= 0.99 and false <= 0.085 and 0 < width < 0.3  # 300 repeats: +- 0.025 at 0.95
+
+
+def test_intervals_of_one_model_draw_clusters_whole_and_leave_out_what_is_undefined():
+    right = np.repeat(np.random.default_rng(0).random(40) < 0.7, 10).astype(np.float32)
+    weighted = {
+        "share": lambda drawn: drawn @ right / drawn.sum(1),
+        "sometimes": lambda drawn: np.where(drawn[:, 0] % 2, drawn @ right / drawn.sum(1), np.nan),
+        "none": lambda drawn: drawn @ right,
+    }
+    scores = {"share": float(right.mean()), "sometimes": float(right.mean()), "none": None, "other": 0.5}
+    alone = stats.intervals_of(scores, weighted, list(range(400)))
+    together = stats.intervals_of(scores, weighted, np.repeat(range(40), 10).tolist())
+    assert alone.keys() == together.keys() == {"share", "sometimes"}
+    wide, narrow = (found["share"][1] - found["share"][0] for found in (together, alone))
+    assert wide > 2.5 * narrow  # a cluster is all right or all wrong: sqrt(10) times
+    assert together["sometimes"] == pytest.approx(together["share"], abs=0.03)
+    wilson = binomtest(int(right.sum()), 400).proportion_ci(method="wilson")
+    assert alone["share"] == pytest.approx(tuple(wilson), abs=0.005)
+    assert stats.intervals_of(scores, weighted, [0] * 390 + list(range(10)))  # ten clusters
+    assert stats.intervals_of(scores, weighted, [0] * 391 + list(range(9))) == {}
+
+
+def test_resamples_in_parts_are_those_drawn_at_once():
+    clusters = [0, 0, 1, 2, 2, 2]
+    parts = list(stats.weights_in_parts(clusters, 50, seed=3, most=40))
+    assert len(parts) > 5 and np.array_equal(np.concatenate(parts), stats.cluster_weights(clusters, 50, 3))

@@ -15,6 +15,7 @@ import train
 from conftest import OTHER_TASKS, TASK_TECHNIQUES, read_csv, run_words, splits_of, write_notes
 from data import SPLITS
 from run import arguments, checkpoint, inference
+from run.evidence import compare_runs
 from tasks import TASKS
 from tasks.trials import Trials
 
@@ -28,12 +29,15 @@ def test_a_rebuilt_run_of_any_task_scores_as_it_did(trained, demos, task, techni
     run = checkpoint.load(trained[task] / technique)
     splits = splits_of(run, demos[task][0])
     predictions = inference.predict_examples(run, splits["test"])
-    scores = run.task.score(splits["test"], predictions, intervals=True)
+    scores = run.task.final_scores(splits["test"], predictions)
     stored = run.facts["test"]["overall"]
     assert stored.pop("Loss") > 0 and stored.keys() == scores.overall.keys()
     for name, value in stored.items():
         assert (scores.overall[name] or 0) == pytest.approx(value or 0, abs=1e-6), name
-    assert run.facts["test"]["intervals"]
+    found = compare_runs(run.task, {technique: [[trained[task] / technique]]})[technique]  # as a report does
+    for name in run.task.headline:
+        ends = [found.get(f"{name}_{end}") for end in ("low", "high")]
+        assert run.facts["test"]["intervals"].get(name, [None, None]) == pytest.approx(ends, abs=1e-3), name
     rows = read_csv(trained[task] / technique / "predictions.csv")
     if task == "mlm":  # whose rows are blocks
         assert len(rows) == len(predictions)
