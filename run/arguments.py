@@ -25,8 +25,8 @@ OPTIMISATION = (
 )  # fmt: skip
 # What --recipe paper leaves to choose and records; the rest is the authors'.
 RECIPE_FLAGS = (
-    "data", "model", "revision", "seed", "label_seed", "split_seed", "epochs", "batch_size", "max_length",
-    "lr", "top_k", "text_columns", "subject_column", "row_column",
+    "data", "fraction", "model", "revision", "seed", "label_seed", "split_seed", "epochs", "batch_size",
+    "max_length", "lr", "top_k", "text_columns", "subject_column", "row_column",
 )  # fmt: skip
 RECIPE_TAKES = (
     *RECIPE_FLAGS, "recipe", "technique", "task", "out", "overwrite", "device", "balance", "max_row_mb",

@@ -23,6 +23,7 @@ WORDING = {
 NEVER_GIVEN = "Precision: the mean over the seeds that answered with the label at all."
 SAME = (
     "data",
+    "fraction",
     "model",
     "revision",
     "label_seed",

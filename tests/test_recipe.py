@@ -90,6 +90,14 @@ def test_copies_stay_and_classes_are_cut_to_the_smallest(tmp_path, capsys):
     assert ids[0] == ids[1] != ids[2]
 
 
+def test_a_share_of_the_rows_is_read_as_the_authors_did(tmp_path):
+    texts = [f"cough {i}" for i in range(400)] + [f"rash {i}" for i in range(400)]
+    _, splits, facts = read(tmp_path, texts, "--fraction", "0.1")
+    again = read(tmp_path, texts, "--fraction", "0.1")[1]
+    assert 40 < 800 - facts["rows"]["not sampled"] < 130 and facts["rows"]["rows"] == 800
+    assert [note.row_id for note in splits["test"]] == [note.row_id for note in again["test"]]
+
+
 def test_too_few_notes_are_one_line(tmp_path, refuses, call):
     path = write_notes(tmp_path / "n.csv", [(1, 1, "pain"), (2, 2, "well")])
     words = [path if word == call[3] else word for word in call]
