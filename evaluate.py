@@ -4,12 +4,12 @@ python evaluate.py RUN_DIR --data notes.csv
 python evaluate.py RUN_DIR --data test.tsv --out results/external
 python evaluate.py RUN_DIR --data notes.csv --subgroups SEX,WARD
 
-The labels are the run's. Every row of the file that has one is scored: nothing is folded, sampled or
-balanced. Rows with other labels are left out and counted; of label sets and BIO tags the unknown labels are.
-Texts that stand in the file twice, and notes that the run was trained on, are counted and named in
-duplicates.csv; if there are any of the latter, the scores without them stand beside the scores of all.
-Groups of the rows are scored as those of a run's test notes are: by --subgroups, and by what the task tells
-apart itself.
+A run of train.py or of baselines.py. The labels are the run's. Every row of the file that has one is scored:
+nothing is folded, sampled or balanced. Rows with other labels are left out and counted; of label sets and BIO
+tags the unknown labels are. Texts that stand in the file twice, and notes that the run was trained on, are
+counted and named in duplicates.csv; if there are any of the latter, the scores without them stand beside the
+scores of all. Groups of the rows are scored as those of a run's test notes are: by --subgroups, and by what
+the task tells apart itself.
 """
 
 from collections import Counter
@@ -28,6 +28,7 @@ from files import writable_directory, write_csv, write_json
 from metrics import Scores, undefined_note
 from run import checkpoint, processes
 from run.arguments import add_reading_flags, take_columns
+from run.baseline import is_baseline, load_baseline
 from run.inference import ahead, encode_examples, pick_device, precision_of, read_encoded, reading, with_loss
 from run.machine import same_bits
 from run.results import eval_metrics, group_metrics, print_rows, spelled, write_predictions, write_scores
@@ -109,6 +110,28 @@ def answers_to(run, examples, tokens=None):
     return predictions, loss / rows
 
 
+def read_reader(args):
+    """(task, a function of labelled examples -> (predictions, mean loss)) of a finished run.
+
+    A baseline has no loss: None.
+    """
+    if is_baseline(args.run):
+        baseline = load_baseline(args.run)
+        return baseline.task, lambda examples: (baseline.predict(examples), None)
+    run = checkpoint.load(args.run)
+    device = pick_device("cpu" if compress.cpu_only(run.compression) else args.device)
+
+    def answers(examples):
+        onednn = processes.agreed(cpu.onednn_pays(run.model))
+        with (
+            processes.dealt_out(run.model.to(device)),
+            reading(run.model, run.task, frozen=True, onednn=onednn),
+        ):
+            return answers_to(run, examples, args.batch_tokens)
+
+    return run.task, answers
+
+
 def without(examples, predictions, seen):
     """(examples, predictions) of those that the run did not learn from."""
     kept = np.flatnonzero(~seen)
@@ -132,6 +155,7 @@ def score_all(name, task, examples, predictions, loss=None, what=""):
     scores = task.final_scores(examples, predictions)
     if loss is not None:
         scores = with_loss(scores, loss)
+    if not what:
         if table := task.table(scores):
             print(table)
         if note := undefined_note(scores, task.unit):
@@ -219,8 +243,8 @@ def take_options(task, args):
 
 def evaluate_file(args):
     """Load the run, read the file, answer, score, write."""
-    run, out, name = checkpoint.load(args.run), Path(args.out), Path(args.run).resolve().name
-    task, device = run.task, pick_device("cpu" if compress.cpu_only(run.compression) else args.device)
+    out, name = Path(args.out), Path(args.run).resolve().name
+    task, answers = read_reader(args)
     take_options(task, args)
     if checkpoint.is_finished(out) or out.resolve() == Path(args.run).resolve().parent:
         raise BadInput(f"--out {out}: holds the run's own scores; name another directory")
@@ -233,10 +257,7 @@ def evaluate_file(args):
     earlier, seen = earlier_rows(examples), learnt_from(args.run, examples)
     say_duplicates(task, len(examples), earlier, seen)
 
-    onednn = processes.agreed(cpu.onednn_pays(run.model))
-    with processes.dealt_out(run.model.to(device)), reading(run.model, task, frozen=True, onednn=onednn):
-        predictions, loss = answers_to(run, examples, args.batch_tokens)
-
+    predictions, loss = answers(examples)
     every, new = score_all(name, task, examples, predictions, loss), None
     if seen is not None and 0 < seen.sum() < len(examples) and task.header():
         others = without(examples, predictions, seen)

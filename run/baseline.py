@@ -275,8 +275,8 @@ def card_of_baseline(baseline, sizes):
         library=None,
         how=(f"baseline, no neural network. {type(baseline).__doc__.splitlines()[0]}",),
         cost=f"{sizes['bytes']:,} bytes of {files}, {sizes['parameters']:,} {counted}.",
-        use="`report.py` and `benchmark.py` read it beside the models, to be compared with them; "
-        "predict.py and evaluate.py do not.",
+        use="`report.py` and `benchmark.py` read it beside the models, to be compared with them, and "
+        "`evaluate.py` scores it on another file; predict.py does not.",
         privacy=f"`{CONTENT}` holds {words} of the training notes, and `predictions.csv` is about single "
         "notes. A baseline of credentialed notes, such as MIMIC's, must not be published.",
     )
