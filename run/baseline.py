@@ -28,6 +28,7 @@ from run.card import CardText, write_card
 from run.machine import this_machine
 from run.origin import Planned, refuse_other_settings
 from run.results import print_data, spelled, write_predictions, write_score_files
+from run.seen import KEYS, training_keys
 from run.untrusted import LOADED, check_file, fitting, read_run, read_task
 from tasks import TASKS
 
@@ -257,6 +258,8 @@ def fit_and_store(args, name, directory):
         write_whole(path / CONTENT, json.dumps(baseline.content), private=True)
         if tensors := getattr(baseline, "tensors", None):
             write_tensors(path / TENSORS, tensors)
+        for file, keys in training_keys(examples, facts["split"], args.seed).items():
+            write_tensors(path / file, keys)
         write_predictions(path, task, examples["test"], predictions["test"])
         record["sizes"] = sizes_of(path, baseline)
         write_card(path, task, record, card_of_baseline(baseline, record["sizes"]))
@@ -277,8 +280,8 @@ def card_of_baseline(baseline, sizes):
         cost=f"{sizes['bytes']:,} bytes of {files}, {sizes['parameters']:,} {counted}.",
         use="`report.py` and `benchmark.py` read it beside the models, to be compared with them, and "
         "`evaluate.py` scores it on another file; predict.py does not.",
-        privacy=f"`{CONTENT}` holds {words} of the training notes, and `predictions.csv` is about single "
-        "notes. A baseline of credentialed notes, such as MIMIC's, must not be published.",
+        privacy=f"`{CONTENT}` holds {words} of the training notes, and `predictions.csv` and `{KEYS}` are "
+        "about single notes. A baseline of credentialed notes, such as MIMIC's, must not be published.",
     )
 
 

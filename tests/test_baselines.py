@@ -66,6 +66,7 @@ def test_a_baseline_is_scored_on_another_file(fitted, task, tmp_path):
         assert len(answers) > len(stored) and stored.items() <= answers.items()
         found = read_json(out / "eval_metrics.json")
         assert found["eval_samples"] == len(answers) and "eval_loss" not in found
+        assert 0 < found["without_training_notes"]["eval_samples"] < len(answers)
 
 
 def test_a_baseline_has_a_card_of_its_own(fitted):
