@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
 # Every run behind docs/replication.md: bash experiments/replication.sh [PART ...]
-#   PART: recipe, rate, labels, proper, start, lowrank (all)    SIDE_BY_SIDE=8 SEEDS=10 EPOCHS=5 by default
+#   PART: recipe, rate, labels, proper, start, lowrank (all: 218 runs)    SEEDS=10 EPOCHS=5 by default
+#   SIDE_BY_SIDE=...: runs at a time (as many as there are pairs of cores); WORDS="...": more arguments for every
+#   run, after its own, such as --device cpu, or of other notes and encoders
+#   --data NOTEEVENTS.csv.gz --model emilyalsentzer/Bio_ClinicalBERT (and --lr 2e-5, but for the recipe)
 # Runs stand under results/replication; finished ones are kept, so an interrupted call goes on. Then:
 #   python docs/replication.py --collect results/replication
 set -euo pipefail
@@ -9,7 +12,7 @@ source env.sh ranges
 out=results/replication seeds=$(seq 1 "${SEEDS:-10}") epochs=${EPOCHS:-5}
 five="base pruning lowrank distillation quantization"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2} TOKENIZERS_PARALLELISM=false
-WORDS=${WORDS:-} # more arguments for every run, such as --device cpu
+cores=$(getconf _NPROCESSORS_ONLN) side_by_side=${SIDE_BY_SIDE:-}
 proper="--lr 2e-4 --warmup 0.1 --class-weights"
 
 recipe() { # as the authors train
@@ -47,8 +50,9 @@ lowrank() { # real low rank, and base, by epochs
     done
   done; done
 }
-make() { # every line is the end of a command
-  xargs -P "${SIDE_BY_SIDE:-8}" -L 1 "$python" train.py @experiments/replication.args $WORDS
+make() { # every line is the end of a command; a blank at its end would join it to the next
+  sed "s|\$|${WORDS:+ $WORDS}|" |
+    xargs -P "${side_by_side:-$((cores > 3 ? cores / 2 : 1))}" -L 1 "$python" train.py @experiments/replication.args
 }
 
 for part in ${@:-recipe rate labels proper start lowrank}; do
