@@ -86,7 +86,11 @@ def open_openvino(path, threads=None):
     openvino = openvino_library()
     core = openvino.Core()
     core.set_property({"ENABLE_MMAP": False})  # the file may be replaced while it is in use
-    settings = {"INFERENCE_NUM_THREADS": threads or torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
+    settings = {
+        "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(),
+        "PERFORMANCE_HINT": "LATENCY",
+        "CPU_RUNTIME_CACHE_CAPACITY": 64,  # kernels, by shape: notes of all lengths took gigabytes
+    }
     with converting("OpenVINO"):
         model = core.read_model(str(path))
         named = model.get_rt_info(PRECISION).astype(str) if model.has_rt_info(PRECISION) else "fp32"
