@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+import stats
 from cli import BadInput, run_script
 from files import write_csv
-from metrics import bootstrap_sums
+from metrics import weighted_sums
 from tasks.negation import negated
 
 HALVES = {"odd, tuned on": 1, "even, test": 0}
@@ -48,18 +49,19 @@ def f1_of(sums):
 
 
 def scores(mentions):
-    """The cells of HEADER for some mentions; the interval is a bootstrap over reports."""
-    by_report, kept = {}, 0
-    for report, sentence, place, truth in mentions:
+    """The cells of HEADER for some mentions; the interval draws reports whole, and is empty below ten."""
+    reports, counts, kept = [report for report, *_ in mentions], [], 0
+    for _, sentence, place, truth in mentions:
         said = negated(sentence, *place)
         kept += not said and not truth
-        hit = np.array([said and truth, said and not truth, truth and not said], np.int64)
-        by_report[report] = by_report.get(report, 0) + hit
-    counts = np.stack(list(by_report.values()))
+        counts.append([said and truth, said and not truth, truth and not said])
+    counts = np.array(counts, np.int64)
     hits, alarms, misses = counts.sum(0).tolist()
+    f1 = float(f1_of(counts.sum(0)))
+    found = stats.intervals_of({"F1": f1}, {"F1": weighted_sums(counts, f1_of)}, reports)
     return [
-        *(len(by_report), len(mentions), hits + misses, hits / (hits + alarms), hits / (hits + misses)),
-        *(kept / (kept + alarms), float(f1_of(counts.sum(0))), *bootstrap_sums(counts, f1_of)),
+        *(len(set(reports)), len(mentions), hits + misses, hits / (hits + alarms), hits / (hits + misses)),
+        *(kept / (kept + alarms), f1, *found.get("F1", (None, None))),
     ]
 
 
