@@ -110,7 +110,7 @@ def answers_to(run, examples, tokens=None):
     return predictions, loss / rows
 
 
-def read_reader(args):
+def load_reader(args):
     """(task, a function of labelled examples -> (predictions, mean loss)) of a finished run.
 
     A baseline has no loss: None.
@@ -244,7 +244,7 @@ def take_options(task, args):
 def evaluate_file(args):
     """Load the run, read the file, answer, score, write."""
     out, name = Path(args.out), Path(args.run).resolve().name
-    task, answers = read_reader(args)
+    task, answers = load_reader(args)
     take_options(task, args)
     if checkpoint.is_finished(out) or out.resolve() == Path(args.run).resolve().parent:
         raise BadInput(f"--out {out}: holds the run's own scores; name another directory")

@@ -116,6 +116,11 @@ def positive_interval(mean, variance):
     return mean / factor, mean * factor
 
 
+def interval_of(mean, variance, notes, unbounded):
+    """The 95% interval (low, high) of a share, or of a positive score that may exceed 1."""
+    return positive_interval(mean, variance) if unbounded else interval(mean, variance, notes)
+
+
 def intervals_of(scores, weighted, clusters, unbounded=()):
     """{score: 95% interval (low, high)} of what one trained model answered; {} of fewer than FEWEST clusters.
 
@@ -129,10 +134,7 @@ def intervals_of(scores, weighted, clusters, unbounded=()):
     parts = [[weighted[name](weights) for name in names] for weights in weights_in_parts(clusters)]
     for name, resampled in zip(names, np.concatenate(parts, 1), strict=True):
         variance = variance_of_mean([scores[name]], resampled[:, None], count)
-        if name in unbounded:
-            found[name] = positive_interval(scores[name], variance)
-        else:
-            found[name] = interval(scores[name], variance, len(clusters))
+        found[name] = interval_of(scores[name], variance, len(clusters), name in unbounded)
     return found
 
 

@@ -106,8 +106,9 @@ def outdated(root, name, recorded, whole=False):
         return []
     wanted, made = flags_and_values(shlex.split(path.read_text(), comments=True)), flags_and_values(recorded)
     flags = dict.fromkeys([*wanted, *(made if whole else ())])
-    told = flags.keys() - {"--out", *(() if "--only" in wanted else ("--only",))}
-    other = [flag for flag in flags if flag in told and not same_value(wanted.get(flag), made.get(flag))]
+    for flag in ("--out", *(["--only"] if "--only" not in wanted else [])):  # without it: all rows of a grid
+        flags.pop(flag, None)
+    other = [flag for flag in flags if not same_value(wanted.get(flag), made.get(flag))]
     return [f"**Not made again since its arguments changed: {', '.join(other)}.**", ""] if other else []
 
 

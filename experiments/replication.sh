@@ -12,7 +12,7 @@ source env.sh ranges
 out=results/replication seeds=$(seq 1 "${SEEDS:-10}") epochs=${EPOCHS:-5}
 five="base pruning lowrank distillation quantization"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2} TOKENIZERS_PARALLELISM=false
-cores=$(getconf _NPROCESSORS_ONLN) side_by_side=${SIDE_BY_SIDE:-}
+cores=$(getconf _NPROCESSORS_ONLN)
 proper="--lr 2e-4 --warmup 0.1 --class-weights"
 
 recipe() { # as the authors train
@@ -52,7 +52,7 @@ lowrank() { # real low rank, and base, by epochs
 }
 make() { # every line is the end of a command; a blank at its end would join it to the next
   sed "s|\$|${WORDS:+ $WORDS}|" |
-    xargs -P "${side_by_side:-$((cores > 3 ? cores / 2 : 1))}" -L 1 "$python" train.py @experiments/replication.args
+    xargs -P "${SIDE_BY_SIDE:-$((cores > 3 ? cores / 2 : 1))}" -L 1 "$python" train.py @experiments/replication.args
 }
 
 for part in ${@:-recipe rate labels proper start lowrank}; do

@@ -2,7 +2,7 @@
 
 keep_memory   glibc gives blocks of some MB back to the system as soon as they are freed, so every activation
               is new pages, zeroed by the kernel: 3 of 4 milliseconds of a GELU. With mallopt(3) they stay.
-              oneDNN keeps fewer kernels: notes of all lengths took a server from 0.5 to 1.7 GB.
+              oneDNN keeps fewer kernels: batches of all shapes took a small student from 0.5 to 1.7 GB.
 OneDNNLinear  PyTorch multiplies fp32 by MKL, which on AMD leaves half of the CPU idle, and hands oneDNN its
               bf16 weights row by row. Here oneDNN gets both in the order in which it reads them, laid out
               once: for one short note, reading the weights is most of the work. Chosen by timing; with

@@ -138,10 +138,7 @@ def spread_cells(name, scored, answers, unbounded=()):
         cells[f"{name}_sd"] = statistics.stdev(values)
     if scored.resampled is not None and clusters >= stats.FEWEST:
         variance = stats.variance_of_mean(values, scored.resampled, clusters)
-        if name in unbounded:
-            low, high = stats.positive_interval(cells[name], variance)
-        else:
-            low, high = stats.interval(cells[name], variance, notes)
+        low, high = stats.interval_of(cells[name], variance, notes, name in unbounded)
         cells |= {f"{name}_low": low, f"{name}_high": high}
     return cells
 

@@ -38,6 +38,7 @@ def test_a_rebuilt_run_of_any_task_scores_as_it_did(trained, demos, task, techni
     for name in run.task.headline:
         ends = [found.get(f"{name}_{end}") for end in ("low", "high")]
         assert run.facts["test"]["intervals"].get(name, [None, None]) == pytest.approx(ends, abs=1e-3), name
+        assert ends[0] is None or ends[0] <= stored[name] <= ends[1], name
     rows = read_csv(trained[task] / technique / "predictions.csv")
     if task == "mlm":  # whose rows are blocks
         assert len(rows) == len(predictions)
